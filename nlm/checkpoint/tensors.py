@@ -1,0 +1,81 @@
+"""Named tensors to one safetensors file and back.
+
+Torch is imported only when torch tensors are asked for.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+
+from nlm.checkpoint.atomic import atomic_path
+
+
+class DamagedFileError(ValueError):
+    """A file that is truncated, corrupt, or of another format."""
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> None:
+    """Writes torch tensors or numpy arrays to a safetensors file, atomically.
+
+    Parameters
+    ----------
+    path : the file; an existing one is refused unless ``force``.
+    tensors : name -> tensor or array; tensors on a GPU are copied to the host.
+    metadata : text to keep in the header.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError
+        See :func:`nlm.checkpoint.refuse_existing`.
+    """
+    arrays = {name: _own_storage(value) for name, value in tensors.items()}
+    is_torch = any(type(value).__module__.startswith("torch") for value in arrays.values())
+    save_file: Any
+    if is_torch:
+        from safetensors.torch import save_file
+    else:
+        from safetensors.numpy import save_file
+    with atomic_path(path, force) as temporary:
+        save_file(arrays, os.fspath(temporary), metadata=dict(metadata or {}))
+
+
+def read_tensors(
+    path: str | os.PathLike[str], framework: str = "pt"
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads a safetensors file: its tensors (``framework`` "pt" or "np") and its metadata.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    DamagedFileError
+        The file is truncated, corrupt, or no safetensors file.
+    """
+    from safetensors import safe_open
+
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise FileNotFoundError(f"nlm: a tensor file must exist, got {name!r}")
+    try:
+        with safe_open(name, framework=framework) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            return tensors, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise DamagedFileError(
+            f"nlm: a tensor file must be a whole safetensors file, got {name!r} ({error})"
+        ) from error
+
+
+def _own_storage(value: Any) -> Any:
+    """The values in contiguous host memory that no other entry shares (the format requires it)."""
+    if type(value).__module__.startswith("torch"):
+        host = value.detach().cpu()
+        return host.contiguous() if not host.is_contiguous() else host.clone()
+    return value
