@@ -23,13 +23,13 @@ from nlm.demo.augmentation import CANVAS, augment
 
 # Regular, bold, slanted, bold slanted: the position in the row is the style of the face.
 STYLES = ("regular", "bold", "italic", "bold italic")
-_FAMILIES = (
-    ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
-    ("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
-    ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
-    ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
-)
-FACES = tuple(face for family in _FAMILIES for face in family)
+_FAMILIES = {
+    "DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "DejaVuSansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "DejaVuSerif": ("", "-Bold", "-Italic", "-BoldItalic"),
+    "STIXGeneral": ("", "Bol", "Italic", "BolIta"),
+}
+FACES = tuple(family + style for family, styles in _FAMILIES.items() for style in styles)
 
 FONT_SIZE = 29
 _PRETRAINING_CLASSES = 240

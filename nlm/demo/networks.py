@@ -16,6 +16,8 @@ from nlm.demo.augmentation import SIDE, stream
 
 _INIT_GAIN = 0.5
 
+_Layers = list[tuple[str, nn.Conv2d | nn.Linear | nn.Flatten]]
+
 
 @torch.random.fork_rng(devices=[])
 def cnn64(classes: int, seed: int = 0, norm: str | None = None) -> nn.Sequential:
@@ -31,7 +33,7 @@ def cnn64(classes: int, seed: int = 0, norm: str | None = None) -> nn.Sequential
     norm : None, or "batch" for batch normalisation before each activation
     """
     block = (SIDE // 4) ** 2
-    layers: list[tuple[str, nn.Module]] = [
+    layers: _Layers = [
         ("conv1", nn.Conv2d(1, 64, 5, stride=2, padding=2)),
         ("conv2", nn.Conv2d(64, 128, 3, stride=2, padding=1)),
         ("flatten", nn.Flatten()),
@@ -44,7 +46,7 @@ def cnn64(classes: int, seed: int = 0, norm: str | None = None) -> nn.Sequential
 @torch.random.fork_rng(devices=[])
 def mlp512(classes: int, seed: int = 0, norm: str | None = None) -> nn.Sequential:
     """Four linear layers of 512 on [n, 1, 16, 16]: 0.92 M parameters. Parameters as `cnn64`."""
-    layers: list[tuple[str, nn.Module]] = [
+    layers: _Layers = [
         ("flatten", nn.Flatten()),
         ("fc1", nn.Linear(SIDE * SIDE, 512)),
         ("fc2", nn.Linear(512, 512)),
@@ -58,7 +60,7 @@ NETWORKS: dict[str, Callable[..., nn.Sequential]] = {"cnn64": cnn64, "mlp512": m
 
 
 def _network(
-    layers: list[tuple[str, nn.Module]], features: int, classes: int, seed: int, norm: str | None
+    layers: _Layers, features: int, classes: int, seed: int, norm: str | None
 ) -> nn.Sequential:
     """Put a norm (if any) and a ReLU after each layer with weights, and a head on top."""
     if norm not in (None, "batch"):
@@ -71,9 +73,11 @@ def _network(
             continue
         depth += 1
         if norm == "batch":
-            convolution = isinstance(layer, nn.Conv2d)
-            batch_norm = nn.BatchNorm2d if convolution else nn.BatchNorm1d
-            trunk[f"norm{depth}"] = batch_norm(layer.weight.shape[0])
+            trunk[f"norm{depth}"] = (
+                nn.BatchNorm2d(layer.out_channels)
+                if isinstance(layer, nn.Conv2d)
+                else nn.BatchNorm1d(layer.out_features)
+            )
         trunk[f"act{depth}"] = nn.ReLU()
     head = nn.Linear(features, classes)
     model = nn.Sequential(OrderedDict(trunk=nn.Sequential(trunk), head=head))
@@ -83,8 +87,7 @@ def _network(
 
 @torch.no_grad()
 def _initialise(model: nn.Sequential, seed: int) -> None:
-    """Normal weights and zero biases. Trunk: sd = 0.5 sqrt(2 / fan_in), head: sd = sqrt(1 / fan_in).
-    """
+    """Zero biases, normal weights: sd 0.5 sqrt(2 / fan_in) in the trunk, fan_in^-0.5 in the head."""
     generator = stream(seed, "weights")
     head = model.get_submodule("head")
     for module in model.modules():

@@ -142,6 +142,6 @@ def _logistic_probe(trunk: nn.Module, task: Task) -> tuple[Tensor, Tensor]:
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     scaled = weight.detach() / deviation
     return scaled, bias.detach() - scaled @ mean
