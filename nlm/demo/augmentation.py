@@ -65,9 +65,9 @@ def augment(
     views = [
         _warp(part, affine)
         for part, affine in zip(pictures.split(_CHUNK), maps.split(_CHUNK), strict=True)
+        if n > 0
     ]
-    views = views or [torch.empty(0, 1, SIDE, SIDE)]
-    bright = background + (contrast - background / 2) * torch.cat(views)
+    bright = background + (contrast - background / 2) * torch.cat([speckle[:0], *views])
     return (bright + speckle - _CENTRE) / _SPREAD
 
 

@@ -87,7 +87,7 @@ def _network(
 
 @torch.no_grad()
 def _initialise(model: nn.Sequential, seed: int) -> None:
-    """Zero biases, normal weights: sd 0.5 sqrt(2 / fan_in) in the trunk, fan_in^-0.5 in the head."""
+    """Zero biases, normal weights: sd 0.5 sqrt(2 / fan_in) in the trunk, 1 / sqrt(fan_in) above."""
     generator = stream(seed, "weights")
     head = model.get_submodule("head")
     for module in model.modules():
