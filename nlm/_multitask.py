@@ -1,0 +1,49 @@
+"""MultiTaskModel: one network that is run with the weights of the task at hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class TaskStates(Protocol):
+    """What holds the state dict of every task: the result of :func:`nlm.merge`."""
+
+    @property
+    def tasks(self) -> Sequence[str]: ...
+
+    def for_task(self, task: str) -> Mapping[str, Tensor]: ...
+
+
+class MultiTaskModel(nn.Module):
+    """A merged network with the head (and the mask, where there is one) of each task.
+
+    Parameters
+    ----------
+    network : the architecture; its own weights are not used. Any expert will do.
+    states : the merged weights, as :func:`nlm.merge` returns them.
+
+    Call it as ``model(x, task="digits")``.
+    """
+
+    def __init__(self, network: nn.Module, states: TaskStates) -> None:
+        super().__init__()
+        self.network = network
+        self.states = states
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks' names."""
+        return tuple(self.states.tasks)
+
+    def forward(self, *args: Any, task: str, **kwargs: Any) -> Any:
+        """The network's output with the weights of one task.
+
+        Raises
+        ------
+        ValueError
+            The task is unknown.
+        """
+        state = dict(self.states.for_task(task))
+        return functional_call(self.network, state, args, kwargs, strict=True)

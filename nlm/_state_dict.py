@@ -1,0 +1,92 @@
+"""State dicts side by side: the same entries, real, finite, of one shape."""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+StateDict = Mapping[str, Tensor]
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def is_statistic(name: str) -> bool:
+    """Whether an entry is a BatchNorm statistic: permuted, but no part of cost or task vectors."""
+    return name.rpartition(".")[2] in _STATISTICS
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name matches one of the shell-like patterns; "head" also stands for "head.*"."""
+    return any(
+        fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in patterns
+    )
+
+
+def state_of(model: nn.Module | StateDict) -> StateDict:
+    """The state dict of a model, or the one that was given."""
+    return model.state_dict() if isinstance(model, nn.Module) else model
+
+
+def check_alike(
+    caller: str, states: Mapping[str, StateDict], apart: Iterable[str] = ()
+) -> list[str]:
+    """The names of the entries that all state dicts share, after checking that they are alike.
+
+    Parameters
+    ----------
+    caller : the function that the message names.
+    states : who -> state dict.
+    apart : patterns of entries that each keeps for itself (heads); their shapes may differ.
+
+    Raises
+    ------
+    ValueError
+        No state dict, missing or extra entries, differing shapes, NaN or inf.
+    TypeError
+        Integer or complex weights.
+    """
+    apart = tuple(apart)
+    if not states:
+        raise ValueError(f"{caller}: there is at least one model, got none")
+    (first, reference), *others = states.items()
+    for who, state in others:
+        missing = [name for name in reference if name not in state]
+        extra = [name for name in state if name not in reference]
+        if missing or extra:
+            raise ValueError(
+                f"{caller}: the models have the same entries, got "
+                f"{_few(missing) or 'none'} missing and {_few(extra) or 'none'} extra in {who!r} "
+                f"against {first!r}"
+            )
+        for name, tensor in state.items():
+            if not matches(name, apart) and tensor.shape != reference[name].shape:
+                raise ValueError(
+                    f"{caller}: the models have the same shapes (entries that each keeps for "
+                    f"itself are named as heads), got {list(tensor.shape)} for {name!r} of "
+                    f"{who!r} and {list(reference[name].shape)} of {first!r}"
+                )
+    for who, state in states.items():
+        for name, tensor in state.items():
+            check_weight(caller, who, name, tensor)
+    return [name for name in reference if not matches(name, apart)]
+
+
+def check_weight(caller: str, who: str, name: str, tensor: Tensor) -> None:
+    """Raises where an entry is complex, an integer weight, or not finite."""
+    kind = name.rpartition(".")[2]
+    if tensor.is_complex() or (not tensor.is_floating_point() and kind in {"weight", "bias"}):
+        raise TypeError(
+            f"{caller}: weights are real floating-point numbers, got {tensor.dtype} for {name!r} "
+            f"of {who!r}"
+        )
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(
+            f"{caller}: weights are finite, got {bad} NaN or inf of {tensor.numel()} in {name!r} "
+            f"of {who!r}"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if names[3:] else "")

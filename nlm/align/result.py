@@ -1,0 +1,59 @@
+"""What an alignment found, and how well."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+from nlm.symmetry.permutation import Permutation
+
+
+@dataclass
+class AlignmentReport:
+    """How an alignment went.
+
+    Attributes
+    ----------
+    method : "weights" or "activations".
+    objective : the maximised sum, at the start and after each sweep (weights), or once
+        (activations).
+    correlation : group -> mean similarity of the matched units: cosine of their weights, or
+        Pearson's correlation of their activations.
+    seconds : wall time.
+    samples : positions that the activation statistics saw, per group.
+    excluded : entries left out of the cost.
+    """
+
+    method: str
+    objective: list[float]
+    correlation: dict[str, float]
+    seconds: float
+    samples: dict[str, int] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
+
+
+@dataclass
+class AlignmentResult:
+    """A permutation of the second model's units, and the report on how it was found."""
+
+    permutation: Permutation
+    report: AlignmentReport
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Writes the permutation as safetensors, the report in its header."""
+        from nlm.checkpoint import write_tensors
+
+        report = json.dumps(asdict(self.report))
+        write_tensors(path, self.permutation, {"nlm": "AlignmentResult", "report": report}, force)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "AlignmentResult":
+        """Reads what :meth:`save` wrote."""
+        from nlm.checkpoint import read_tensors
+
+        permutation, metadata = read_tensors(path)
+        if metadata.get("nlm") != cls.__name__:
+            raise ValueError(
+                f"nlm.align: a file of {cls.__name__} is read, got "
+                f"{metadata.get('nlm', 'another kind')} in {os.fspath(path)!r}"
+            )
+        return cls(permutation, AlignmentReport(**json.loads(metadata["report"])))

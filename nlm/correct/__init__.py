@@ -1,0 +1,18 @@
+"""Matching the activations of a merged model to those of its experts."""
+
+from nlm.correct.batch_norm import reset_batch_norm
+from nlm.correct.correction import Correction
+from nlm.correct.points import default_points
+from nlm.correct.probe import fit_logistic, linear_probe
+from nlm.correct.repair import Repair
+from nlm.correct.tact import Tact
+
+__all__ = [
+    "Correction",
+    "Repair",
+    "Tact",
+    "default_points",
+    "fit_logistic",
+    "linear_probe",
+    "reset_batch_norm",
+]

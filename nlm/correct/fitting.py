@@ -1,0 +1,112 @@
+"""What all fits of corrections share: tasks, points, streams and the experts' moments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nlm._multitask import MultiTaskModel
+from nlm.correct.correction import network_of, points_in_order
+from nlm.correct.points import default_points
+from nlm.correct.sequential import Stream
+from nlm.statistics import Data, Forward, Mask, Moments, collect_moments, run
+from nlm.statistics.data import micro_batches
+
+
+@dataclass
+class Setup:
+    """A merged model, its experts, and their calibration samples in micro-batches."""
+
+    caller: str
+    model: nn.Module
+    experts: dict[str, nn.Module]
+    batches: dict[str, list[Any]]
+    points: dict[str, int]
+    forward: Forward | None
+    mask: Mask | None
+
+    @property
+    def network(self) -> nn.Module:
+        return network_of(self.model)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.experts)
+
+    def stream(self, task: str) -> Stream:
+        """The merged model on the samples of one task."""
+        return Stream(
+            lambda batch: run_task(self.model, task, batch, self.forward),
+            self.batches[task],
+            self.mask,
+        )
+
+    def expert_moments(self, task: str) -> dict[str, Moments]:
+        """The moments of an expert's activations on the samples of its task."""
+        return collect_moments(
+            self.experts[task], self.points, self.batches[task], forward=self.forward,
+            mask=self.mask, caller=self.caller,
+        )  # fmt: skip
+
+
+def run_task(model: nn.Module, task: str, batch: Any, forward: Forward | None) -> Any:
+    """The merged model on a batch, with a task's weights where it has them."""
+    if isinstance(model, MultiTaskModel):
+        if forward is not None:
+            return forward(_OneTask(model, task), batch)
+        return run(model, batch, task=task)
+    return run(model, batch, forward)
+
+
+class _OneTask(nn.Module):
+    """A multi-task model with the task chosen, for a user's ``forward(model, batch)``."""
+
+    def __init__(self, model: MultiTaskModel, task: str) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, task=self.task, **kwargs)
+
+
+def prepare(
+    caller: str,
+    model: nn.Module,
+    experts: Mapping[str, nn.Module],
+    data: Mapping[str, Data],
+    points: Sequence[str] | Mapping[str, int] | None,
+    max_samples: int | None,
+    micro_batch: int | None,
+    forward: Forward | None,
+    mask: Mask | None,
+    device: torch.device | str | None,
+) -> Setup:
+    """Checks the tasks, cuts the data into micro-batches and finds the points."""
+    if not experts or set(experts) != set(data):
+        raise ValueError(
+            f"{caller}: there is data for every expert, got experts for "
+            f"{', '.join(experts) or 'no task'} and data for {', '.join(data) or 'no task'}"
+        )
+    if isinstance(model, MultiTaskModel) and (lost := set(experts) - set(model.tasks)):
+        raise ValueError(
+            f"{caller}: the tasks are those of the merged model ({', '.join(model.tasks)}), got "
+            f"{', '.join(sorted(lost))}"
+        )
+    batches = {
+        task: micro_batches(data[task], micro_batch, max_samples, device, f"{caller} ({task})")
+        for task in experts
+    }
+    task, network = next(iter(experts)), network_of(model)
+
+    def call() -> Any:
+        return run_task(model, task, batches[task][0], forward)
+
+    if points is None:
+        found = default_points(network, call)
+    else:
+        found = points_in_order(network, call, points)
+    if not found:
+        raise ValueError(f"{caller}: there is at least one point to correct, got none")
+    return Setup(caller, model, dict(experts), batches, found, forward, mask)

@@ -1,0 +1,58 @@
+"""REPAIR: one correction for all tasks.
+
+The targets are the means over the experts of their activations' means and standard deviations; the
+merged model's statistics are taken over all tasks' samples together. It needs no task id at run
+time, and it has less to give the more tasks there are.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from nlm.correct.correction import Correction
+from nlm.correct.fitting import prepare
+from nlm.correct.sequential import fit_sequential
+from nlm.statistics import Data, Forward, Mask
+
+_Self = TypeVar("_Self", bound="Repair")
+
+
+class Repair(Correction):
+    """A merged model whose activations have the experts' average statistics: ``repair(x)``.
+
+    References
+    ----------
+    Jordan et al.: REPAIR: REnormalizing Permuted Activations for Interpolation Repair,
+    arXiv:2211.08403, section 4.
+    """
+
+    @classmethod
+    def fit(
+        cls: type[_Self],
+        model: nn.Module,
+        experts: Mapping[str, nn.Module],
+        data: Mapping[str, Data],
+        *,
+        points: Sequence[str] | Mapping[str, int] | None = None,
+        max_samples: int | None = 128,
+        micro_batch: int | None = None,
+        forward: Forward | None = None,
+        mask: Mask | None = None,
+        device: torch.device | str | None = None,
+    ) -> _Self:
+        """Fits one correction; arguments and errors as for :meth:`Tact.fit`."""
+        setup = prepare(
+            "nlm.Repair", model, experts, data, points, max_samples, micro_batch, forward, mask,
+            device,
+        )  # fmt: skip
+        moments = [setup.expert_moments(task) for task in setup.tasks]
+        targets = {}
+        for point in setup.points:
+            mean = torch.stack([of[point].mean for of in moments]).mean(0)
+            deviation = torch.stack([of[point].variance.sqrt() for of in moments]).mean(0)
+            targets[point] = (mean, deviation.square())
+        streams = [setup.stream(task) for task in setup.tasks]
+        fitted = fit_sequential(setup.network, streams, setup.points, targets, "nlm.Repair")
+        return cls(model, setup.points, dict.fromkeys(setup.tasks, 0), [fitted])

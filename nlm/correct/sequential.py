@@ -1,0 +1,173 @@
+"""Fitting corrections in forward order, on pooled moments.
+
+At each point all micro-batches of all streams are advanced to it with the earlier corrections in
+place, their moments are pooled (Chan), the point's correction is fixed, and all go on. So a later
+point sees repaired inputs, and the result does not depend on how the samples are cut into batches.
+Statistics taken at all points at once from the uncorrected model are worse than no correction in
+places; they are here as a control.
+
+One micro-batch is advanced by a single forward pass that is corrected as it goes. Several are
+recomputed from the input for each point, so that memory stays that of one micro-batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlm import ops
+from nlm._modules import evaluation, output_hooks
+from nlm.correct.matching import match
+from nlm.statistics import Moments
+from nlm.statistics.observe import check_activation
+
+Target = tuple[Tensor, Tensor]  # mean and variance, float64 [channels]
+Fitted = dict[str, tuple[Tensor, Tensor]]  # point -> scale and shift, [channels]
+
+
+@dataclass
+class Stream:
+    """Micro-batches and how the model is run on them."""
+
+    call: Callable[[Any], Any]
+    batches: list[Any]
+    mask: Callable[[Any], Tensor] | None = None
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the point that was waited for."""
+
+
+def fit_sequential(
+    network: nn.Module,
+    streams: list[Stream],
+    points: Mapping[str, int],
+    targets: Mapping[str, Target],
+    caller: str,
+    progress: Callable[[int], None] | None = None,
+) -> Fitted:
+    """Scale and shift for every point, each fitted with the earlier ones in place."""
+    fitted: Fitted = {}
+    alone = sum(len(stream.batches) for stream in streams) == 1
+    with evaluation(network):
+        if alone:
+            [stream] = [stream for stream in streams if stream.batches]
+
+            def fit_here(point: str, output: Tensor, moments: Moments) -> Tensor:
+                fitted[point] = _fit(point, moments, targets, output.dtype, caller)
+                return ops.scale_shift(output, *fitted[point], None, points[point])
+
+            with _measuring(network, points, caller, stream, stream.batches[0], fit_here):
+                stream.call(stream.batches[0])
+            return fitted
+        for number, point in enumerate(points):
+            with _applying(network, points, fitted):
+                pooled, dtype = _pooled(network, point, points[point], streams, caller)
+            fitted[point] = _fit(point, pooled, targets, dtype, caller)
+            if progress is not None:
+                progress(number + 1)
+    return fitted
+
+
+def fit_at_once(
+    network: nn.Module,
+    streams: list[Stream],
+    points: Mapping[str, int],
+    targets: Mapping[str, Target],
+    caller: str,
+) -> Fitted:
+    """Scale and shift for every point from the uncorrected model's statistics: a control."""
+    pooled: dict[str, Moments] = {}
+    dtypes: dict[str, torch.dtype] = {}
+
+    def collect(point: str, output: Tensor, moments: Moments) -> None:
+        pooled[point] = pooled[point] + moments if point in pooled else moments
+        dtypes[point] = output.dtype
+
+    with evaluation(network):
+        for stream in streams:
+            for batch in stream.batches:
+                with _measuring(network, points, caller, stream, batch, collect):
+                    stream.call(batch)
+    return {point: _fit(point, pooled[point], targets, dtypes[point], caller) for point in points}
+
+
+def _pooled(
+    network: nn.Module, point: str, dim: int, streams: list[Stream], caller: str
+) -> tuple[Moments, torch.dtype]:
+    """The moments at one point over all micro-batches; forward passes end there."""
+    total: list[Moments] = []
+    dtypes: list[torch.dtype] = []
+
+    def collect(point: str, output: Tensor, moments: Moments) -> None:
+        total[:] = [total[0] + moments] if total else [moments]
+        dtypes[:] = [output.dtype]
+        raise _Reached
+
+    for stream in streams:
+        for batch in stream.batches:
+            with _measuring(network, {point: dim}, caller, stream, batch, collect):
+                try:
+                    stream.call(batch)
+                except _Reached:
+                    pass
+    return total[0], dtypes[0]
+
+
+@contextmanager
+def _measuring(
+    network: nn.Module,
+    points: Mapping[str, int],
+    caller: str,
+    stream: Stream,
+    batch: Any,
+    use: Callable[[str, Tensor, Moments], Tensor | None],
+) -> Iterator[None]:
+    """Hands each point's output and moments to ``use``; what it returns replaces the output."""
+    mask = None if stream.mask is None else stream.mask(batch)
+
+    def hook(point: str, dim: int) -> Callable[[Tensor], Tensor | None]:
+        def measure(output: Tensor) -> Tensor | None:
+            check_activation(caller, point, output)
+            return use(point, output, Moments.of(output, dim, mask))
+
+        return measure
+
+    with output_hooks(network, {point: hook(point, dim) for point, dim in points.items()}):
+        yield
+
+
+@contextmanager
+def _applying(network: nn.Module, points: Mapping[str, int], fitted: Fitted) -> Iterator[None]:
+    def hook(point: str) -> Callable[[Tensor], Tensor]:
+        scale, shift = fitted[point]
+        return lambda output: ops.scale_shift(output, scale, shift, None, points[point])
+
+    with output_hooks(network, {point: hook(point) for point in fitted}):
+        yield
+
+
+def _fit(
+    point: str,
+    moments: Moments,
+    targets: Mapping[str, Target],
+    dtype: torch.dtype,
+    caller: str,
+) -> tuple[Tensor, Tensor]:
+    if int(moments.count) < 2:
+        raise ValueError(
+            f"{caller}: a variance needs at least two values per channel, got "
+            f"{int(moments.count)} at {point!r}"
+        )
+    mean, variance = targets[point]
+    if mean.shape != moments.mean.shape:
+        raise ValueError(
+            f"{caller}: the experts have the merged model's channels, got {len(mean)} and "
+            f"{len(moments.mean)} at {point!r}"
+        )
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    scale, shift = match(moments, mean, variance, dtype)
+    return scale.to(parameters), shift.to(parameters)

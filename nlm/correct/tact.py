@@ -1,0 +1,92 @@
+"""TACT: task-specific activation correction.
+
+A merged model's activations have collapsed variances: averaging two units whose activations
+correlate by rho leaves (1 + rho) / 2 of their variance, and the loss compounds with depth. For each
+task t and each channel of each point k, TACT restores the expert's statistics,
+
+    E[A_k^merged(X)] = E[A_k^t(X)],     Var[A_k^merged(X)] = Var[A_k^t(X)],     X ~ task t,
+
+by a scale and a shift per (task, channel), fitted in forward order on a few unlabelled samples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from nlm.correct.correction import Correction
+from nlm.correct.fitting import Setup, prepare
+from nlm.correct.sequential import fit_at_once, fit_sequential
+from nlm.statistics import Data, Forward, Mask
+
+_Self = TypeVar("_Self", bound="Tact")
+MODES = ("sequential", "at_once")
+
+
+class Tact(Correction):
+    """A merged model whose activations match each task's expert: ``tact(x, task="digits")``.
+
+    References
+    ----------
+    Sharma, Roy, Dziugaite: The Non-Local Model Merging Problem, arXiv:2410.12766, section 4.
+    """
+
+    @classmethod
+    def fit(
+        cls: type[_Self],
+        model: nn.Module,
+        experts: Mapping[str, nn.Module],
+        data: Mapping[str, Data],
+        *,
+        points: Sequence[str] | Mapping[str, int] | None = None,
+        max_samples: int | None = 128,
+        micro_batch: int | None = None,
+        mode: str = "sequential",
+        forward: Forward | None = None,
+        mask: Mask | None = None,
+        device: torch.device | str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> _Self:
+        """Fits the corrections of every task.
+
+        Parameters
+        ----------
+        model : the merged model: any module, or a :class:`MultiTaskModel`.
+        experts : task -> its expert, *aligned* as it was merged, with modules of the same names.
+        data : task -> a re-iterable of batches of that task's inputs; labels are not used.
+        points : names of the modules whose outputs are corrected, or name -> channel dimension. By
+            default those before the activation function of each convolution and linear module,
+            heads excepted.
+        max_samples : per task; 32 to 64 suffice in our experiments.
+        micro_batch : samples per forward pass; by default all that fit into one tensor go together.
+            The result does not depend on it, but several micro-batches are recomputed per point.
+        mode : "sequential", or "at_once" for the control that the paper's text leaves open.
+        forward, mask, device : see :mod:`nlm.statistics.data`.
+        progress : called with (task, tasks done, tasks); what it raises cancels.
+
+        Raises
+        ------
+        ValueError
+            No data, one value per channel, NaN or inf in an activation, tasks that differ between
+            experts and data, a point that does not run exactly once.
+        """
+        if mode not in MODES:
+            raise ValueError(f"nlm.Tact: the mode is one of {', '.join(MODES)}, got {mode!r}")
+        setup: Setup = prepare(
+            "nlm.Tact", model, experts, data, points, max_samples, micro_batch, forward, mask,
+            device,
+        )  # fmt: skip
+        fitted = []
+        for number, task in enumerate(setup.tasks):
+            targets = {
+                point: (moments.mean, moments.variance)
+                for point, moments in setup.expert_moments(task).items()
+            }
+            fit = fit_sequential if mode == "sequential" else fit_at_once
+            fitted.append(
+                fit(setup.network, [setup.stream(task)], setup.points, targets, "nlm.Tact")
+            )
+            if progress is not None:
+                progress(task, number + 1, len(setup.tasks))
+        return cls(model, setup.points, {task: row for row, task in enumerate(setup.tasks)}, fitted)

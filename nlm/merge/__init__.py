@@ -1,0 +1,135 @@
+"""Combining the weights of experts into one set."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from nlm._state_dict import check_alike, is_statistic, state_of
+from nlm.merge.linear import linear
+from nlm.merge.result import Merged
+from nlm.merge.tall_mask import tall_masks
+from nlm.merge.task_arithmetic import task_arithmetic
+from nlm.merge.ties import DIALECTS, ties
+
+__all__ = ["DIALECTS", "METHODS", "Merged", "linear", "merge", "tall_masks", "task_arithmetic", "ties"]
+
+METHODS = ("linear", "task_arithmetic", "ties", "tall_mask")
+
+
+def merge(
+    experts: Mapping[str, nn.Module | Mapping[str, Tensor]],
+    base: nn.Module | Mapping[str, Tensor] | None = None,
+    method: str = "task_arithmetic",
+    *,
+    scale: float = 1.0,
+    weights: Mapping[str, float] | None = None,
+    heads: Sequence[str] = (),
+    density: float = 0.2,
+    dialect: str = "global",
+    mask_threshold: float | Mapping[str, float] = 0.4,
+) -> Merged:
+    """Merges experts that stand in one basin: of one foundation, or aligned with it.
+
+    Parameters
+    ----------
+    experts : task -> state dict (or module), all with the same entries and shapes.
+    base : theta_init, where the task vectors start: the foundation, or the mean of the aligned
+        foundations. Not needed for "linear". Its heads are ignored.
+    method : "linear" (weighted mean), "task_arithmetic", "ties" or "tall_mask".
+    scale : the factor on the merged task vector ("task_arithmetic", "ties"). Choose it on
+        validation data, after the correction that will be used.
+    weights : task -> weight of its expert ("linear", "task_arithmetic", "ties"); 1 by default.
+    heads : patterns of entries that are never merged, such as ("head",): each task keeps its own.
+    density : share of each task vector that TIES keeps.
+    dialect : which TIES: "global", "mergekit" or "peft"; see :func:`nlm.merge.ties`.
+    mask_threshold : lambda of TALL-mask, one or per task.
+
+    Returns
+    -------
+    Merged
+        A dict of the shared entries, in the dtype of the base; ``.for_task(task)`` is the complete
+        state dict of one task. BatchNorm's running statistics are the experts' means (to be
+        re-estimated, never extrapolated); other integer entries are the base's.
+
+    Raises
+    ------
+    ValueError
+        Missing or extra entries, differing shapes, NaN or inf, an unknown method or task, a value
+        out of range.
+    TypeError
+        Integer or complex weights.
+
+    References
+    ----------
+    Ilharco et al.: Editing Models with Task Arithmetic, arXiv:2212.04089. Yadav et al.:
+    TIES-Merging, arXiv:2306.01708. Wang et al.: Localizing Task Information (TALL-masks),
+    arXiv:2405.07813. Wortsman et al.: Model Soups, arXiv:2203.05482.
+    """
+    if method not in METHODS:
+        raise ValueError(f"nlm.merge: the method is one of {', '.join(METHODS)}, got {method!r}")
+    states = {task: state_of(expert) for task, expert in experts.items()}
+    if not states:
+        raise ValueError("nlm.merge: there is at least one expert, got none")
+    factors = _weights(states, weights)
+    if base is None:
+        if method != "linear":
+            raise ValueError(f"nlm.merge: {method!r} starts from a base, got none")
+        start = next(iter(states.values()))
+    else:
+        start = state_of(base)
+    shared = check_alike("nlm.merge", {"base": start, **states}, heads)
+    floating = [name for name in shared if start[name].is_floating_point()]
+    learned = [name for name in floating if not is_statistic(name)]
+    origin = {name: start[name].detach() for name in learned}
+    vectors = {
+        task: {name: state[name].detach() for name in learned} for task, state in states.items()
+    }
+
+    merged = {name: _carried(name, start, states) for name in shared if name not in origin}
+    masks: dict[str, dict[str, Tensor]] = {}
+    if method == "linear":
+        merged |= linear(vectors, factors)
+    elif method == "task_arithmetic":
+        merged |= task_arithmetic(vectors, origin, scale, factors)
+    elif method == "ties":
+        merged |= ties(vectors, origin, density, scale, factors, dialect)
+    else:
+        merged |= task_arithmetic(vectors, origin, 1.0, factors)
+        masks = tall_masks(vectors, origin, merged, mask_threshold)
+    kept = {
+        task: {name: value.detach() for name, value in state.items() if name not in merged}
+        for task, state in states.items()
+    }
+    return Merged({name: merged[name] for name in shared}, kept, masks, origin if masks else {})
+
+
+def _weights(
+    states: Mapping[str, Any], weights: Mapping[str, float] | None
+) -> dict[str, float]:
+    if weights is None:
+        return dict.fromkeys(states, 1.0)
+    if set(weights) != set(states):
+        raise ValueError(
+            f"nlm.merge: there is one weight per expert ({', '.join(states)}), got "
+            f"{', '.join(weights)}"
+        )
+    return {task: float(weights[task]) for task in states}
+
+
+def _carried(
+    name: str, base: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]]
+) -> Tensor:
+    """A statistic, averaged where it is real, or an integer entry, which must be one for all."""
+    start = base[name].detach()
+    if start.is_floating_point():
+        mean = sum(state[name].detach().double() for state in states.values()) / len(states)
+        return mean.to(start.dtype)  # type: ignore[union-attr]
+    if not is_statistic(name):
+        for task, state in states.items():
+            if not bool((state[name] == start).all()):
+                raise TypeError(
+                    f"nlm.merge: entries that are not floating-point are one for all models, got "
+                    f"other {start.dtype} values for {name!r} of {task!r}"
+                )
+    return start.clone()

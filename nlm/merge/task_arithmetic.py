@@ -1,0 +1,25 @@
+"""Task Arithmetic (Ilharco et al., arXiv:2212.04089):
+
+theta = theta_0 + scale * sum_t w_t (theta_t - theta_0).
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from nlm._state_dict import StateDict
+from nlm.merge.linear import weighted_sum, wide
+
+
+def task_arithmetic(
+    experts: Mapping[str, StateDict],
+    base: StateDict,
+    scale: float,
+    weights: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """The base plus the scaled sum of the task vectors, in the base's dtype."""
+    merged = {}
+    for name, start in base.items():
+        vectors = {task: wide(state[name]) - wide(start) for task, state in experts.items()}
+        merged[name] = (wide(start) + scale * weighted_sum(vectors, weights)).to(start.dtype)
+    return merged

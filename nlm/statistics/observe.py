@@ -1,0 +1,116 @@
+"""Collecting moments of activations from models over data: one walk, nothing stored but moments."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nlm._modules import evaluation, output_hooks
+from nlm.statistics.data import Data, Forward, Mask, batches, run
+from nlm.statistics.moments import CrossMoments, Moments
+
+Progress = Callable[[str, int], None]
+
+
+def check_activation(caller: str, point: str, activation: Tensor) -> None:
+    """Raises ValueError where an activation holds NaN or inf."""
+    if not bool(torch.isfinite(activation).all()):
+        bad = int((~torch.isfinite(activation)).sum())
+        raise ValueError(
+            f"{caller}: activations are finite, got {bad} NaN or inf of {activation.numel()} at "
+            f"{point!r}"
+        )
+
+
+def collect_moments(
+    model: nn.Module,
+    points: Mapping[str, int],
+    data: Data,
+    *,
+    forward: Forward | None = None,
+    mask: Mask | None = None,
+    max_samples: int | None = None,
+    device: torch.device | str | None = None,
+    caller: str = "nlm.statistics",
+) -> dict[str, Moments]:
+    """The moments of the outputs of some modules over data.
+
+    Parameters
+    ----------
+    points : module name -> channel dimension of its output.
+    data, forward, mask, max_samples, device : see :mod:`nlm.statistics.data`; ``mask(batch)`` gives
+        bool of the output's shape without the channel dimension.
+
+    Raises
+    ------
+    ValueError
+        No sample, NaN or inf in an activation.
+    """
+    found: dict[str, Moments] = {}
+    current: list[Tensor | None] = [None]
+
+    def collector(point: str, dim: int) -> Callable[[Tensor], None]:
+        def collect(output: Tensor) -> None:
+            check_activation(caller, point, output)
+            new = Moments.of(output, dim, current[0])
+            found[point] = found[point] + new if point in found else new
+
+        return collect
+
+    hooks = {point: collector(point, dim) for point, dim in points.items()}
+    with evaluation(model), output_hooks(model, hooks):
+        for batch in batches(data, max_samples, device, caller):
+            current[0] = None if mask is None else mask(batch)
+            run(model, batch, forward)
+    return {point: found[point] for point in points}
+
+
+def collect_cross_moments(
+    model_x: nn.Module,
+    model_y: nn.Module,
+    points: Mapping[str, int],
+    data: Data,
+    *,
+    forward: Forward | None = None,
+    mask: Mask | None = None,
+    max_samples: int | None = None,
+    device: torch.device | str | None = None,
+    caller: str = "nlm.statistics",
+) -> dict[str, CrossMoments]:
+    """The cross-moments between two models' outputs of the same modules over the same data.
+
+    Arguments and errors as for :func:`collect_moments`.
+    """
+    found: dict[str, CrossMoments] = {}
+    outputs: dict[str, Tensor] = {}
+    current: list[Tensor | None] = [None]
+
+    def keeper(point: str) -> Callable[[Tensor], None]:
+        def keep(output: Tensor) -> None:
+            check_activation(caller, point, output)
+            outputs[point] = output.clone()  # a later module may write into it in place
+
+        return keep
+
+    def collector(point: str, dim: int) -> Callable[[Tensor], None]:
+        def collect(output: Tensor) -> None:
+            check_activation(caller, point, output)
+            x = outputs.pop(point)
+            if point not in found:
+                found[point] = CrossMoments.zeros(x.shape[dim], output.shape[dim], output.device)
+            found[point].update(x, output, dim, current[0])
+
+        return collect
+
+    keepers = {point: keeper(point) for point in points}
+    collectors = {point: collector(point, dim) for point, dim in points.items()}
+    with (
+        evaluation(model_x, model_y),
+        output_hooks(model_x, keepers),
+        output_hooks(model_y, collectors),
+    ):
+        for batch in batches(data, max_samples, device, caller):
+            current[0] = None if mask is None else mask(batch)
+            run(model_x, batch, forward)
+            run(model_y, batch, forward)
+    return {point: found[point] for point in points}

@@ -1,0 +1,23 @@
+"""What may be permuted in a network without changing what it computes."""
+
+from nlm.symmetry.layout import Family, Fixed, Layout, Product, Ref, Sum, parse
+from nlm.symmetry.permutation import AxisGroup, Permutation
+from nlm.symmetry.spec import PermutationSpec, Site, SymmetryError, Verification
+from nlm.symmetry.trace import trace
+
+__all__ = [
+    "AxisGroup",
+    "Family",
+    "Fixed",
+    "Layout",
+    "Permutation",
+    "PermutationSpec",
+    "Product",
+    "Ref",
+    "Site",
+    "Sum",
+    "SymmetryError",
+    "Verification",
+    "parse",
+    "trace",
+]

@@ -1,0 +1,334 @@
+"""PermutationSpec: which permutations of a network's units leave its function as it is.
+
+It names the axis groups, says for every entry of the state dict how the groups make up its
+dimensions, and applies permutations to state dicts. A specification is proven on the model before
+anything is matched with it (:meth:`PermutationSpec.verify`): none of the published hand-written
+tables was, and several are wrong.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from nlm import ops
+from nlm.symmetry import permutation as permutations
+from nlm.symmetry.gather import gathers
+from nlm.symmetry.layout import Layout, Product, Ref, pin, references
+from nlm.symmetry.permutation import AxisGroup, Permutation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class SymmetryError(ValueError):
+    """A permutation that a specification allows changes what the model computes."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where units are seen: ``layout`` stands on dimension ``dim`` of a module's output."""
+
+    dim: int
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The proof that a specification holds for a model.
+
+    ``max_error`` is the largest change of the outputs under random permutations and ``control`` the
+    smallest change when a group is permuted everywhere except in one parameter, both relative to
+    the largest output; the error must vanish against the control.
+    """
+
+    dtype: str
+    seeds: int
+    max_error: float
+    control: float
+
+
+@dataclass
+class PermutationSpec:
+    """The permutation symmetries of a network.
+
+    Attributes
+    ----------
+    groups : id -> :class:`AxisGroup`; what may be permuted.
+    params : name in the state dict -> one layout per dimension.
+    sites : module name -> :class:`Site`, in the order of execution.
+    outputs : names of the selected outputs; their axes are pinned.
+    opaque_ops : operations that were not understood, with how often; they pin what they touch.
+    pinned : group id or "parameter:dimension" -> why it stays as it is.
+    verified : the proof, once :meth:`verify` has been passed.
+    """
+
+    groups: dict[str, AxisGroup]
+    params: dict[str, tuple[Layout, ...]]
+    sites: dict[str, Site] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    opaque_ops: dict[str, int] = field(default_factory=dict)
+    pinned: dict[str, str] = field(default_factory=dict)
+    verified: Verification | None = None
+
+    def __post_init__(self) -> None:
+        for name, group in self.groups.items():
+            missing = [parent for parent in group.parents if parent not in self.groups]
+            if name != group.id or missing:
+                raise ValueError(
+                    f"nlm.symmetry: a group stands under its id and its parents are groups, got "
+                    f"{name!r} with id {group.id!r} and unknown parents {missing}"
+                )
+            for parent in group.parents:
+                if not set(self.groups[parent].parents) <= set(group.parents):
+                    raise ValueError(
+                        f"nlm.symmetry: the parents of a group include their own parents, got "
+                        f"{name!r} with {group.parents} and {parent!r} with "
+                        f"{self.groups[parent].parents}"
+                    )
+        for name, layouts in self.params.items():
+            for ref in (ref for layout in layouts for ref in references(layout)):
+                if ref.group in self.groups and self.groups[ref.group].size != ref.size:
+                    raise ValueError(
+                        f"nlm.symmetry: group {ref.group!r} has {self.groups[ref.group].size} "
+                        f"units, got {ref.size} in {name!r}"
+                    )
+                if ref.group not in self.groups and ref.group not in self.pinned:
+                    raise ValueError(
+                        f"nlm.symmetry: a layout names groups of the specification, got "
+                        f"{ref.group!r} in {name!r}"
+                    )
+
+    # --- permutations -----------------------------------------------------------------------------
+
+    def identity(self) -> Permutation:
+        """The permutation that moves nothing."""
+        return permutations.check(self.groups, {})
+
+    def random(self, seed: int = 0) -> Permutation:
+        """A uniformly drawn permutation of every group, the same for the same seed."""
+        return permutations.random(self.groups, seed)
+
+    def compose(
+        self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+    ) -> Permutation:
+        """The permutation that acts as ``first`` and then ``second``."""
+        full = permutations.check(self.groups, first), permutations.check(self.groups, second)
+        return permutations.compose(self.groups, *full)
+
+    def inverse(self, permutation: Mapping[str, Tensor]) -> Permutation:
+        """The permutation that undoes another one."""
+        return permutations.inverse(
+            self.groups, permutations.check(self.groups, permutation)
+        )
+
+    def apply(
+        self,
+        permutation: Mapping[str, Tensor],
+        state_dict: Mapping[str, Tensor],
+        strict: bool = True,
+    ) -> dict[str, Tensor]:
+        """A state dict of the same function, with its units in another order.
+
+        Parameters
+        ----------
+        permutation : group id -> int64 ``[*parent sizes, size]``; absent groups are left as they
+            are.
+        state_dict : name -> tensor of any dtype. A dimension that no group touches may have another
+            size than in the specification: an expert's head may have other classes.
+        strict : with False, entries that the specification does not know are copied.
+
+        Raises
+        ------
+        ValueError
+            A missing or an extra entry, a wrong shape, or an index array that is no permutation.
+        """
+        self.check_state_dict(state_dict, strict=strict)
+        full = permutations.check(self.groups, permutation)
+        names = list(state_dict)
+        plans = [
+            list(gathers(self.params[name], self.groups, full)) if name in self.params else []
+            for name in names
+        ]
+        moved = ops.permute(
+            [state_dict[name] for name in names],
+            [[g.index.to(state_dict[n].device) for g in plan] for n, plan in zip(names, plans)],
+            [[gather.axis for gather in plan] for plan in plans],
+            [[gather.parents for gather in plan] for plan in plans],
+        )
+        return dict(zip(names, moved, strict=True))
+
+    def restrict(self, groups: Iterable[str]) -> "PermutationSpec":
+        """The same specification with only the given groups free and the others pinned."""
+        kept = set(groups)
+        if unknown := kept - set(self.groups):
+            raise ValueError(
+                f"nlm.symmetry: restrict keeps groups of the specification "
+                f"({', '.join(self.groups)}), got {sorted(unknown)}"
+            )
+        dropped = set(self.groups) - kept
+        for name in kept:
+            if lost := dropped & set(self.groups[name].parents):
+                raise ValueError(
+                    f"nlm.symmetry: a kept group keeps its parents, got {name!r} without "
+                    f"{sorted(lost)}"
+                )
+        return replace(
+            self,
+            groups={name: group for name, group in self.groups.items() if name in kept},
+            params={
+                name: tuple(pin(layout, dropped) for layout in layouts)
+                for name, layouts in self.params.items()
+            },
+            sites={
+                name: Site(site.dim, layout)
+                for name, site in self.sites.items()
+                if any(references(layout := pin(site.layout, dropped)))
+            },
+            pinned=self.pinned | dict.fromkeys(sorted(dropped), "left out by restrict"),
+        )
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def check_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Raises ValueError where a state dict does not have the entries and shapes it should."""
+        missing = [name for name in self.params if name not in state_dict]
+        extra = [name for name in state_dict if name not in self.params] if strict else []
+        if missing or extra:
+            raise ValueError(
+                f"nlm.symmetry: a state dict has the entries of its specification, got "
+                f"{_listed('missing', missing)}{' and ' if missing and extra else ''}"
+                f"{_listed('extra', extra)}"
+            )
+        for name, layouts in self.params.items():
+            shape = tuple(state_dict[name].shape)
+            fits = len(shape) == len(layouts) and all(
+                size == layout.size or not any(references(layout))
+                for size, layout in zip(shape, layouts, strict=True)
+            )
+            if not fits:
+                raise ValueError(
+                    f"nlm.symmetry: {name!r} must have the shape of its layout "
+                    f"[{', '.join(map(str, layouts))}], got {list(shape)}"
+                )
+
+    def verify(
+        self, model: "nn.Module", example_inputs: Any, kwargs: Mapping[str, Any] | None = None,
+        seeds: int = 3,
+    ) -> Verification:
+        """Proves the specification on a model and keeps the proof in :attr:`verified`.
+
+        Random permutations of all groups at once and of each group alone are applied to a float64
+        copy of the model (with norms, biases and zero parameters perturbed, so that nothing is
+        hidden), and the outputs must not change; each group permuted everywhere but in one
+        parameter must change them (a dead network proves nothing).
+
+        Raises
+        ------
+        SymmetryError
+            The specification does not hold; the message names the group.
+        """
+        from nlm.symmetry.verify import verify
+
+        self.verified = None
+        self.verified = verify(self, model, example_inputs, dict(kwargs or {}), seeds)
+        return self.verified
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def permutation_count(self) -> int:
+        """The number of independent permutations: one per group and index of its parents."""
+        total = 0
+        for group in self.groups:
+            *parents, _ = permutations.index_shape(self.groups, group)
+            copies = 1
+            for size in parents:
+                copies *= size
+            total += copies
+        return total
+
+    def carriers(self, group: str) -> list[tuple[str, int]]:
+        """The (parameter, dimension) pairs that a group stands on."""
+        return [
+            (name, dim)
+            for name, layouts in self.params.items()
+            for dim, layout in enumerate(layouts)
+            if any(ref.group == group for ref in references(layout))
+        ]
+
+    def observation_sites(self) -> dict[str, str]:
+        """Group -> the module whose output shows the group best: the last that carries it alone."""
+        found: dict[str, str] = {}
+        for module, site in self.sites.items():
+            factors = site.layout.parts if isinstance(site.layout, Product) else (site.layout,)
+            for factor in factors:
+                if isinstance(factor, Ref) and factor.group in self.groups:
+                    alone = len(factors) == 1
+                    if alone or factor.group not in found:
+                        found[factor.group] = module
+        return found
+
+    def show(self) -> str:
+        """A table of the groups and of the layout of every entry."""
+        lines = [f"{len(self.groups)} groups, {self.permutation_count} permutations"]
+        for group in self.groups.values():
+            parents = f" per {' x '.join(group.parents)}" if group.parents else ""
+            lines.append(f"  {group.id:<6} {group.size:>6} units{parents}  {group.origin}")
+        width = max((len(name) for name in self.params), default=0)
+        for name, layouts in self.params.items():
+            lines.append(f"  {name:<{width}}  [{', '.join(map(str, layouts))}]")
+        proof = self.verified
+        lines.append(
+            "not verified" if proof is None
+            else f"verified in {proof.dtype}: error {proof.max_error:.1e}, control {proof.control:.1e}"
+        )
+        return "\n".join(lines)
+
+    # --- files ------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Writes the specification as JSON, or as YAML where the path ends so."""
+        from nlm.symmetry.text import write
+
+        write(self, path, force)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PermutationSpec":
+        """Reads a specification from JSON or YAML; a hand-written one is not verified."""
+        from nlm.symmetry.text import read
+
+        return read(path)
+
+    def to_axes_to_perm(self) -> dict[str, tuple[str | None, ...]]:
+        """The table ``{parameter: (group or None per dimension)}`` of Git Re-Basin's tools.
+
+        Raises
+        ------
+        ValueError
+            A layout is more than one group per dimension, which such a table cannot say.
+        """
+        from nlm.symmetry.axes_to_perm import export_table
+
+        return export_table(self)
+
+    @classmethod
+    def from_axes_to_perm(
+        cls, table: Mapping[str, Iterable[str | None] | None], state_dict: Mapping[str, Tensor]
+    ) -> "PermutationSpec":
+        """A specification from Git Re-Basin's table; not verified until :meth:`verify` is passed.
+
+        Entries of the state dict that the table leaves out are fixed, with one warning.
+        """
+        from nlm.symmetry.axes_to_perm import import_table
+
+        return import_table(table, state_dict)
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{what} {', '.join(map(repr, names[:5]))}{more}"

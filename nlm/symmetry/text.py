@@ -1,0 +1,110 @@
+"""Specifications as JSON or YAML text.
+
+One mapping with the attributes of :class:`PermutationSpec`; layouts in their compact form::
+
+    version: 1
+    groups: {g0: {size: 64, origin: conv1}}
+    params: {conv1.weight: [g0:64, 1, 5, 5], conv1.bias: [g0:64]}
+    sites: {act1: [1, g0:64]}
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nlm.checkpoint import atomic_path
+from nlm.symmetry.layout import Layout, parse
+from nlm.symmetry.permutation import AxisGroup
+from nlm.symmetry.spec import PermutationSpec, Site, Verification
+
+_VERSION = 1
+
+
+def to_mapping(spec: PermutationSpec) -> dict[str, Any]:
+    """The specification as plain dicts, lists, texts and numbers."""
+    return {
+        "version": _VERSION,
+        "groups": {
+            name: {"size": group.size, "parents": list(group.parents), "origin": group.origin}
+            for name, group in spec.groups.items()
+        },
+        "params": {name: [str(part) for part in dims] for name, dims in spec.params.items()},
+        "sites": {name: [site.dim, str(site.layout)] for name, site in spec.sites.items()},
+        "outputs": list(spec.outputs),
+        "opaque_ops": dict(spec.opaque_ops),
+        "pinned": dict(spec.pinned),
+        "verified": None if spec.verified is None else dataclasses.asdict(spec.verified),
+    }
+
+
+def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> PermutationSpec:
+    """The specification that plain dicts, lists, texts and numbers describe.
+
+    Raises
+    ------
+    ValueError
+        A part is missing or has another form than it should.
+    """
+    try:
+        if text["version"] != _VERSION:
+            raise ValueError(f"version {_VERSION} is read, got {text['version']!r}")
+        proof = text.get("verified")
+        return PermutationSpec(
+            groups={
+                str(group): AxisGroup(
+                    str(group), int(of["size"]), tuple(of.get("parents", ())), of.get("origin", "")
+                )
+                for group, of in text["groups"].items()
+            },
+            params={str(key): _layouts(dims) for key, dims in text["params"].items()},
+            sites={
+                str(module): Site(int(dim), parse(str(layout)))
+                for module, (dim, layout) in text.get("sites", {}).items()
+            },
+            outputs=tuple(text.get("outputs", ())),
+            opaque_ops=dict(text.get("opaque_ops", {})),
+            pinned=dict(text.get("pinned", {})),
+            verified=None if proof is None else Verification(**proof),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"nlm.symmetry: a specification is a mapping with version, groups and params, got "
+            f"{name} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def write(spec: PermutationSpec, path: str | os.PathLike[str], force: bool) -> None:
+    """Writes YAML where the path ends in .yaml or .yml, JSON otherwise."""
+    content = to_mapping(spec)
+    with atomic_path(path, force) as temporary:
+        if _is_yaml(path):
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=100))
+        else:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read(path: str | os.PathLike[str]) -> PermutationSpec:
+    """Reads what :func:`write` wrote, or what a person did."""
+    text = Path(path).read_text()
+    try:
+        content = yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"nlm.symmetry: a specification is JSON or YAML, got {os.fspath(path)!r} ({error})"
+        ) from error
+    return from_mapping(content, repr(os.fspath(path)))
+
+
+def _layouts(dims: Any) -> tuple[Layout, ...]:
+    if isinstance(dims, str):
+        raise ValueError(f"one layout per dimension in a list, got {dims!r}")
+    return tuple(parse(str(layout)) for layout in dims)
+
+
+def _is_yaml(path: str | os.PathLike[str]) -> bool:
+    return Path(path).suffix in {".yaml", ".yml"}
