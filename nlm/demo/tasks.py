@@ -46,6 +46,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batches(self, size: int = 500) -> list[tuple[Tensor, Tensor]]:
+        """The images in order as batches (inputs, labels)."""
+        return list(zip(self.inputs.split(size), self.labels.split(size), strict=True))
+
 
 @dataclass(frozen=True)
 class Task:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from nlm.correct import linear_probe
 from nlm.demo.augmentation import stream
 from nlm.demo.glyphs import Glyphs
 from nlm.demo.networks import NETWORKS
@@ -74,8 +75,14 @@ def train_expert(
     model = NETWORKS[network](len(task.classes))
     trunk, head = model.get_submodule("trunk"), model.get_submodule("head")
     trunk.load_state_dict(foundation.get_submodule("trunk").state_dict())
-    weight, bias = _logistic_probe(trunk, task)
-    head.load_state_dict({"weight": weight, "bias": bias})
+    probe = linear_probe(
+        model,
+        task.train.batches(),
+        max_samples=_PROBE_IMAGES,
+        l2=_PROBE_PENALTY,
+        steps=_PROBE_STEPS,
+    )
+    head.load_state_dict(probe.state_dict())
     fit(model, task.train, recipe, stream(seed, task.name, f"expert {index}", "batches"), progress)
     return model
 
@@ -117,31 +124,3 @@ def _learning_rate_factor(step: int, steps: int, warm_up: float) -> float:
     """Linear warm-up times half a cosine."""
     ramp = min(1.0, (step + 1) / (warm_up * steps + 1))
     return ramp * (1 + math.cos(math.pi * min(step, steps) / max(steps, 1))) / 2
-
-
-def _logistic_probe(trunk: nn.Module, task: Task) -> tuple[Tensor, Tensor]:
-    """Fit a head on frozen features: minimise cross entropy + 1e-3 |W|^2, features standardised.
-
-    The standardisation is folded into the returned weight [classes, features] and bias [classes].
-    """
-    with torch.no_grad():
-        features = trunk(task.train.inputs[:_PROBE_IMAGES])
-    labels = task.train.labels[:_PROBE_IMAGES]
-    mean, deviation = features.mean(0), features.std(0) + 1e-6
-    standard = (features - mean) / deviation
-    weight = torch.zeros(len(task.classes), features.shape[1], requires_grad=True)
-    bias = torch.zeros(len(task.classes), requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_PROBE_STEPS, history_size=10, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(standard, weight, bias), labels)
-        loss = loss + _PROBE_PENALTY * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    scaled = weight.detach() / deviation
-    return scaled, bias.detach() - scaled @ mean
