@@ -70,4 +70,5 @@ def _view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def positions_last(x: Tensor, dim: int) -> Tensor:
     """``x`` as ``[C, positions]``, for references."""
-    return x.movedim(dim, 0).reshape(x.shape[dim], math.prod(x.shape) // max(x.shape[dim], 1))
+    positions = math.prod(x.shape[:dim]) * math.prod(x.shape[dim + 1 :])
+    return x.movedim(dim, 0).reshape(x.shape[dim], positions)
