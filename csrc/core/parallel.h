@@ -1,0 +1,58 @@
+// Threads and scratch memory.
+//
+// The rule that gives the same bits for any number of threads: the work is cut into tasks by its
+// shape alone, a task writes only what belongs to it, and partial results are combined in the order
+// of the tasks. Which thread runs a task is then of no consequence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "isa.h"
+
+namespace nlm::NLM_ISA {
+
+NLM_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+NLM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+NLM_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// body(task, thread) for every task in [0, tasks), 0 <= thread < threads. The body must not throw.
+template <class Body>
+inline void parallel_for(int64_t tasks, int threads, const Body& body) {
+#if defined(_OPENMP)
+  if (threads > 1 && tasks > 1) {
+    const int team = static_cast<int>(smaller(threads, tasks));
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
+    for (int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
+    return;
+  }
+#endif
+  (void)threads;
+  for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+}
+
+// Uninitialised memory on a cache-line boundary. Allocated before a parallel region, never inside.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    data_ = static_cast<T*>(std::aligned_alloc(64, (bytes + 64) / 64 * 64));
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* data() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace nlm::NLM_ISA

@@ -1,0 +1,66 @@
+"""The compiled core: loads `nlm._C` and `nlm._C_cuda`, and turns tensors into their arguments.
+
+The only file that imports them. Both are optional: without them the operations run on their PyTorch
+references, which one warning in total and :func:`nlm.info` report.
+"""
+
+import os
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+#: Element types as csrc/core/view.h numbers them.
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _load(name: str) -> tuple[ModuleType | None, str | None]:
+    """The module, or why it is missing."""
+    try:
+        return import_module(f"nlm.{name}"), None
+    except ModuleNotFoundError:
+        return None, "not built"
+    except ImportError as error:
+        return None, str(error)
+
+
+cpu, cpu_missing = _load("_C")
+cuda, cuda_missing = _load("_C_cuda")
+
+cuda_missing = cuda_missing or (None if torch.version.cuda else "this PyTorch has no CUDA")
+triton_missing = None if find_spec("triton") else "triton is not installed"
+
+if cpu is None:
+    warnings.warn(
+        f"nlm: the compiled core is missing ({cpu_missing}); operations run on their slower "
+        "PyTorch references. See nlm.info().",
+        stacklevel=2,
+    )
+
+
+def threads() -> int:
+    """Threads for one call: PyTorch's number; one in a forked child, where libgomp would hang."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def view3(x: Tensor) -> tuple[int, int, int, int, int, int, int, int]:
+    """``x`` of three dimensions as csrc/core/view.h's View3. The caller keeps ``x`` alive."""
+    return (x.data_ptr(), DTYPES[x.dtype], *x.shape, *x.stride())
+
+
+def mask2(mask: Tensor | None) -> tuple[int, int, int]:
+    """``mask`` of two dimensions, or None, as Mask2."""
+    return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
