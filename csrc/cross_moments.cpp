@@ -143,7 +143,8 @@ void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end,
   }
 }
 
-// Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale.
+// Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale. The mean
+// is summed about the first value, so that a constant channel has no deviations at all.
 template <class S>
 void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
   constexpr int64_t kLanes = Packed<S>::kLanes;
@@ -153,19 +154,21 @@ void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
   S* values = packed.panel(p);
 
   Wide<S> sum = {};
-  const V first = load(values);
-  V reach = {};  // the largest distance from the first sample: at most twice the largest deviation
+  V first = load(values);
+  first = first - first == V{} ? first : V{};  // infinity and NaN are no origin
+  const Wide<S> origin = to_float64<S>(first);
+  V reach = {};  // the largest distance from the origin: at most twice the largest deviation
   for (int64_t k = 0; k < samples; ++k) {
     const V value = load(values + k * kLanes);
     const Wide<S> wide = to_float64<S>(value);
-    for (int part = 0; part < kParts; ++part) sum.part[part] += wide.part[part];
+    for (int part = 0; part < kParts; ++part) sum.part[part] += wide.part[part] - origin.part[part];
     const V distance = value > first ? value - first : first - value;
     reach = distance > reach ? distance : reach;
   }
 
   Wide<S> mean, inverse_scale, m2 = {};
   for (int part = 0; part < kParts; ++part) {
-    mean.part[part] = sum.part[part] / static_cast<double>(samples);
+    mean.part[part] = origin.part[part] + sum.part[part] / static_cast<double>(samples);
     for (int64_t lane = 0; lane < kPartLanes; ++lane) {
       const double distance = static_cast<double>(reach[part * kPartLanes + lane]);
       int exponent = 0;
