@@ -1,10 +1,10 @@
 // Count, mean and sum of squared deviations of every channel of x[outer, channel, inner].
 //
-// With k_c the first counted value of channel c and d = x - k_c, exact in float64 for the narrower
-// types,
-//     S_c = sum d,   Q_c = sum d^2,   mean_c = k_c + S_c / n,   m2_c = Q_c - S_c^2 / n .
-// The subtraction costs digits where (mean - k)^2 is far above the variance; as k_c is one of the n
-// values, (mean - k)^2 <= n * variance, so the relative error of m2 is at most about n * 2^-53.
+// With k_c the mean of the first eight counted values of channel c, d = x - k_c in float64 and
+//     S_c = sum d,   Q_c = sum d^2,
+// mean_c = k_c + S_c / n and m2_c = Q_c - S_c^2 / n. The subtraction costs digits where (mean -
+// k)^2 is far above the variance. For independent values it is an eighth of it; in the worst case n
+// times, as k lies among the n values, so that m2 errs by at most about n * 2^-53 of itself.
 // Partial sums of blocks need no further correction, since all blocks of a channel share k_c. Q
 // uses fma where the instruction set has it.
 //
@@ -32,6 +32,7 @@ constexpr int64_t kMaxBlocks = 256;      // partial sums kept per channel
 constexpr int64_t kBlockRows = 128;      // least rows in a block: partials are < 4 % of the input
 constexpr int64_t kBlockColumns = 1024;  // sums and shifts of a block: 24 KB, within L1
 constexpr int64_t kRowGroup = 8;
+constexpr int64_t kShiftSamples = 8;
 constexpr int64_t kRunLength = 8192;      // longest run between two horizontal sums
 constexpr int64_t kTaskElements = 65536;  // least work worth handing to a thread
 
@@ -122,25 +123,43 @@ void add_run(const T* x, int64_t stride, const uint8_t* mask, int64_t mask_strid
   accumulator.flush(total_sum, total_square);
 }
 
-// The position of the first counted value, and the number of counted positions.
+// The number of counted positions, and the first few of them.
 struct Counted {
-  int64_t outer = 0, inner = 0, count = 0;
+  int64_t count = 0;
+  int64_t outer[kShiftSamples], inner[kShiftSamples];
+
+  NLM_INLINE void add(int64_t o, int64_t i) {
+    if (count < kShiftSamples) {
+      outer[count] = o;
+      inner[count] = i;
+    }
+    ++count;
+  }
 };
 Counted count_positions(const View3& x, const Mask2& mask) {
   Counted found;
-  if (mask.data == nullptr) {
-    found.count = x.outer * x.inner;
-    return found;
-  }
-  for (int64_t o = 0; o < x.outer; ++o) {
-    const int64_t before = found.count;
-    for (int64_t i = 0; i < x.inner; ++i) found.count += mask.counts(o, i);
-    if (before == 0 && found.count > 0) {
-      found.outer = o;
-      while (!mask.counts(o, found.inner)) ++found.inner;
+  const bool all = mask.data == nullptr;
+  for (int64_t o = 0; o < x.outer && !(all && found.count >= kShiftSamples); ++o) {
+    for (int64_t i = 0; i < x.inner; ++i) {
+      if (mask.counts(o, i)) found.add(o, i);
     }
   }
+  if (all) found.count = x.outer * x.inner;
   return found;
+}
+
+// k of every channel: the mean of its first values, or 0 where one is not finite, since infinity -
+// infinity would hide the mean.
+template <class T>
+void choose_shift(const View3& x, const Counted& counted, double* shift) {
+  const int64_t samples = smaller(counted.count, kShiftSamples);
+  for (int64_t c = 0; c < x.channels; ++c) {
+    double total = 0;
+    for (int64_t s = 0; s < samples; ++s) {
+      total += load_one(x.at<T>(counted.outer[s], c, counted.inner[s]));
+    }
+    shift[c] = std::isfinite(total) ? total / samples : 0.0;
+  }
 }
 
 template <class T>
@@ -263,10 +282,7 @@ void channel_moments(const View3& given, const Mask2& given_mask, int64_t* count
 
   with_dtype(x.dtype, [&](auto type) {
     using T = decltype(type);
-    for (int64_t c = 0; c < x.channels; ++c) {
-      const double value = load_one(x.at<T>(counted.outer, c, counted.inner));
-      shift[c] = std::isfinite(value) ? value : 0.0;  // infinity - infinity would hide the mean
-    }
+    choose_shift<T>(x, counted, shift);
     const View3* views[] = {&x};
     const bool all = mask.data == nullptr;
     const RowPlan plan = plan_rows(views, 1, all, all);

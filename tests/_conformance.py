@@ -1,9 +1,10 @@
 """The numeric part of the conformance suite, for one instruction set.
 
-``python _conformance.py`` runs it for all operators and reports what fails; test_conformance.py
-does so once for each instruction set of the machine.
+``python _conformance.py`` runs it for all operators and prints what fails as JSON;
+test_conformance.py does so once for each instruction set of the machine.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -126,11 +127,9 @@ def check(operation: Operation, case: Case) -> list[str]:
             try:
                 run()
             except AssertionError as failure:
-                failures.append(f"{operation.name} [{sample.name}] {name}: {failure}")
+                failures.append(f"[{sample.name}] {name}: {failure}")
     return failures
 
 
 if __name__ == "__main__":
-    found = [line for name, case in cases().items() for line in check(operations()[name], case)]
-    print("\n".join(found))
-    sys.exit(bool(found))
+    json.dump({name: check(operations()[name], case) for name, case in cases().items()}, sys.stdout)
