@@ -1,0 +1,135 @@
+"""The numeric part of the conformance suite, for one instruction set.
+
+``python _conformance.py`` runs it for all operators and prints what fails as JSON;
+test_conformance.py does so once for each instruction set of the machine.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from _compare import (
+    Case,
+    Sample,
+    allowed_error,
+    map_tensors,
+    relative_error,
+    same_bits,
+    same_specials,
+    tensors_in,
+    to_float64,
+)
+from torch import Tensor
+
+from nlm._registry import Operation, operations
+
+SPECIALS = {
+    "NaN": (float("nan"),),
+    "infinity": (float("inf"),),
+    "both": (float("inf"), -float("inf")),
+}
+
+
+def cases() -> dict[str, Case]:
+    """The case of each registered operator; a KeyError names one that has none."""
+    return {
+        name: import_module(f"ops.samples_{operation.stem}").CASES[name]
+        for name, operation in operations().items()
+    }
+
+
+def call(operation: Operation, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+    """The results: what is returned, and the arguments that the schema marks as written to."""
+    written = [argument.alias_info is not None for argument in operation.default._schema.arguments]
+    private = tuple(
+        map_tensors(torch.clone, value) if write else value
+        for value, write in zip(args, written, strict=True)
+    )
+    returned = function(*private)
+    changed = [value for value, write in zip(private, written, strict=True) if write]
+    return tensors_in((returned, changed))
+
+
+def check_error(operation: Operation, case: Case, sample: Sample) -> None:
+    """No worse than plain PyTorch against float64; inputs unchanged; results as `out` says."""
+    before = map_tensors(torch.clone, sample.args)
+    results = call(operation, operation.default, sample.args)
+    for given, kept in zip(tensors_in(sample.args), tensors_in(before), strict=True):
+        assert same_bits(given, kept), "an input was changed"
+    for result, expected in zip(results, call(operation, operation.out, sample.args), strict=True):
+        assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+    if case.plain is None:
+        references = call(operation, operation.reference, sample.args)
+        for i, (result, reference) in enumerate(zip(results, references, strict=True)):
+            assert same_bits(result, reference), f"result {i} differs from the reference"
+        return
+    truths = call(operation, operation.reference, to_float64(sample.args))
+    plains = call(operation, case.plain, sample.args)
+    for i, (result, truth, plain) in enumerate(zip(results, truths, plains, strict=True)):
+        error = relative_error(result, truth)
+        limit = allowed_error(relative_error(plain, truth), result.dtype)
+        assert error <= limit, (
+            f"result {i} errs by {error:.2e}, plain PyTorch's limit is {limit:.2e}"
+        )
+
+
+def check_threads(operation: Operation, sample: Sample) -> None:
+    """The same bits for 1, 2 and 4 threads."""
+    before = torch.get_num_threads()
+    try:
+        runs = []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            runs.append(call(operation, operation.kernels["cpu"], sample.args))
+    finally:
+        torch.set_num_threads(before)
+    for threads, run in zip((2, 4), runs[1:], strict=True):
+        for result, single in zip(run, runs[0], strict=True):
+            assert same_bits(result, single), f"{threads} threads give other bits than one"
+
+
+def check_specials(operation: Operation, sample: Sample) -> None:
+    """NaN and infinity come out where the reference has them."""
+    floats = [t for t in tensors_in(sample.args) if t.is_floating_point() and t.numel() > 0]
+    for target in floats:
+        for name, values in SPECIALS.items():
+
+            def poison(tensor: Tensor, target: Tensor = target, values: tuple = values) -> Tensor:
+                if tensor is not target:
+                    return tensor
+                poisoned = tensor.clone()
+                flat = poisoned.as_strided((poisoned.numel(),), (1,))
+                places = torch.linspace(0, flat.numel() - 1, len(values) + 2).long()[1:-1]
+                flat[places] = torch.tensor(values, dtype=flat.dtype)
+                return poisoned
+
+            args = map_tensors(poison, sample.args)
+            results = call(operation, operation.default, args)
+            references = call(operation, operation.reference, args)
+            for i, (result, reference) in enumerate(zip(results, references, strict=True)):
+                assert same_specials(result, reference), f"{name}: result {i} differs"
+
+
+def check(operation: Operation, case: Case) -> list[str]:
+    """All of the above for all samples; returns what failed."""
+    failures = []
+    for sample in case.samples():
+        checks = {"error": lambda sample=sample: check_error(operation, case, sample)}
+        if "cpu" in operation.kernels:
+            checks["threads"] = lambda sample=sample: check_threads(operation, sample)
+        if case.poison:
+            checks["specials"] = lambda sample=sample: check_specials(operation, sample)
+        for name, run in checks.items():
+            try:
+                run()
+            except AssertionError as failure:
+                failures.append(f"[{sample.name}] {name}: {failure}")
+    return failures
+
+
+if __name__ == "__main__":
+    json.dump({name: check(operations()[name], case) for name, case in cases().items()}, sys.stdout)

@@ -1,0 +1,218 @@
+"""permute and permute_add_ against numpy's indexing."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nlm.ops import permute, permute_add_
+
+DTYPES = [
+    torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+    torch.float32, torch.float64, torch.complex64, torch.complex128,
+]  # fmt: skip
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (4 * torch.randn(shape, generator=generator)).to(dtype)
+
+
+def _permutation(*shape: int, seed: int = 0) -> Tensor:
+    """Independent permutations of the last size."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator).argsort(-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_element_size(dtype: torch.dtype) -> None:
+    x, rows, columns = _random((13, 37), dtype), _permutation(13), _permutation(37)
+    both, first, last = permute([x] * 3, [[rows, columns], [rows], [columns]], [[0, 1], [0], [-1]])
+    assert torch.equal(both, x[rows][:, columns])
+    assert torch.equal(first, x[rows])
+    assert torch.equal(last, x[:, columns])
+    assert both.dtype == dtype and both.is_contiguous()
+
+
+def test_against_numpy_for_random_axes_parents_and_strides() -> None:
+    """Each case is written out element by element: j_a = index_a[i_parents, i_a]."""
+    random = np.random.default_rng(0)
+    for case in range(60):
+        shape = tuple(random.choice([1, 2, 3, 4], size=random.integers(1, 5)).tolist())
+        order = random.permutation(len(shape)).tolist()
+        wide = _random(tuple(shape[a] * 2 for a in order), torch.float32, seed=case)
+        x = wide.permute(np.argsort(order).tolist())[tuple(slice(n) for n in shape)]
+        assert x.shape == shape
+        axes = [a for a in range(len(shape)) if random.random() < 0.6]
+        parents = [
+            [p for p in random.permutation(len(shape)).tolist() if p != a and random.random() < 0.4]
+            for a in axes
+        ]
+        indices = [
+            torch.from_numpy(random.integers(0, shape[a], [*(shape[p] for p in own), shape[a]]))
+            for a, own in zip(axes, parents, strict=True)
+        ]
+        expected = np.empty(shape, np.float32)
+        for i in itertools.product(*map(range, shape)):
+            j = list(i)
+            for a, own, index in zip(axes, parents, indices, strict=True):
+                j[a] = index[(*(i[p] for p in own), i[a])]
+            expected[i] = x[tuple(j)]
+        (result,) = permute([x], [indices], [axes], [parents])
+        assert np.array_equal(result, expected), (shape, axes, parents)
+
+
+def test_features_permuted_within_their_head() -> None:
+    """Rows of an attention projection: heads, then the features of the head that is read."""
+    heads, features = _permutation(4), _permutation(4, 8, seed=1)
+    weight = _random((32, 10), torch.float32)
+    view = weight.view(4, 8, 10)
+    (result,) = permute([view], [[heads, features]], [[0, 1]], [[(), (0,)]])
+    expected = np.concatenate([view[heads[h], features[h]] for h in range(4)])
+    assert np.array_equal(result.view(32, 10), expected)
+
+
+def test_experts_with_a_permutation_each() -> None:
+    experts, hidden = _permutation(5), _permutation(5, 7, seed=1)
+    up, down = _random((5, 7, 6), torch.bfloat16), _random((5, 6, 7), torch.bfloat16, seed=1)
+    new_up, new_down = permute(
+        [up, down], [[experts, hidden]] * 2, [[0, 1], [0, 2]], [[(), (0,)]] * 2
+    )
+    for e in range(5):
+        assert torch.equal(new_up[e], up[experts[e]][hidden[e]])
+        assert torch.equal(new_down[e], down[experts[e]][:, hidden[e]])
+
+
+def test_a_parent_may_follow_its_axis() -> None:
+    x, index = _random((6, 4), torch.float32), _permutation(4, 6)
+    (result,) = permute([x], [[index]], [[0]], [[[1]]])
+    assert torch.equal(result, torch.stack([x[index[c], c] for c in range(4)], 1))
+
+
+def test_inverse_gives_the_tensors_back() -> None:
+    tensors = [_random((64, 48, 3, 3), torch.float32), _random((64,), torch.float32, seed=1)]
+    out_channels, in_channels = _permutation(64), _permutation(48, seed=1)
+    there = permute(tensors, [[out_channels, in_channels], [out_channels]], [[0, 1], [0]])
+    back = permute(there, [[out_channels.argsort(), in_channels.argsort()],
+                           [out_channels.argsort()]], [[0, 1], [0]])  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(tensors, back, strict=True))
+    assert not torch.equal(there[0], tensors[0])
+
+
+def test_nothing_gathered_is_a_copy() -> None:
+    x = _random((5, 4), torch.float32).T
+    scalar, empty = torch.tensor(3.0), torch.empty(0, 3)
+    copies = permute([x, scalar, empty], [[], [], []], [[], [], []])
+    assert all(torch.equal(a, b) for a, b in zip(copies, [x, scalar, empty], strict=True))
+    assert copies[0].data_ptr() != x.data_ptr() and copies[0].is_contiguous()
+    assert permute([], [], []) == []
+
+
+def test_ranges_of_many_and_of_large_tensors() -> None:
+    """Tensors that are cut inside a row, inside a plane, and not at all, in one call."""
+    long, plane = _random((300_001,), torch.int16), _random((3, 700, 331), torch.float32)
+    small = [_random((n,), torch.float64, seed=n) for n in range(1, 40)]
+    order = [_permutation(n, seed=n) for n in range(1, 40)]
+    index, columns = _permutation(300_001), _permutation(3, 331)
+    result = permute(
+        [long, plane, *small], [[index], [columns], *([p] for p in order)],
+        [[0], [2], *([0] for _ in small)], [[()], [(0,)], *([()] for _ in small)],
+    )  # fmt: skip
+    assert torch.equal(result[0], long[index])
+    expected = torch.stack([plane[b][:, columns[b]] for b in range(3)])
+    assert torch.equal(result[1], expected)
+    for x, p, gathered in zip(small, order, result[2:], strict=True):
+        assert torch.equal(gathered, x[p])
+
+
+def test_strides_beyond_two_to_the_31() -> None:
+    stride = 2**30 + 48  # the last row begins behind element 2^31; untouched pages take no memory
+    storage = torch.empty(2 * stride + 64, dtype=torch.int8)
+    x = storage.as_strided((3, 64), (stride, 1))
+    x.copy_(_random((3, 64), torch.int8))
+    rows, columns = torch.tensor([2, 0, 1]), _permutation(64)
+    (result,) = permute([x], [[rows, columns]], [[0, 1]])
+    assert torch.equal(result, x.contiguous()[rows][:, columns])
+
+
+def test_an_expanded_tensor_is_read_in_place() -> None:
+    x = _random((1, 9), torch.float32).expand(2**33, 9)[-4:]
+    (result,) = permute([x], [[_permutation(9)]], [[1]])
+    assert torch.equal(result, x[:, _permutation(9)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("axes", [[], [0], [1], [0, 1]])
+def test_add_rounds_as_plain_arithmetic_does(dtype: torch.dtype, axes: list[int]) -> None:
+    x, out = _random((19, 45), dtype), _random((19, 45), dtype, seed=1)
+    index = [_permutation(19), _permutation(45)]
+    (gathered,) = permute([x], [[index[a] for a in axes]], [axes])
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = (out.to(exact) + gathered.to(exact) * torch.tensor(0.3, dtype=exact)).to(dtype)
+    permute_add_([out], [x], [[index[a] for a in axes]], [axes], weights=0.3)
+    assert torch.equal(out, expected)
+
+
+def test_add_with_a_weight_per_tensor_and_strided_sources() -> None:
+    sources = [_random((8, 6), torch.float32).T, _random((5,), torch.float64)]
+    out = [torch.ones(6, 8), torch.ones(5, dtype=torch.float64)]
+    rows, order = _permutation(6), _permutation(5)
+    permute_add_(out, sources, [[rows], [order]], [[0], [0]], weights=[2.0, -1.0])
+    assert torch.equal(out[0], 1 + sources[0][rows] * 2)
+    assert torch.equal(out[1], 1 - sources[1][order])
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(3, "0 to 3"), (-1, "-1 to 2"), (2**40, "0 to 10995")]
+)
+def test_an_index_out_of_range_is_refused_before_any_read(value: int, label: str) -> None:
+    index = torch.tensor([0, value, 2])
+    message = rf"nlm\.permute: the values of an index must lie in \[0, 3\), got {label}"
+    with pytest.raises(ValueError, match=message + r".* for axis 1 of tensor 1"):
+        permute([torch.ones(2), torch.ones(2, 3)], [[], [index]], [[], [1]])
+
+
+def test_add_refuses_an_overlap() -> None:
+    x = torch.ones(4)
+    with pytest.raises(ValueError, match=r"out must not share memory .* overlap for tensor 0"):
+        permute_add_([x], [x], [[]], [[]])
+
+
+IDENTITY = torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "message"),
+    [
+        (TypeError, ([[IDENTITY.int()]], [[1]]), "must be int64, got torch.int32 for axis 1"),
+        (ValueError, ([[IDENTITY]], [[2]]), "must be a dimension of its tensor, got axis 2"),
+        (ValueError, ([[IDENTITY]], [[0]]), r"axis size\], \(2,\) for axis 0 .* got \(3,\)"),
+        (ValueError, ([[IDENTITY]], [[1]], [[[0]]]), r"\(2, 3\) for axis 1 .* got \(3,\)"),
+        (ValueError, ([[IDENTITY]], [[1]], [[[1]]]), r"other dimensions .* got parents \(1,\)"),
+        (ValueError, ([[IDENTITY] * 2], [[1, -1]]), "gathered once, got axis 1 of tensor 0 twice"),
+        (ValueError, ([[IDENTITY]], [[0, 1]]), r"as many indices as axes .* got \(1, 2, 2\)"),
+        (ValueError, ([], []), r"must have one length, got \(1, 0, 0, 0\)"),
+    ],
+)
+def test_errors_name_the_rule_and_the_values(
+    error: type[Exception], arguments: tuple, message: str
+) -> None:
+    with pytest.raises(error, match=r"nlm\.permute: .*" + message):
+        permute([torch.ones(2, 3)], *arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "out", "message"),
+    [
+        (TypeError, torch.ones(2, 3).double(), "same type .* got torch.float64 and torch.float32"),
+        (ValueError, torch.ones(3, 2), r"shape and device .* \(2, 3\) on cpu, got \(3, 2\)"),
+        (ValueError, torch.ones(3, 2).T, r"out must be contiguous, got strides \(1, 2\)"),
+    ],
+)
+def test_add_errors_name_the_rule_and_the_values(
+    error: type[Exception], out: Tensor, message: str
+) -> None:
+    with pytest.raises(error, match=r"nlm\.permute_add_: .*" + message):
+        permute_add_([out], [torch.ones(2, 3)], [[]], [[]])
