@@ -25,11 +25,17 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[None]:
-    """Calls ``hooks[name](output)`` for the named modules; what it returns replaces the output."""
+def output_hooks(
+    model: nn.Module, hooks: Mapping[str, OutputHook], first: bool = False
+) -> Iterator[None]:
+    """Calls ``hooks[name](output)`` for the named modules; what it returns replaces the output.
+
+    With ``first`` they run before hooks that are there already, which then see the new output.
+    """
     with ExitStack() as stack:
         for name, hook in hooks.items():
-            handle = submodule(model, name).register_forward_hook(_only_output(name, hook))
+            module = submodule(model, name)
+            handle = module.register_forward_hook(_only_output(name, hook), prepend=first)
             stack.callback(handle.remove)
         yield
 

@@ -16,7 +16,22 @@ class TaskStates(Protocol):
     def for_task(self, task: str) -> Mapping[str, Tensor]: ...
 
 
-class MultiTaskModel(nn.Module):
+class Wrapper(nn.Module):
+    """A module around a network whose submodules a user names."""
+
+    def inner(self) -> nn.Module:
+        """The network inside."""
+        raise NotImplementedError
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The network inside all wrappers: the module that points are named in."""
+    while isinstance(model, Wrapper):
+        model = model.inner()
+    return model
+
+
+class MultiTaskModel(Wrapper):
     """A merged network with the head (and the mask, where there is one) of each task.
 
     Parameters
@@ -31,6 +46,9 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.network = network
         self.states = states
+
+    def inner(self) -> nn.Module:
+        return self.network
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -18,9 +18,7 @@ def is_statistic(name: str) -> bool:
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name matches one of the shell-like patterns; "head" also stands for "head.*"."""
-    return any(
-        fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in patterns
-    )
+    return any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in patterns)
 
 
 def state_of(model: nn.Module | StateDict) -> StateDict:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm._modules import evaluation
-from nlm._multitask import MultiTaskModel
-from nlm.correct.correction import network_of
+from nlm._multitask import MultiTaskModel, network_of
 from nlm.correct.fitting import run_task
 from nlm.statistics import Data, Forward, Moments
 from nlm.statistics.data import micro_batches
@@ -62,7 +61,9 @@ def reset_batch_norm(
     calls: list[Callable[[], Any]] = [
         lambda task=task, batch=batch: run_task(model, task, batch, forward)  # type: ignore[misc]
         for task, samples in per_task.items()
-        for batch in micro_batches(samples, micro_batch, max_samples, device, "nlm.reset_batch_norm")
+        for batch in micro_batches(
+            samples, micro_batch, max_samples, device, "nlm.reset_batch_norm"
+        )
     ]
     done: set[str] = set()
     with evaluation(network):
@@ -71,9 +72,7 @@ def reset_batch_norm(
     return len(done)
 
 
-def _reset_next(
-    network: nn.Module, calls: list[Callable[[], Any]], done: set[str]
-) -> str | None:
+def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[str]) -> str | None:
     """Resets the first norm that runs and is not yet reset; its name, or None when all are."""
     found: dict[str, Moments] = {}
     statistics: list[tuple[Tensor, Tensor]] = []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nlm import ops
 from nlm._modules import output_hooks
-from nlm._multitask import MultiTaskModel
+from nlm._multitask import MultiTaskModel, Wrapper, network_of
 from nlm.correct.folding import fold_points
 from nlm.correct.points import ordered_points
 from nlm.correct.sequential import Fitted
@@ -19,7 +19,7 @@ Task = str | int | Tensor | Sequence[str] | None
 _Self = TypeVar("_Self", bound="Correction")
 
 
-class Correction(nn.Module):
+class Correction(Wrapper):
     """``y * scale[row] + shift[row]`` on the output of each point's module.
 
     Made by :meth:`Tact.fit`, :meth:`Repair.fit` or :meth:`load`. The model itself is neither
@@ -48,10 +48,8 @@ class Correction(nn.Module):
                 table = torch.stack([row[point][part] for row in fitted])  # [rows, channels]
                 self.register_buffer(f"{name}_{number}", table)
 
-    @property
-    def network(self) -> nn.Module:
-        """The module that holds the points."""
-        return network_of(self.model)
+    def inner(self) -> nn.Module:
+        return self.model
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -92,7 +90,7 @@ class Correction(nn.Module):
             )
             for point in self.points
         }
-        with output_hooks(self.network, hooks):
+        with output_hooks(network_of(self), hooks, first=True):
             return self.model(*args, **kwargs)
 
     def fold(self, task: str | int | None = None) -> nn.Module:
@@ -117,7 +115,7 @@ class Correction(nn.Module):
             for point in self.points
             for scale, shift in [self.correction(point)]
         }
-        return fold_points(self.network, corrections, state)
+        return fold_points(network_of(self), corrections, state)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Writes the corrections (not the model) as safetensors.
@@ -219,11 +217,6 @@ class Correction(nn.Module):
                 f"task, got {len(distinct)}"
             )
         return self.tasks[int(distinct[0])]
-
-
-def network_of(model: nn.Module) -> nn.Module:
-    """The module that holds the points of a model."""
-    return model.network if isinstance(model, MultiTaskModel) else model
 
 
 def points_in_order(

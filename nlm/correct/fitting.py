@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nlm._multitask import MultiTaskModel
-from nlm.correct.correction import network_of, points_in_order
+from nlm._multitask import MultiTaskModel, network_of
+from nlm.correct.correction import points_in_order
 from nlm.correct.points import default_points
 from nlm.correct.sequential import Stream
 from nlm.statistics import Data, Forward, Mask, Moments, collect_moments, run

@@ -39,7 +39,9 @@ def default_points(
     calls, outputs = _record(network, call, _LAYERS + _NORMS)
     final = {id(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)}
     norm_of = {
-        id(source): name for name, source, _ in calls if isinstance(submodule(network, name), _NORMS)
+        id(source): name
+        for name, source, _ in calls
+        if isinstance(submodule(network, name), _NORMS)
     }
     points: dict[str, int] = {}
     for name, _, output in calls:

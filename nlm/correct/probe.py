@@ -61,8 +61,7 @@ def linear_probe(
             for batch in batches(data, max_samples, caller="nlm.linear_probe"):
                 if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
                     raise ValueError(
-                        f"nlm.linear_probe: a batch is (inputs, labels), got "
-                        f"{type(batch).__name__}"
+                        f"nlm.linear_probe: a batch is (inputs, labels), got {type(batch).__name__}"
                     )
                 model(batch[0])
                 labels.append(batch[1])

@@ -12,7 +12,16 @@ from nlm.merge.tall_mask import tall_masks
 from nlm.merge.task_arithmetic import task_arithmetic
 from nlm.merge.ties import DIALECTS, ties
 
-__all__ = ["DIALECTS", "METHODS", "Merged", "linear", "merge", "tall_masks", "task_arithmetic", "ties"]
+__all__ = [
+    "DIALECTS",
+    "METHODS",
+    "Merged",
+    "linear",
+    "merge",
+    "tall_masks",
+    "task_arithmetic",
+    "ties",
+]
 
 METHODS = ("linear", "task_arithmetic", "ties", "tall_mask")
 
@@ -104,9 +113,7 @@ def merge(
     return Merged({name: merged[name] for name in shared}, kept, masks, origin if masks else {})
 
 
-def _weights(
-    states: Mapping[str, Any], weights: Mapping[str, float] | None
-) -> dict[str, float]:
+def _weights(states: Mapping[str, Any], weights: Mapping[str, float] | None) -> dict[str, float]:
     if weights is None:
         return dict.fromkeys(states, 1.0)
     if set(weights) != set(states):

@@ -44,9 +44,7 @@ class Merged(dict[str, Tensor]):
             The task is unknown.
         """
         if task not in self.heads:
-            raise ValueError(
-                f"nlm.merge: the task is one of {', '.join(self.tasks)}, got {task!r}"
-            )
+            raise ValueError(f"nlm.merge: the task is one of {', '.join(self.tasks)}, got {task!r}")
         if task in self.masks and task not in self._masked:
             self._masked[task] = {
                 name: torch.where(mask, self[name], self._base[name])

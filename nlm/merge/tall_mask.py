@@ -44,9 +44,7 @@ def tall_masks(
         else:
             limit = float(threshold)
         if not limit > 0:
-            raise ValueError(
-                f"nlm.merge: a mask threshold is positive, got {limit} for {task!r}"
-            )
+            raise ValueError(f"nlm.merge: a mask threshold is positive, got {limit} for {task!r}")
         masks[task] = {
             name: (wide(state[name]) - wide(start)).abs()
             > limit * (wide(state[name]) - wide(merged[name])).abs()

@@ -92,7 +92,9 @@ def _ties_mean(trimmed: Tensor, weights: Tensor, dialect: str) -> Tensor:
     if dialect == "global":
         sign = weighted.sum(0).sign()
         majority = sign.sum().sign()
-        sign = torch.where(sign == 0, majority if majority != 0 else torch.ones_like(majority), sign)
+        sign = torch.where(
+            sign == 0, majority if majority != 0 else torch.ones_like(majority), sign
+        )
     else:
         vote = (weighted if dialect == "mergekit" else trimmed).sum(0)
         sign = torch.where(vote >= 0, 1.0, -1.0).to(trimmed.dtype)

@@ -55,7 +55,9 @@ class _Summable:
 
         gathered: dict[str, list[Tensor]] = {}
         for name, tensor in self.tensors().items():
-            parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size(process_group))]
+            parts = [
+                torch.empty_like(tensor) for _ in range(distributed.get_world_size(process_group))
+            ]
             distributed.all_gather(parts, tensor.contiguous(), group=process_group)
             gathered[name] = parts
         total, *others = (

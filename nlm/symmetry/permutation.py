@@ -115,16 +115,12 @@ def inverse(groups: Groups, permutation: Permutation) -> Permutation:
     return {group: undone[group] for group in groups}
 
 
-def _parents_of(
-    groups: Groups, permutation: Permutation, group: str
-) -> tuple[Tensor, ...] | slice:
+def _parents_of(groups: Groups, permutation: Permutation, group: str) -> tuple[Tensor, ...] | slice:
     """For each new index of a group's parents the old one, as an index of the parents' axes."""
     parents = groups[group].parents
     if not parents:
         return slice(None)
-    grid = torch.meshgrid(
-        *(torch.arange(groups[parent].size) for parent in parents), indexing="ij"
-    )
+    grid = torch.meshgrid(*(torch.arange(groups[parent].size) for parent in parents), indexing="ij")
     new = dict(zip(parents, grid, strict=True))
     return tuple(
         permutation[parent][(*(new[above] for above in groups[parent].parents), new[parent])]

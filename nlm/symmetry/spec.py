@@ -111,18 +111,14 @@ class PermutationSpec:
         """A uniformly drawn permutation of every group, the same for the same seed."""
         return permutations.random(self.groups, seed)
 
-    def compose(
-        self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
-    ) -> Permutation:
+    def compose(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Permutation:
         """The permutation that acts as ``first`` and then ``second``."""
         full = permutations.check(self.groups, first), permutations.check(self.groups, second)
         return permutations.compose(self.groups, *full)
 
     def inverse(self, permutation: Mapping[str, Tensor]) -> Permutation:
         """The permutation that undoes another one."""
-        return permutations.inverse(
-            self.groups, permutations.check(self.groups, permutation)
-        )
+        return permutations.inverse(self.groups, permutations.check(self.groups, permutation))
 
     def apply(
         self,
@@ -215,7 +211,10 @@ class PermutationSpec:
                 )
 
     def verify(
-        self, model: "nn.Module", example_inputs: Any, kwargs: Mapping[str, Any] | None = None,
+        self,
+        model: "nn.Module",
+        example_inputs: Any,
+        kwargs: Mapping[str, Any] | None = None,
         seeds: int = 3,
     ) -> Verification:
         """Proves the specification on a model and keeps the proof in :attr:`verified`.
@@ -282,7 +281,8 @@ class PermutationSpec:
             lines.append(f"  {name:<{width}}  [{', '.join(map(str, layouts))}]")
         proof = self.verified
         lines.append(
-            "not verified" if proof is None
+            "not verified"
+            if proof is None
             else f"verified in {proof.dtype}: error {proof.max_error:.1e}, control {proof.control:.1e}"
         )
         return "\n".join(lines)

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nlm._modules import evaluation
 from nlm.symmetry.sequential import discover
 from nlm.symmetry.spec import PermutationSpec
-from nlm._modules import evaluation
 
 
 def trace(

@@ -69,9 +69,7 @@ def _control(spec: PermutationSpec, subject: "_Subject", group: str) -> float:
     return effect
 
 
-def _only(
-    spec: PermutationSpec, permutation: dict[str, Tensor], group: str
-) -> dict[str, Tensor]:
+def _only(spec: PermutationSpec, permutation: dict[str, Tensor], group: str) -> dict[str, Tensor]:
     return {group: permutation[group]}
 
 
