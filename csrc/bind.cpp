@@ -5,13 +5,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "channel_moments.h"
 #include "core/isa.h"
 #include "core/view.h"
+#include "cross_moments.h"
+#include "permute.h"
+#include "scale_shift.h"
 
 namespace py = pybind11;
 
@@ -80,6 +86,93 @@ void bind_channel_moments(py::module_& m) {
       Released());
 }
 
+void bind_scale_shift(py::module_& m) {
+  m.def(
+      "scale_shift",
+      [](const ViewTuple& x, const ViewTuple& y, Address scale, Address shift, Address task_ids,
+         int64_t task_count, int64_t outer_per_sample, int threads) {
+        select(scale_shift_clones)(
+            to_view(x), to_view(y), pointer<void>(scale), pointer<void>(shift),
+            {pointer<int64_t>(task_ids), task_count, outer_per_sample}, threads);
+      },
+      Released());
+  m.def(
+      "scale_shift_backward",
+      [](const ViewTuple& grad, const ViewTuple& x, const ViewTuple& grad_x, Address scale,
+         Address task_ids, int64_t task_count, int64_t outer_per_sample, Address grad_scale,
+         Address grad_shift, int threads) {
+        select(scale_shift_backward_clones)(
+            to_view(grad), to_view(x), to_view(grad_x), pointer<void>(scale),
+            {pointer<int64_t>(task_ids), task_count, outer_per_sample}, pointer<double>(grad_scale),
+            pointer<double>(grad_shift), threads);
+      },
+      Released());
+}
+
+void bind_cross_moments(py::module_& m) {
+  m.def(
+      "cross_moments",
+      [](const ViewTuple& x, const std::optional<ViewTuple>& y, const MaskTuple& mask,
+         Address count, Address mean_x, Address m2_x, Address mean_y, Address m2_y,
+         Address comoment, int threads) {
+        const CrossMomentsState state = {pointer<int64_t>(count), pointer<double>(mean_x),
+                                         pointer<double>(m2_x),   pointer<double>(mean_y),
+                                         pointer<double>(m2_y),   pointer<double>(comoment)};
+        const View3 second = y ? to_view(*y) : View3{};
+        select(cross_moments_clones)(to_view(x), y ? &second : nullptr, to_mask(mask), state,
+                                     threads);
+      },
+      Released());
+}
+
+// (source, target, per axis (size, stride, index, parents)).
+using PermuteAxisTuple = std::tuple<int64_t, int64_t, Address, std::vector<int>>;
+using PermuteTuple = std::tuple<Address, Address, std::vector<PermuteAxisTuple>>;
+
+std::vector<PermuteItem> to_items(const std::vector<PermuteTuple>& tuples) {
+  std::vector<PermuteItem> items(tuples.size());
+  for (size_t t = 0; t < tuples.size(); ++t) {
+    const auto& [source, target, axes] = tuples[t];
+    PermuteItem& item = items[t];
+    item.source = pointer<const void>(source);
+    item.target = pointer<void>(target);
+    item.axis_count = static_cast<int>(axes.size());
+    for (size_t a = 0; a < axes.size(); ++a) {
+      const auto& [size, stride, index, parents] = axes[a];
+      PermuteAxis& axis = item.axes[a];
+      axis.size = size;
+      axis.stride = stride;
+      axis.index = pointer<const int64_t>(index);
+      axis.parent_count = static_cast<int>(parents.size());
+      std::copy(parents.begin(), parents.end(), axis.parents);
+    }
+  }
+  return items;
+}
+
+void bind_permute(py::module_& m) {
+  m.def(
+      "permute",
+      [](const std::vector<PermuteTuple>& tuples, const std::vector<int>& element_bytes,
+         int threads) {
+        const std::vector<PermuteItem> items = to_items(tuples);
+        select(permute_clones)(items.data(), element_bytes.data(),
+                               static_cast<int64_t>(items.size()), threads);
+      },
+      Released());
+  m.def(
+      "permute_add",
+      [](const std::vector<PermuteTuple>& tuples, const std::vector<int>& dtypes,
+         const std::vector<double>& weights, int threads) {
+        const std::vector<PermuteItem> items = to_items(tuples);
+        std::vector<DType> types;
+        for (const int dtype : dtypes) types.push_back(static_cast<DType>(dtype));
+        select(permute_add_clones)(items.data(), types.data(), weights.data(),
+                                   static_cast<int64_t>(items.size()), threads);
+      },
+      Released());
+}
+
 }  // namespace
 }  // namespace nlm
 
@@ -94,4 +187,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   nlm::bind_channel_moments(m);
+  nlm::bind_cross_moments(m);
+  nlm::bind_permute(m);
+  nlm::bind_scale_shift(m);
 }

@@ -22,6 +22,7 @@
 #include <cmath>
 
 #include "core/parallel.h"
+#include "core/rows.h"
 #include "core/simd.h"
 
 namespace nlm::NLM_ISA {
@@ -33,7 +34,6 @@ constexpr int64_t kBlockColumns = 1024;  // sums and shifts of a block: 24 KB, w
 constexpr int64_t kRowGroup = 8;
 constexpr int64_t kRunLength = 8192;      // longest run between two horizontal sums
 constexpr int64_t kTaskElements = 65536;  // least work worth handing to a thread
-constexpr int64_t kShortInner = 64;       // runs below this are read as rows where they are packed
 
 // sums and squares += the columns [0, width) of the given rows. `shift` and the sums are padded to
 // whole vectors, and garbage is added to the padding.
@@ -143,54 +143,24 @@ Counted count_positions(const View3& x, const Mask2& mask) {
   return found;
 }
 
-// The rows of the first way: row r starts at x[r / inner, 0, r % inner], or, where `joined` rows of
-// x make up one, at x[r * joined, 0, 0].
-struct RowPlan {
-  int64_t rows, joined, columns, rest;  // `rest` rows of x are left over by joining
-};
-
-bool plan_rows(const View3& x, const Mask2& mask, RowPlan& plan) {
-  const bool unit_channels = x.channel_stride == 1 || x.channels == 1;
-  const bool packed_run =
-      (x.inner_stride == 1 || x.inner == 1) && (x.channel_stride == x.inner || x.channels == 1);
-  const bool rows_of_channels = unit_channels && !(x.inner_stride == 1 && x.channels < x.inner);
-  const bool rows_of_runs = packed_run && x.inner < kShortInner && mask.data == nullptr;
-  if (x.inner == 1 ? !unit_channels : !(rows_of_channels || rows_of_runs)) return false;
-
-  const bool whole = rows_of_runs;  // a row is all channels and positions of one outer index
-  const int64_t width = whole ? x.channels * x.inner : x.channels;
-  const int64_t rows = whole ? x.outer : x.outer * x.inner;
-  const int64_t row_stride = whole || x.inner == 1 ? x.outer_stride : x.inner_stride;
-  const bool packed = row_stride == width &&
-                      (whole || x.inner == 1 || x.outer == 1 || x.outer_stride == width * x.inner);
-  int64_t joined = 1;
-  if (packed && whole && width < kBlockColumns / 4)
-    joined = smaller(rows, kBlockColumns / 2 / width);
-  plan = {rows / joined, joined, width * joined, rows % joined};
-  return true;
-}
-
 template <class T>
 void sum_rows(const View3& x, const Mask2& mask, const RowPlan& plan, const double* shift,
               double* sum, double* square, int threads) {
-  const int64_t inner = plan.columns == x.channels ? x.inner : 1;  // positions per outer index
   const int64_t block_rows = larger(kBlockRows, ceil_div(plan.rows, kMaxBlocks));
   const int64_t row_blocks = ceil_div(plan.rows, block_rows);
-  const int64_t column_blocks = ceil_div(plan.columns, kBlockColumns);
+  const int64_t column_blocks = ceil_div(plan.width, kBlockColumns);
   const int64_t blocks = row_blocks + (plan.rest > 0);
   const int64_t padded = column_blocks * kBlockColumns;
-  const int64_t run =
-      plan.columns / plan.joined / x.channels;  // columns of one channel in a row of x
 
   const Scratch<double> shifts(padded);
-  for (int64_t j = 0; j < padded; ++j) shifts.data()[j] = shift[(j / run) % x.channels];
+  for (int64_t j = 0; j < padded; ++j) shifts.data()[j] = shift[(j / plan.run) % x.channels];
   const Scratch<double> partials(blocks * 2 * padded);
 
   parallel_for(blocks * column_blocks, threads, [&](int64_t task, int) {
     const int64_t block = task / column_blocks;
     const int64_t first_column = task % column_blocks * kBlockColumns;
     const bool is_rest = block == row_blocks;
-    const int64_t columns = is_rest ? plan.columns / plan.joined * plan.rest : plan.columns;
+    const int64_t columns = is_rest ? plan.rest_width() : plan.width;
     const int64_t width = smaller(kBlockColumns, columns - first_column);
     double* sums = partials.data() + block * 2 * padded + first_column;
     double* squares = sums + padded;
@@ -199,13 +169,12 @@ void sum_rows(const View3& x, const Mask2& mask, const RowPlan& plan, const doub
     if (width <= 0) return;
 
     const double* block_shift = shifts.data() + first_column;
-    const int64_t first = block * block_rows;
-    const int64_t last = is_rest ? first + 1 : smaller(first + block_rows, plan.rows);
+    const int64_t first = is_rest ? plan.rows : block * block_rows;
+    const int64_t last = is_rest ? plan.rows + 1 : smaller(first + block_rows, plan.rows);
     const T* group[kRowGroup];
     int64_t filled = 0;
-    for (int64_t r = is_rest ? plan.rows : first; r < (is_rest ? plan.rows + 1 : last); ++r) {
-      const int64_t o = inner == 1 ? r * plan.joined : r / inner;
-      const int64_t i = inner == 1 ? 0 : r % inner;
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t o = plan.outer_of(r), i = plan.inner_of(r);
       if (!mask.counts(o, i)) continue;
       group[filled++] = x.at<T>(o, 0, i) + first_column;
       if (filled == kRowGroup) {
@@ -225,9 +194,9 @@ void sum_rows(const View3& x, const Mask2& mask, const RowPlan& plan, const doub
     const double* partial = partials.data() + block * 2 * padded;
     for (int64_t j = 0; j < 2 * padded; ++j) partials.data()[j] += partial[j];
   }
-  for (int64_t j = 0; j < plan.columns; ++j) {
-    sum[(j / run) % x.channels] += partials.data()[j];
-    square[(j / run) % x.channels] += partials.data()[padded + j];
+  for (int64_t j = 0; j < plan.width; ++j) {
+    sum[(j / plan.run) % x.channels] += partials.data()[j];
+    square[(j / plan.run) % x.channels] += partials.data()[padded + j];
   }
 }
 
@@ -278,12 +247,9 @@ void sum_runs(const View3& x, const Mask2& mask, const double* shift, double* su
 
 void channel_moments(const View3& given, const Mask2& given_mask, int64_t* count, double* mean,
                      double* m2, int threads) {
-  View3 x = given;
-  Mask2 mask = given_mask;
-  if (x.inner == 1 && x.channels == 1) {  // a plain vector is one run
-    x = {x.data, x.dtype, 1, 1, x.outer, 0, 0, x.outer_stride};
-    mask = {mask.data, 0, mask.outer_stride};
-  }
+  const bool vector = given.inner == 1 && given.channels == 1;
+  const View3 x = vector ? as_run(given) : given;
+  const Mask2 mask = vector ? Mask2{given_mask.data, 0, given_mask.outer_stride} : given_mask;
   for (int64_t c = 0; c < x.channels; ++c) mean[c] = m2[c] = 0;
   const Counted counted = count_positions(x, mask);
   *count = counted.count;
@@ -301,8 +267,10 @@ void channel_moments(const View3& given, const Mask2& given_mask, int64_t* count
       const double value = load_one(x.at<T>(counted.outer, c, counted.inner));
       shift[c] = std::isfinite(value) ? value : 0.0;  // infinity - infinity would hide the mean
     }
-    RowPlan plan;
-    if (plan_rows(x, mask, plan)) {
+    const View3* views[] = {&x};
+    const bool all = mask.data == nullptr;
+    const RowPlan plan = plan_rows(views, 1, all, all);
+    if (plan.rows > 0) {
       sum_rows<T>(x, mask, plan, shift, sum, square, threads);
     } else {
       sum_runs<T>(x, mask, shift, sum, square, threads);

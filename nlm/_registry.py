@@ -73,6 +73,7 @@ def register(
     cpu: Callable[..., Any],
     cuda: Callable[..., Any] | None,
     missing: Mapping[str, str | None],
+    check_values: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
 ) -> Operation:
@@ -88,6 +89,9 @@ def register(
         See :class:`Operation`. ``cuda=None`` declares the operation ``cpu_only``.
     missing : mapping
         For "cpu" and "cuda", why that kernel cannot be called here; None or absent when it can.
+    check_values : callable, optional
+        Checks that must read values (index ranges), which ``out`` cannot do on meta tensors. Runs
+        before the reference; a kernel calls it itself, unless it checks on the device.
     backward, setup_context : callable, optional
         As in ``torch.library.register_autograd``.
     """
@@ -99,6 +103,8 @@ def register(
     @functools.wraps(reference)
     def checked_reference(*args: Any) -> Any:
         out(*args)
+        if check_values is not None:
+            check_values(*args)
         return reference(*args)
 
     qualified = f"nlm::{name}"

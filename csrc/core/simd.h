@@ -130,6 +130,18 @@ NLM_INLINE Wide<T> to_float64(typename Lanes<T>::vector value) {
   }
 }
 
+// The inverse of to_float64, rounded to nearest.
+NLM_INLINE vdouble from_float64(const Wide<double>& wide) { return wide.part[0]; }
+NLM_INLINE vfloat from_float64(const Wide<float>& wide) {
+  typedef float half_vector __attribute__((vector_size(kVectorBytes / 2)));
+  const half_vector low = __builtin_convertvector(wide.part[0], half_vector);
+  const half_vector high = __builtin_convertvector(wide.part[1], half_vector);
+  vfloat value;
+  std::memcpy(&value, &low, sizeof low);
+  std::memcpy(reinterpret_cast<char*>(&value) + sizeof low, &high, sizeof high);
+  return value;
+}
+
 // Sum of the lanes by halving: a fixed tree.
 template <class V>
 NLM_INLINE auto sum_lanes(V value) {

@@ -61,11 +61,25 @@ def positions_view(mask: Tensor, dim: int) -> Tensor:
     return _view(mask, (outer, inner))
 
 
-def _view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def empty_like(x: Tensor, dim: int) -> Tensor:
+    """Uninitialised memory of x's shape, in x's layout where that has a `channels_view`."""
+    result = torch.empty_like(x)
+    outer, inner = math.prod(x.shape[:dim]), math.prod(x.shape[dim + 1 :])
+    if _try_view(result, (outer, x.shape[dim], inner)) is None:
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return result
+
+
+def _try_view(x: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     try:
         return x.view(shape)
     except RuntimeError:  # "view size is not compatible": there is no other way to ask
-        return x.contiguous().view(shape)
+        return None
+
+
+def _view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    view = _try_view(x, shape)
+    return x.contiguous().view(shape) if view is None else view
 
 
 def positions_last(x: Tensor, dim: int) -> Tensor:

@@ -1,0 +1,394 @@
+// Joint moments of two streams, x [n, cx] and y [n, cy]: a matrix product of deviations.
+//
+// The samples are taken in blocks of 2048. A block goes through three parallel passes:
+//   pack      copies it, widened to float32 (float64 for float64), into panels [sample][lane] of
+//             one vector of channels each, whatever the layout of the tensor;
+//   centre    takes each channel's mean and sum of squared deviations in float64 and leaves the
+//             deviations in the panel, divided by a power of two: their largest is near 1;
+//   multiply  sums dx dy^T over the block for one tile of the matrix, and merges it into the state
+//             with Chan's n_a n_b / (n_a + n_b) delta_x delta_y^T.
+//
+// Numerics. A deviation is rounded to float32 once, after the subtraction in float64, so a large
+// mean costs nothing; the power of two keeps products of tiny or huge channels from under- or
+// overflowing. Products are accumulated with fma (where the machine has it) in float32 over 64
+// samples, two such sums are added, and that is added in float64. The worst case, all terms equal,
+// errs by 1.3e-6; random data by 1e-7. An entry of the matrix sees its samples in the same order
+// whatever tile it lies in, so tiles may depend on the number of threads and the bits do not.
+//
+// Blocking: 3 panels x 128 samples of y (24 KB on AVX-512) stay in the first-level cache while the
+// rows of the tile pass by; the float64 tile (72 KB) stays in the second level for the whole block.
+#include "cross_moments.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "core/parallel.h"
+#include "core/simd.h"
+#include "core/transpose.h"
+
+namespace nlm::NLM_ISA {
+namespace {
+
+constexpr int64_t kBlock = 2048;  // samples that are centred together
+constexpr int64_t kSlice = 128;   // samples that one packing task copies, and per float64 flush
+constexpr int64_t kRun = 64;      // samples that are accumulated in float32
+constexpr int64_t kTile = 96;     // rows and columns of a tile; a multiple of every vector length
+
+// Register blocking of the multiplication, kRows x kVectors accumulators: 24 of 32 registers with
+// AVX-512, 12 of 16 with AVX2, 8 of 16 with SSE, which needs one more for the product.
+template <class S>
+struct Blocking {
+  static constexpr int kLanes = Lanes<S>::count;
+  static constexpr int kMost = kVectorBytes == 64 ? 8 : 4;
+  static constexpr int kRows = kLanes < kMost ? kLanes : kMost;
+#if defined(__x86_64__) && !defined(__FMA__)
+  static constexpr int kVectors = 2;
+#else
+  static constexpr int kVectors = 3;
+#endif
+};
+
+// The counted positions of a block, in order. run[k] positions from k on lie in one row of `inner`.
+struct Samples {
+  int64_t outer[kBlock];
+  int64_t inner[kBlock];
+  int64_t run[kBlock];
+  int64_t count;
+
+  // Takes positions from `position` on (outer * inner_size + inner) and moves it behind the last.
+  void collect(const View3& x, const Mask2& mask, int64_t& position) {
+    const int64_t end = x.outer * x.inner;
+    int64_t o = x.inner > 0 ? position / x.inner : 0;
+    int64_t i = x.inner > 0 ? position % x.inner : 0;
+    for (count = 0; position < end && count < kBlock; ++position) {
+      if (mask.counts(o, i)) {
+        outer[count] = o;
+        inner[count] = i;
+        ++count;
+      }
+      if (++i == x.inner) {
+        i = 0;
+        ++o;
+      }
+    }
+    for (int64_t k = count - 1; k >= 0; --k) {
+      const bool joined = k + 1 < count && outer[k + 1] == outer[k] && inner[k + 1] == inner[k] + 1;
+      run[k] = joined ? run[k + 1] + 1 : 1;
+    }
+  }
+};
+
+// One stream's block, packed: panel(c / lanes)[k * lanes + c % lanes] holds channel c of sample k.
+// Channels behind the last one are 0. An odd number of cache lines between panels keeps the same
+// sample of neighbouring panels out of the same cache set.
+template <class S>
+struct Packed {
+  static constexpr int64_t kLanes = Lanes<S>::count;
+
+  explicit Packed(int64_t channel_count, int64_t capacity)
+      : channels(channel_count),
+        panels(ceil_div(channel_count, kLanes)),
+        stride((larger(capacity, 1) / 2 * 2 + 1) * kLanes),
+        values(panels * stride),
+        mean(panels * kLanes),
+        m2(panels * kLanes),
+        scale(panels * kLanes),
+        delta(panels * kLanes) {}
+
+  S* panel(int64_t p) const { return values.data() + p * stride; }
+
+  int64_t channels, panels, stride;
+  Scratch<S> values;
+  Scratch<double> mean, m2, scale;  // of the block; the deviations are values * scale
+  Scratch<double> delta;            // the block's mean less the state's
+};
+
+// Copies samples [begin, end) of all channels into the panels.
+template <class T, class S>
+void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end,
+          const Packed<S>& packed) {
+  constexpr int64_t kLanes = Packed<S>::kLanes;
+  using V = typename Lanes<T>::vector;
+  if (view.channel_stride == 1) {
+    for (int64_t k = begin; k < end; ++k) {
+      const T* row = view.at<T>(samples.outer[k], 0, samples.inner[k]);
+      for (int64_t p = 0; p < packed.panels; ++p) {
+        const int64_t left = packed.channels - p * kLanes;
+        const T* source = row + p * kLanes;
+        store(packed.panel(p) + k * kLanes,
+              left < kLanes ? load_first(source, left) : load(source));
+      }
+    }
+    return;
+  }
+  for (int64_t p = 0; p < packed.panels; ++p) {
+    const int64_t c = p * kLanes;
+    const int64_t channels = smaller(kLanes, packed.channels - c);
+    for (int64_t k = begin; k < end;) {
+      const T* source = view.at<T>(samples.outer[k], c, samples.inner[k]);
+      S* target = packed.panel(p) + k * kLanes;
+      if (view.inner_stride == 1 && samples.run[k] >= kLanes && k + kLanes <= end) {
+        V square[kLanes] = {};
+        for (int64_t lane = 0; lane < channels; ++lane) {
+          square[lane] = load(source + lane * view.channel_stride);
+        }
+        transpose(square);
+        for (int64_t i = 0; i < kLanes; ++i) store(target + i * kLanes, square[i]);
+        k += kLanes;
+      } else {
+        store(target, load_strided(source, view.channel_stride, channels));
+        k += 1;
+      }
+    }
+  }
+}
+
+// Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale.
+template <class S>
+void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
+  constexpr int64_t kLanes = Packed<S>::kLanes;
+  constexpr int kParts = Wide<S>::kParts;
+  constexpr int64_t kPartLanes = kLanes / kParts;
+  using V = typename Lanes<S>::vector;
+  S* values = packed.panel(p);
+
+  Wide<S> sum = {};
+  const V first = load(values);
+  V reach = {};  // the largest distance from the first sample: at most twice the largest deviation
+  for (int64_t k = 0; k < samples; ++k) {
+    const V value = load(values + k * kLanes);
+    const Wide<S> wide = to_float64<S>(value);
+    for (int part = 0; part < kParts; ++part) sum.part[part] += wide.part[part];
+    const V distance = value > first ? value - first : first - value;
+    reach = distance > reach ? distance : reach;
+  }
+
+  Wide<S> mean, inverse_scale, m2 = {};
+  for (int part = 0; part < kParts; ++part) {
+    mean.part[part] = sum.part[part] / static_cast<double>(samples);
+    for (int64_t lane = 0; lane < kPartLanes; ++lane) {
+      const double distance = static_cast<double>(reach[part * kPartLanes + lane]);
+      int exponent = 0;
+      if (distance > 0 && __builtin_isfinite(distance)) std::frexp(distance, &exponent);
+      exponent = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
+      packed.scale.data()[p * kLanes + part * kPartLanes + lane] = std::ldexp(1.0, exponent);
+      inverse_scale.part[part][lane] = std::ldexp(1.0, -exponent);
+    }
+  }
+
+  for (int64_t k = 0; k < samples; ++k) {
+    Wide<S> wide = to_float64<S>(load(values + k * kLanes));
+    for (int part = 0; part < kParts; ++part) {
+      const vdouble deviation = wide.part[part] - mean.part[part];
+      m2.part[part] += deviation * deviation;
+      wide.part[part] = deviation * inverse_scale.part[part];
+    }
+    store(values + k * kLanes, from_float64(wide));
+  }
+  for (int part = 0; part < kParts; ++part) {
+    store(packed.mean.data() + p * kLanes + part * kPartLanes, mean.part[part]);
+    store(packed.m2.data() + p * kLanes + part * kPartLanes, m2.part[part]);
+  }
+}
+
+// tile[kRows, kVectors * lanes] += sum over samples of a[k][row] * b[k][column]; `a` points into a
+// panel, `b` at the first of kVectors panels that lie `b_stride` apart.
+template <class S, int kVectors>
+void multiply(const S* a, const S* b, int64_t b_stride, int64_t samples, double* tile) {
+  constexpr int kLanes = Blocking<S>::kLanes;
+  constexpr int kRows = Blocking<S>::kRows;
+  using V = typename Lanes<S>::vector;
+  V total[kRows][kVectors] = {};
+  for (int64_t begin = 0; begin < samples; begin += kRun) {
+    const int64_t end = smaller(begin + kRun, samples);
+    V sum[kRows][kVectors] = {};
+    for (int64_t k = begin; k < end; ++k) {
+      V column[kVectors];
+      for (int j = 0; j < kVectors; ++j) column[j] = load(b + j * b_stride + k * kLanes);
+      for (int i = 0; i < kRows; ++i) {
+        const V row = broadcast(a[k * kLanes + i]);
+        for (int j = 0; j < kVectors; ++j) sum[i][j] = fma(row, column[j], sum[i][j]);
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kVectors; ++j) total[i][j] += sum[i][j];
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kVectors; ++j) {
+      const Wide<S> wide = to_float64<S>(total[i][j]);
+      for (int part = 0; part < Wide<S>::kParts; ++part) {
+        double* target = tile + i * kTile + j * kLanes + part * Lanes<double>::count;
+        store(target, load(target) + wide.part[part]);
+      }
+    }
+  }
+}
+
+template <class S>
+void multiply(int vectors, const S* a, const S* b, int64_t b_stride, int64_t samples,
+              double* tile) {
+  if (vectors == 1) return multiply<S, 1>(a, b, b_stride, samples, tile);
+  if (vectors == 2) return multiply<S, 2>(a, b, b_stride, samples, tile);
+  return multiply<S, Blocking<S>::kVectors>(a, b, b_stride, samples, tile);
+}
+
+// A tile in panels: rows [row_begin, row_end) of x, columns [column_begin, column_end) of y.
+struct Region {
+  int64_t row_begin, row_end, column_begin, column_end;
+};
+
+// tile = sum over the block's samples of the scaled deviations' products. Where `same`, what lies
+// wholly below the diagonal stays unset.
+template <class S>
+void multiply_tile(const Packed<S>& x, const Packed<S>& y, bool same, const Region& region,
+                   int64_t samples, double* tile) {
+  constexpr int64_t kLanes = Packed<S>::kLanes;
+  constexpr int kMost = Blocking<S>::kVectors;
+  std::memset(tile, 0, kTile * kTile * sizeof(double));
+  for (int64_t k = 0; k < samples; k += kSlice) {
+    const int64_t count = smaller(kSlice, samples - k);
+    for (int64_t column = region.column_begin; column < region.column_end;) {
+      const int64_t left = region.column_end - column;
+      const int vectors = static_cast<int>(left == 4 ? 2 : smaller(left, kMost));
+      for (int64_t row = region.row_begin; row < region.row_end; ++row) {
+        if (same && row >= column + vectors) continue;
+        const int64_t rows = smaller(kLanes, x.channels - row * kLanes);
+        for (int64_t r = 0; r < rows; r += Blocking<S>::kRows) {
+          double* target = tile + ((row - region.row_begin) * kLanes + r) * kTile +
+                           (column - region.column_begin) * kLanes;
+          multiply<S>(vectors, x.panel(row) + k * kLanes + r, y.panel(column) + k * kLanes,
+                      y.stride, count, target);
+        }
+      }
+      column += vectors;
+    }
+  }
+}
+
+// Adds a finished tile to the state. `fraction` is n_a n_b / (n_a + n_b).
+template <class S>
+void merge_tile(const Packed<S>& x, const Packed<S>& y, bool same, const Region& region,
+                double fraction, const double* tile, double* comoment) {
+  constexpr int64_t kLanes = Packed<S>::kLanes;
+  const int64_t row_begin = region.row_begin * kLanes;
+  const int64_t column_begin = region.column_begin * kLanes;
+  const int64_t row_end = smaller(region.row_end * kLanes, x.channels);
+  const int64_t column_end = smaller(region.column_end * kLanes, y.channels);
+  for (int64_t i = row_begin; i < row_end; ++i) {
+    const double* sums = tile + (i - row_begin) * kTile - column_begin;
+    double* target = comoment + i * y.channels;
+    const double scale = x.scale.data()[i];
+    const double delta = x.delta.data()[i];
+    for (int64_t j = same ? larger(i, column_begin) : column_begin; j < column_end; ++j) {
+      target[j] += sums[j] * (scale * y.scale.data()[j]) + fraction * (delta * y.delta.data()[j]);
+    }
+  }
+}
+
+// Copies what lies above the diagonal of comoment [n, n] below it, in squares that stay in cache.
+void mirror(double* comoment, int64_t n, int threads) {
+  constexpr int64_t kSquare = 32;
+  parallel_for(ceil_div(n, kSquare), threads, [&](int64_t task, int) {
+    const int64_t row_end = smaller((task + 1) * kSquare, n);
+    for (int64_t column = 0; column < row_end; column += kSquare) {
+      for (int64_t i = task * kSquare; i < row_end; ++i) {
+        const int64_t column_end = smaller(column + kSquare, i);
+        for (int64_t j = column; j < column_end; ++j) comoment[i * n + j] = comoment[j * n + i];
+      }
+    }
+  });
+}
+
+// Chan's merge of the block's means and sums of squares into the state's.
+template <class S>
+void merge_channels(const Packed<S>& packed, double weight, double fraction, double* mean,
+                    double* m2) {
+  for (int64_t c = 0; c < packed.channels; ++c) {
+    const double delta = packed.delta.data()[c];
+    mean[c] += __builtin_isfinite(delta) ? delta * weight : packed.mean.data()[c];
+    m2[c] += packed.m2.data()[c] + fraction * (delta * delta);
+  }
+}
+
+template <class S>
+void set_delta(const Packed<S>& packed, const double* mean) {
+  for (int64_t c = 0; c < packed.channels; ++c) {
+    packed.delta.data()[c] = packed.mean.data()[c] - mean[c];
+  }
+}
+
+// Rows of panels per tile: fewer when there are few tiles for the threads.
+template <class S>
+int64_t tile_rows(int64_t row_panels, int64_t column_tiles, int threads) {
+  int64_t rows = kTile / Packed<S>::kLanes;
+  while (rows > 1 && ceil_div(row_panels, rows) * column_tiles < 4 * threads) rows /= 2;
+  return rows;
+}
+
+template <class T>
+void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMomentsState& state,
+               int threads) {
+  using S = typename Lanes<T>::scalar;
+  const bool same = y == nullptr;
+  const int64_t capacity = smaller(kBlock, x.outer * x.inner);
+  Samples samples;
+  const Packed<S> packed_x(x.channels, capacity);
+  const Packed<S> packed_y_or_empty(same ? 0 : y->channels, capacity);
+  const Packed<S>& packed_y = same ? packed_x : packed_y_or_empty;
+
+  constexpr int64_t kColumns = kTile / Packed<S>::kLanes;
+  const int64_t column_tiles = ceil_div(packed_y.panels, kColumns);
+  const int64_t rows = tile_rows<S>(packed_x.panels, column_tiles, threads);
+  const int64_t row_tiles = ceil_div(packed_x.panels, rows);
+
+  for (int64_t position = 0; position < x.outer * x.inner;) {
+    samples.collect(x, mask, position);
+    const int64_t count = samples.count;
+    if (count == 0) break;
+
+    parallel_for(ceil_div(count, kSlice), threads, [&](int64_t task, int) {
+      const int64_t end = smaller((task + 1) * kSlice, count);
+      pack<T>(x, samples, task * kSlice, end, packed_x);
+      if (!same) pack<T>(*y, samples, task * kSlice, end, packed_y);
+    });
+    parallel_for(packed_x.panels + packed_y_or_empty.panels, threads, [&](int64_t task, int) {
+      const bool is_x = task < packed_x.panels;
+      centre(is_x ? packed_x : packed_y, is_x ? task : task - packed_x.panels, count);
+    });
+
+    const double before = static_cast<double>(*state.count);
+    const double weight = static_cast<double>(count) / (before + static_cast<double>(count));
+    const double fraction = before * weight;
+    set_delta(packed_x, state.mean_x);
+    if (!same) set_delta(packed_y, state.mean_y);
+    parallel_for(row_tiles * column_tiles, threads, [&](int64_t task, int) {
+      const int64_t row = task / column_tiles * rows;
+      const int64_t column = task % column_tiles * kColumns;
+      const Region region = {row, smaller(row + rows, packed_x.panels), column,
+                             smaller(column + kColumns, packed_y.panels)};
+      if (same && region.row_begin >= region.column_end) return;
+      alignas(64) double tile[kTile * kTile];
+      multiply_tile(packed_x, packed_y, same, region, count, tile);
+      merge_tile(packed_x, packed_y, same, region, fraction, tile, state.comoment);
+    });
+
+    merge_channels(packed_x, weight, fraction, state.mean_x, state.m2_x);
+    if (!same) merge_channels(packed_y, weight, fraction, state.mean_y, state.m2_y);
+    *state.count += count;
+  }
+  if (same) {
+    for (int64_t c = 0; c < x.channels; ++c) state.comoment[c * x.channels + c] = state.m2_x[c];
+    mirror(state.comoment, x.channels, threads);
+  }
+}
+
+}  // namespace
+
+void cross_moments(const View3& x, const View3* y, const Mask2& mask,
+                   const CrossMomentsState& state, int threads) {
+  with_dtype(x.dtype,
+             [&](auto element) { add_batch<decltype(element)>(x, y, mask, state, threads); });
+}
+
+}  // namespace nlm::NLM_ISA

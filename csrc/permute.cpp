@@ -1,0 +1,276 @@
+// Gathers axes of a list of tensors: target[i] = source[j], j_a = index_a[i_parents(a), i_a].
+//
+// All tensors of a call are cut into ranges of 256 KB of output, and the threads share these.
+// Within a range the output is written in order, a row (the last axis) at a time; the source offset
+// of a row is the sum of its axes' terms, of which only those that change with the innermost outer
+// axis are added anew for each row. A row is then a memcpy, a strided copy or a gather from within
+// one source row.
+//
+// Axes that are neither gathered nor a parent, and adjoin in the source, are first merged into one,
+// so that `[out, in, 3, 3]` with both channels permuted copies runs of nine.
+#include "permute.h"
+
+#include <cstring>
+
+#include "core/parallel.h"
+#include "core/simd.h"
+
+namespace nlm::NLM_ISA {
+namespace {
+
+constexpr int64_t kTaskBytes = 256 << 10;
+
+struct PlanAxis {
+  int64_t size;
+  int64_t stride;
+  const int64_t* index;
+  bool has_parents;
+  int64_t
+      parent_stride[kPermuteMaxAxes + 1];  // steps of `index` per step of each axis; 0: no parent
+};
+
+// A tensor with merged axes: at least one; no axis has the last one as its parent.
+struct Plan {
+  const void* source;
+  void* target;
+  int count;
+  int64_t elements;
+  PlanAxis axes[kPermuteMaxAxes + 1];
+
+  // What axis `a` adds to the source offset at an output position.
+  NLM_INLINE int64_t term(int a, const int64_t* position) const {
+    const PlanAxis& axis = axes[a];
+    if (axis.index == nullptr) return position[a] * axis.stride;
+    return index_row(a, position)[position[a]] * axis.stride;
+  }
+
+  NLM_INLINE const int64_t* index_row(int a, const int64_t* position) const {
+    const PlanAxis& axis = axes[a];
+    int64_t offset = 0;
+    if (axis.has_parents) {
+      for (int p = 0; p < count; ++p) offset += axis.parent_stride[p] * position[p];
+    }
+    return axis.index + offset;
+  }
+
+  NLM_INLINE bool changes_with(int a, int other) const {
+    return a == other || axes[a].parent_stride[other] != 0;
+  }
+};
+
+void make_plan(const PermuteItem& item, Plan& plan) {
+  bool is_parent[kPermuteMaxAxes] = {};
+  for (int a = 0; a < item.axis_count; ++a) {
+    for (int p = 0; p < item.axes[a].parent_count; ++p) is_parent[item.axes[a].parents[p]] = true;
+  }
+  plan.source = item.source;
+  plan.target = item.target;
+  plan.count = 0;
+  plan.elements = 1;
+  int place[kPermuteMaxAxes];  // of an item's axis in the plan
+  bool last_is_plain = false;
+  bool last_is_parent = false;
+  for (int a = 0; a < item.axis_count; ++a) {
+    const PermuteAxis& axis = item.axes[a];
+    const bool is_plain = axis.index == nullptr && !is_parent[a];
+    plan.elements *= axis.size;
+    if (is_plain && last_is_plain && plan.axes[plan.count - 1].stride == axis.stride * axis.size) {
+      plan.axes[plan.count - 1].size *= axis.size;
+      plan.axes[plan.count - 1].stride = axis.stride;
+    } else {
+      plan.axes[plan.count++] = {axis.size, axis.stride, axis.index, axis.parent_count > 0, {}};
+    }
+    place[a] = plan.count - 1;
+    last_is_plain = is_plain;
+    last_is_parent = is_parent[a];
+  }
+  if (plan.count == 0 || last_is_parent) plan.axes[plan.count++] = {1, 1, nullptr, false, {}};
+  for (int a = 0; a < item.axis_count; ++a) {
+    const PermuteAxis& axis = item.axes[a];
+    int64_t step = axis.size;
+    for (int p = axis.parent_count - 1; p >= 0; --p) {
+      plan.axes[place[a]].parent_stride[place[axis.parents[p]]] = step;
+      step *= item.axes[axis.parents[p]].size;
+    }
+  }
+}
+
+// Elements whose bytes alone matter.
+struct Bytes16 {
+  uint64_t half[2];
+};
+
+// target[i] = source[...] along a row.
+template <class T>
+struct Assign {
+  using Element = T;
+
+  NLM_INLINE void contiguous(T* target, const T* source, int64_t n) const {
+    std::memcpy(target, source, static_cast<size_t>(n) * sizeof(T));
+  }
+  NLM_INLINE void strided(T* target, const T* source, int64_t stride, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) target[i] = source[i * stride];
+  }
+  NLM_INLINE void gathered(T* target, const T* source, int64_t stride, const int64_t* index,
+                           int64_t n) const {
+    if (stride == 1) {
+      for (int64_t i = 0; i < n; ++i) target[i] = source[index[i]];
+    } else {
+      for (int64_t i = 0; i < n; ++i) target[i] = source[index[i] * stride];
+    }
+  }
+};
+
+// target[i] += weight * source[...] along a row.
+template <class T>
+struct Accumulate {
+  using Element = T;
+  static constexpr int64_t kLanes = Lanes<T>::count;
+  typename Lanes<T>::scalar weight;
+
+  NLM_INLINE void add(T* target, const T* source, int64_t n) const {
+    if (n == kLanes) {
+      store(target, load(target) + load(source) * weight);
+    } else {
+      store_first(target, load_first(target, n) + load_first(source, n) * weight, n);
+    }
+  }
+  NLM_INLINE void contiguous(T* target, const T* source, int64_t n) const {
+    for (int64_t i = 0; i < n; i += kLanes) add(target + i, source + i, smaller(kLanes, n - i));
+  }
+  NLM_INLINE void strided(T* target, const T* source, int64_t stride, int64_t n) const {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int64_t lanes = smaller(kLanes, n - i);
+      T block[kLanes];
+      for (int64_t lane = 0; lane < lanes; ++lane) block[lane] = source[(i + lane) * stride];
+      add(target + i, block, lanes);
+    }
+  }
+  NLM_INLINE void gathered(T* target, const T* source, int64_t stride, const int64_t* index,
+                           int64_t n) const {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int64_t lanes = smaller(kLanes, n - i);
+      T block[kLanes];
+      for (int64_t lane = 0; lane < lanes; ++lane) block[lane] = source[index[i + lane] * stride];
+      add(target + i, block, lanes);
+    }
+  }
+};
+
+// Writes the output elements [begin, end) of a plan.
+template <class Row>
+void permute_range(const Plan& plan, int64_t begin, int64_t end, const Row& row) {
+  using T = typename Row::Element;
+  const T* source = static_cast<const T*>(plan.source);
+  T* target = static_cast<T*>(plan.target);
+  const int last = plan.count - 1;
+  const int middle = last - 1;  // the axis that steps from row to row; -1 when there is one row
+  const PlanAxis& along = plan.axes[last];
+
+  int64_t position[kPermuteMaxAxes + 1];
+  int64_t rest = begin;
+  for (int a = last; a >= 0; --a) {
+    position[a] = rest % plan.axes[a].size;
+    rest /= plan.axes[a].size;
+  }
+  while (begin < end) {
+    int64_t slab = 0;
+    for (int a = 0; a < middle; ++a) {
+      if (!plan.changes_with(a, middle)) slab += plan.term(a, position);
+    }
+    const int64_t rows = middle < 0 ? 1 : plan.axes[middle].size;
+    for (int64_t r = middle < 0 ? 0 : position[middle]; r < rows && begin < end; ++r) {
+      int64_t offset = slab;
+      if (middle >= 0) {
+        position[middle] = r;
+        for (int a = 0; a <= middle; ++a) {
+          if (plan.changes_with(a, middle)) offset += plan.term(a, position);
+        }
+      }
+      const int64_t column = position[last];
+      const int64_t n = smaller(along.size - column, end - begin);
+      if (along.index != nullptr) {
+        row.gathered(target + begin, source + offset, along.stride,
+                     plan.index_row(last, position) + column, n);
+      } else if (along.stride == 1) {
+        row.contiguous(target + begin, source + offset + column, n);
+      } else {
+        row.strided(target + begin, source + offset + column * along.stride, along.stride, n);
+      }
+      position[last] = 0;
+      begin += n;
+    }
+    for (int a = middle; a >= 0; --a) {
+      position[a] = a == middle ? 0 : position[a] + 1;
+      if (a < middle) {
+        if (position[a] < plan.axes[a].size) break;
+        position[a] = 0;
+      }
+    }
+  }
+}
+
+// run(item, plan, begin, end) over ranges of about kTaskBytes of all items' outputs.
+template <class ElementBytes, class Run>
+void for_all_ranges(const PermuteItem* items, int64_t count, int threads,
+                    const ElementBytes& element_bytes, const Run& run) {
+  const Scratch<Plan> plans(count);
+  const Scratch<int64_t> first_task(count + 1);
+  first_task.data()[0] = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    make_plan(items[t], plans.data()[t]);
+    const int64_t bytes = plans.data()[t].elements * element_bytes(t);
+    first_task.data()[t + 1] = first_task.data()[t] + ceil_div(bytes, kTaskBytes);
+  }
+  parallel_for(first_task.data()[count], threads, [&](int64_t task, int) {
+    int64_t item = 0;
+    for (int64_t above = count; above - item > 1;) {
+      const int64_t half = (item + above) / 2;
+      (first_task.data()[half] <= task ? item : above) = half;
+    }
+    const Plan& plan = plans.data()[item];
+    const int64_t step = kTaskBytes / element_bytes(item);
+    const int64_t begin = (task - first_task.data()[item]) * step;
+    run(item, plan, begin, smaller(begin + step, plan.elements));
+  });
+}
+
+int bytes_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+}  // namespace
+
+void permute(const PermuteItem* items, const int* element_bytes, int64_t count, int threads) {
+  for_all_ranges(
+      items, count, threads, [&](int64_t item) { return element_bytes[item]; },
+      [&](int64_t item, const Plan& plan, int64_t begin, int64_t end) {
+        switch (element_bytes[item]) {
+          case 1:
+            return permute_range(plan, begin, end, Assign<uint8_t>{});
+          case 2:
+            return permute_range(plan, begin, end, Assign<uint16_t>{});
+          case 4:
+            return permute_range(plan, begin, end, Assign<uint32_t>{});
+          case 8:
+            return permute_range(plan, begin, end, Assign<uint64_t>{});
+          case 16:
+            return permute_range(plan, begin, end, Assign<Bytes16>{});
+        }
+      });
+}
+
+void permute_add(const PermuteItem* items, const DType* dtypes, const double* weights,
+                 int64_t count, int threads) {
+  for_all_ranges(
+      items, count, threads, [&](int64_t item) { return bytes_of(dtypes[item]); },
+      [&](int64_t item, const Plan& plan, int64_t begin, int64_t end) {
+        with_dtype(dtypes[item], [&](auto element) {
+          using T = decltype(element);
+          using S = typename Lanes<T>::scalar;
+          permute_range(plan, begin, end, Accumulate<T>{static_cast<S>(weights[item])});
+        });
+      });
+}
+
+}  // namespace nlm::NLM_ISA

@@ -1,0 +1,390 @@
+"""Gathers axes of a list of tensors by index arrays that may depend on other axes.
+
+For a tensor x and an output position i,
+
+    out[i] = x[j],    j_a = index_a[i_p1, i_p2, ..., i_a]   for a gathered axis a with parents p,
+                      j_a = i_a                             for any other axis .
+
+This is the gather convention new[i] = old[p[i]]. A parent lets a permutation differ per head or per
+expert; it is always read at the *output* position. Where one dimension of a parameter is made of
+several groups of axes (heads x features), the caller passes a view with these groups as axes.
+
+`permute_add_` adds instead: out += weight * gathered, in float32 (float64 for float64), rounded to
+the output's type once.
+
+Bytes: one read and one write of every tensor (permute_add_: two reads, one write). Flops: none (2
+per element). Numerics: permute copies bits; permute_add_ rounds after the product and after the
+sum, so kernel and reference agree in every bit, for any number of threads.
+
+A schema has no nested lists. Behind the tensors it takes one flat list each of the `indices`, of
+their `owners` (positions in the list of tensors), of their `axes`, of all `parents` one after the
+other, and of `parent_counts`: ``*flat`` below.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nlm import _native
+from nlm._registry import register
+
+_MAX_DIMS = 16  # kPermuteMaxAxes of csrc/permute.h
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class _Gather(NamedTuple):
+    """One gathered axis."""
+
+    index: Tensor
+    owner: int
+    axis: int
+    parents: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"axis {self.axis} of tensor {self.owner}"
+
+
+def reference(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
+    gathers = _unflatten(*flat)
+    _check_ranges("permute", gathers)
+    return [_gather(x, [g for g in gathers if g.owner == t]) for t, x in enumerate(tensors)]
+
+
+def reference_add(
+    out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any
+) -> None:
+    gathers = _unflatten(*flat)
+    _check_ranges("permute_add_", gathers)
+    _check_apart(out, tensors)
+    for t, (target, x, weight) in enumerate(zip(out, tensors, weights, strict=True)):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        gathered = _gather(x, [g for g in gathers if g.owner == t])
+        product = gathered.to(dtype) * torch.tensor(weight, dtype=dtype)
+        target.copy_(target.to(dtype) + product)
+
+
+def _gather(x: Tensor, gathers: list[_Gather]) -> Tensor:
+    if not gathers:
+        return x.clone(memory_format=torch.contiguous_format)
+    grid = [
+        torch.arange(size, device=x.device).view([-1 if a == b else 1 for b in range(x.dim())])
+        for a, size in enumerate(x.shape)
+    ]
+    where = list(grid)
+    for index, _, axis, parents in gathers:
+        where[axis] = index[(*(grid[p] for p in parents), grid[axis])]
+    return x[tuple(where)].contiguous()
+
+
+def _unflatten(
+    indices: list[Tensor],
+    owners: list[int],
+    axes: list[int],
+    parents: list[int],
+    parent_counts: list[int],
+) -> list[_Gather]:
+    remaining = iter(parents)
+    return [
+        _Gather(index, owner, axis, tuple(itertools.islice(remaining, count)))
+        for index, owner, axis, count in zip(indices, owners, axes, parent_counts, strict=True)
+    ]
+
+
+def _out(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
+    _check("permute", tensors, _unflatten(*flat))
+    return [x.new_empty(x.shape) for x in tensors]
+
+
+def _out_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any) -> None:
+    _check("permute_add_", tensors, _unflatten(*flat))
+    if not len(out) == len(tensors) == len(weights):
+        raise ValueError(
+            "nlm.permute_add_: out, tensors and weights must have one length, "
+            f"got {len(out)}, {len(tensors)} and {len(weights)}"
+        )
+    for t, (target, x) in enumerate(zip(out, tensors, strict=True)):
+        if x.dtype not in _FLOATS or target.dtype != x.dtype:
+            raise TypeError(
+                "nlm.permute_add_: out and tensors must have the same type of float16, bfloat16, "
+                f"float32 and float64, got {target.dtype} and {x.dtype} for tensor {t}"
+            )
+        if target.shape != x.shape or target.device != x.device:
+            raise ValueError(
+                "nlm.permute_add_: out must have the shape and device of its tensor, "
+                f"{tuple(x.shape)} on {x.device}, got {tuple(target.shape)} on {target.device} "
+                f"for tensor {t}"
+            )
+        if not target.is_contiguous():
+            raise ValueError(
+                "nlm.permute_add_: out must be contiguous, "
+                f"got strides {target.stride()} for tensor {t}"
+            )
+
+
+def _check(op: str, tensors: list[Tensor], gathers: list[_Gather]) -> None:
+    for t, x in enumerate(tensors):
+        if x.dim() > _MAX_DIMS:
+            raise ValueError(
+                f"nlm.{op}: a tensor must have at most {_MAX_DIMS} dimensions, "
+                f"got {x.dim()} for tensor {t}"
+            )
+        if x.device != tensors[0].device:
+            raise ValueError(
+                f"nlm.{op}: the tensors of a call must be on one device, "
+                f"got {tensors[0].device} and {x.device}"
+            )
+    seen = set()
+    for gather in gathers:
+        x = tensors[gather.owner]
+        _check_gather(op, x, gather)
+        if (gather.owner, gather.axis) in seen:
+            raise ValueError(f"nlm.{op}: an axis must be gathered once, got {gather} twice")
+        seen.add((gather.owner, gather.axis))
+
+
+def _check_gather(op: str, x: Tensor, gather: _Gather) -> None:
+    index, _, axis, parents = gather
+    shape = tuple(x.shape)
+    if not 0 <= axis < x.dim():
+        raise ValueError(
+            f"nlm.{op}: a gathered axis must be a dimension of its tensor, "
+            f"got {gather} of shape {shape}"
+        )
+    if any(not 0 <= p < x.dim() for p in parents) or len({axis, *parents}) != 1 + len(parents):
+        raise ValueError(
+            f"nlm.{op}: the parents of an axis must be other dimensions of its tensor, each once, "
+            f"got parents {parents} for {gather} of shape {shape}"
+        )
+    if index.dtype != torch.int64:
+        raise TypeError(f"nlm.{op}: an index must be int64, got {index.dtype} for {gather}")
+    expected = (*(shape[p] for p in parents), shape[axis])
+    if tuple(index.shape) != expected:
+        raise ValueError(
+            f"nlm.{op}: an index must have shape [*parent sizes, axis size], {expected} for "
+            f"{gather}, got {tuple(index.shape)}"
+        )
+    if index.device != x.device:
+        raise ValueError(
+            f"nlm.{op}: an index must be on the device of its tensor, {x.device}, "
+            f"got {index.device} for {gather}"
+        )
+
+
+def _check_ranges(op: str, gathers: list[_Gather]) -> None:
+    """Every index value lies in its axis. An index that several tensors share is read once."""
+    seen = set()
+    for gather in gathers:
+        index = gather.index
+        if id(index) in seen or index.numel() == 0:
+            continue
+        seen.add(id(index))
+        low, high = (int(value) for value in torch.aminmax(index))
+        if low < 0 or high >= index.shape[-1]:
+            raise ValueError(
+                f"nlm.{op}: the values of an index must lie in [0, {index.shape[-1]}), "
+                f"got {low} to {high} for {gather}"
+            )
+
+
+def _check_apart(out: list[Tensor], tensors: list[Tensor]) -> None:
+    for t, (target, x) in enumerate(zip(out, tensors, strict=True)):
+        begin, end = _extent(target)
+        other_begin, other_end = _extent(x)
+        if begin < other_end and other_begin < end:
+            raise ValueError(
+                "nlm.permute_add_: out must not share memory with its tensor, "
+                f"got an overlap for tensor {t}"
+            )
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """The first address of a tensor and the one behind its last."""
+    if x.numel() == 0:
+        return (0, 0)
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+
+def _items(
+    op: str, tensors: list[Tensor], targets: list[Tensor], flat: tuple
+) -> tuple[list[tuple], list[_Gather]]:
+    """Per tensor (source, target, [(size, stride, index, parents)]), as csrc/permute.h has it.
+
+    Also the gathers, whose contiguous indices must outlive the call.
+    """
+    gathers = [g._replace(index=g.index.contiguous()) for g in _unflatten(*flat)]
+    _check_ranges(op, gathers)
+    items = []
+    for x, target in zip(tensors, targets, strict=True):
+        axes = [(size, step, 0, ()) for size, step in zip(x.shape, x.stride(), strict=True)]
+        items.append((x.data_ptr(), target.data_ptr(), axes))
+    for index, owner, axis, parents in gathers:
+        x = tensors[owner]
+        items[owner][2][axis] = (x.shape[axis], x.stride(axis), index.data_ptr(), parents)
+    return items, gathers
+
+
+def _cpu(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
+    out = _out(tensors, *flat)
+    items, _alive = _items("permute", tensors, out, flat)
+    _native.cpu.permute(items, [x.element_size() for x in tensors], _native.threads())
+    return out
+
+
+def _cpu_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any) -> None:
+    _out_add(out, tensors, weights, *flat)
+    _check_apart(out, tensors)
+    items, _alive = _items("permute_add_", tensors, out, flat)
+    dtypes = [_native.DTYPES[x.dtype] for x in tensors]
+    _native.cpu.permute_add(items, dtypes, weights, _native.threads())
+
+
+def _cuda(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
+    out = _out(tensors, *flat)
+    items, _alive = _items("permute", tensors, out, flat)
+    stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
+    _native.cuda.permute(items, [x.element_size() for x in tensors], stream)
+    return out
+
+
+def _cuda_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any) -> None:
+    _out_add(out, tensors, weights, *flat)
+    _check_apart(out, tensors)
+    items, _alive = _items("permute_add_", tensors, out, flat)
+    dtypes = [_native.DTYPES[x.dtype] for x in tensors]
+    stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
+    _native.cuda.permute_add(items, dtypes, weights, stream)
+
+
+_FLAT = "Tensor[] indices, int[] owners, int[] axes, int[] parents, int[] parent_counts"
+
+_PERMUTE = register(
+    f"permute(Tensor[] tensors, {_FLAT}) -> Tensor[]",
+    stem="permute",
+    reference=reference,
+    out=_out,
+    cpu=_cpu,
+    cuda=_cuda,
+    missing={"cpu": _native.cpu_missing, "cuda": _native.cuda_missing},
+)
+
+_PERMUTE_ADD = register(
+    f"permute_add_(Tensor(a!)[] out, Tensor[] tensors, float[] weights, {_FLAT}) -> ()",
+    stem="permute",
+    reference=reference_add,
+    out=_out_add,
+    cpu=_cpu_add,
+    cuda=_cuda_add,
+    missing={"cpu": _native.cpu_missing, "cuda": _native.cuda_missing},
+)
+
+
+def _flatten(
+    op: str,
+    tensors: Sequence[Tensor],
+    indices: Sequence[Sequence[Tensor]],
+    axes: Sequence[Sequence[int]],
+    parents: Sequence[Sequence[Sequence[int]]] | None,
+) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]]:
+    """The nested arguments as the schema's flat lists; negative axes count from the end."""
+    if parents is None:
+        parents = [[()] * len(own) for own in axes]
+    lengths = len(tensors), len(indices), len(axes), len(parents)
+    if len(set(lengths)) != 1:
+        raise ValueError(
+            f"nlm.{op}: tensors, indices, axes and parents must have one length, got {lengths}"
+        )
+    flat: tuple[list, list, list, list, list] = ([], [], [], [], [])
+    for t, (x, own) in enumerate(
+        zip(tensors, zip(indices, axes, parents, strict=True), strict=True)
+    ):
+        counts = tuple(len(each) for each in own)
+        if len(set(counts)) != 1:
+            raise ValueError(
+                f"nlm.{op}: a tensor must have as many indices as axes and parents, "
+                f"got {counts} for tensor {t}"
+            )
+        for index, axis, axis_parents in zip(*own, strict=True):
+            flat[0].append(index)
+            flat[1].append(t)
+            flat[2].append(_from_start(axis, x))
+            flat[3].extend(_from_start(p, x) for p in axis_parents)
+            flat[4].append(len(axis_parents))
+    return flat
+
+
+def _from_start(axis: int, x: Tensor) -> int:
+    return axis + x.dim() if -x.dim() <= axis < 0 else axis
+
+
+def permute(
+    tensors: Sequence[Tensor],
+    indices: Sequence[Sequence[Tensor]],
+    axes: Sequence[Sequence[int]],
+    parents: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> list[Tensor]:
+    """Gathers axes of each tensor: new contiguous tensors of the same shapes and types.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Of any types and layouts, on one device. One call for many tensors keeps all threads busy.
+    indices : sequence of sequences of Tensor
+        Per tensor, one int64 index per gathered axis, of shape [*parent sizes, axis size]. Values
+        lie in [0, axis size); they need not be a permutation.
+    axes : sequence of sequences of int
+        Per tensor, the gathered axes. A tensor without any is copied.
+    parents : sequence of sequences of sequences of int, optional
+        Per tensor and gathered axis, the axes whose output position selects the index; by default
+        none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> w = torch.tensor([[0, 1, 2], [10, 11, 12]])
+    >>> rows, columns = torch.tensor([1, 0]), torch.tensor([2, 0, 1])
+    >>> permute([w], [[rows, columns]], [[0, 1]])[0].tolist()
+    [[12, 10, 11], [2, 0, 1]]
+    >>> per_row = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    >>> permute([w], [[per_row]], [[1]], [[[0]]])[0].tolist()
+    [[0, 1, 2], [12, 11, 10]]
+    """
+    flat = _flatten("permute", tensors, indices, axes, parents)
+    return _PERMUTE.default(list(tensors), *flat) if len(tensors) else []
+
+
+def permute_add_(
+    out: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    indices: Sequence[Sequence[Tensor]],
+    axes: Sequence[Sequence[int]],
+    parents: Sequence[Sequence[Sequence[int]]] | None = None,
+    weights: Sequence[float] | float = 1.0,
+) -> None:
+    """Adds ``weights[t]`` times the gathered ``tensors[t]`` to ``out[t]``, in place.
+
+    Parameters
+    ----------
+    out : sequence of Tensor
+        Contiguous, of the tensors' shapes and types (float16, bfloat16, float32 or float64), in
+        memory of their own.
+    tensors, indices, axes, parents
+        As in :func:`permute`.
+    weights : float or sequence of float
+        One for all tensors, or one each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> out = torch.ones(3)
+    >>> permute_add_([out], [torch.arange(3.0)], [[torch.tensor([2, 0, 1])]], [[0]], weights=0.5)
+    >>> out.tolist()
+    [2.0, 1.0, 1.5]
+    """
+    flat = _flatten("permute_add_", tensors, indices, axes, parents)
+    each = list(weights) if isinstance(weights, Sequence) else [float(weights)] * len(tensors)
+    if len(tensors):
+        _PERMUTE_ADD.default(list(out), list(tensors), each, *flat)

@@ -1,0 +1,270 @@
+"""Scale and shift of every channel, with parameters per task.
+
+For a position i of sample n, of task t = task[n], and a channel c
+
+    y_nic = x_nic scale_tc + shift_tc
+
+and, with g the gradient of y,
+
+    grad_x = g scale_tc,   grad_scale_tc = sum_{n: task[n] = t} sum_i g x,   grad_shift_tc = sum g .
+
+Bytes: one read of x, one write of y; backward two reads, one write. Flops: 2 per element.
+Numerics: float32 (float64 for float64), multiplication and addition rounded separately, so that the
+kernel, the plain expression and what a compiler makes of it agree in every bit. The sums of the
+gradients are taken in float64 and in a fixed order: the same bits for any number of threads.
+Under ``torch.compile`` and ``torch.export`` the plain expression is emitted, which fuses for free.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlm import _native
+from nlm._registry import register
+from nlm.ops._channels import (
+    channels_view,
+    check_device,
+    check_float,
+    empty_like,
+    normalize_dim,
+    positions_last,
+)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int) -> Tensor:
+    """``[C]`` or ``[T, C]`` parameters, as they broadcast against x, in the computing type."""
+    rows = torch.atleast_2d(parameters)  # [T, C]
+    chosen = rows[0] if task is None else rows[task]  # [C] or [N, C]
+    shape = [1] * x.dim()
+    shape[dim] = chosen.shape[-1]
+    if task is not None:
+        shape[0] = chosen.shape[0]
+    return chosen.reshape(shape).to(_compute_dtype(x))
+
+
+def reference(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> Tensor:
+    dim %= x.dim()
+    y = x.to(_compute_dtype(x)) * _per_sample(scale, x, task, dim)
+    return (y + _per_sample(shift, x, task, dim)).to(x.dtype)
+
+
+def reference_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    dim %= x.dim()
+    grad_x = (grad.to(_compute_dtype(x)) * _per_sample(scale, x, task, dim)).to(x.dtype)
+    wide = grad.double()
+    sums = []
+    for product in (wide * x.double(), wide):
+        if task is None:
+            total = positions_last(product, dim).sum(1).reshape(scale.shape)
+        else:
+            per_sample = product.movedim(dim, 1).unsqueeze(2).flatten(2).sum(2)  # [N, C]
+            rows = torch.atleast_2d(per_sample.new_zeros(scale.shape))
+            total = rows.index_add(0, task, per_sample).reshape(scale.shape)
+        sums.append(total.to(scale.dtype))
+    return grad_x, sums[0], sums[1]
+
+
+def _check(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> int:
+    """Validates; returns ``dim`` as a non-negative number."""
+    check_float("scale_shift", x)
+    dim = normalize_dim("scale_shift", x, dim)
+    allowed = {torch.float32, _compute_dtype(x)}
+    if scale.dtype not in allowed or shift.dtype != scale.dtype:
+        raise TypeError(
+            "nlm.scale_shift: scale and shift must both be float32 (or float64 for float64 x), "
+            f"got {scale.dtype} and {shift.dtype} for {x.dtype} x"
+        )
+    if scale.shape != shift.shape or scale.dim() not in (1, 2) or scale.shape[-1] != x.shape[dim]:
+        raise ValueError(
+            f"nlm.scale_shift: scale and shift must both be [C] or [T, C] with C = {x.shape[dim]}, "
+            f"got {tuple(scale.shape)} and {tuple(shift.shape)}"
+        )
+    check_device("scale_shift", x, "scale", scale)
+    check_device("scale_shift", x, "shift", shift)
+    tasks = scale.shape[0] if scale.dim() == 2 else 1
+    if task is None:
+        if tasks != 1:
+            raise ValueError(
+                f"nlm.scale_shift: task must be given for parameters of several tasks, got None "
+                f"for {tasks} tasks"
+            )
+        return dim
+    if task.dtype != torch.int64:
+        raise TypeError(f"nlm.scale_shift: task must be an int or int64, got {task.dtype}")
+    if dim == 0 or task.dim() != 1 or task.shape[0] != x.shape[0]:
+        raise ValueError(
+            "nlm.scale_shift: task must hold one id per sample along dim 0, which is not the "
+            f"channel dim, got task {tuple(task.shape)} for x {tuple(x.shape)} and dim {dim}"
+        )
+    check_device("scale_shift", x, "task", task)
+    return dim
+
+
+def _check_ids(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> None:
+    if task is None or task.numel() == 0:
+        return
+    tasks = scale.shape[0] if scale.dim() == 2 else 1
+    least, most = (int(bound) for bound in task.aminmax())
+    if least < 0 or most >= tasks:
+        raise ValueError(
+            f"nlm.scale_shift: task ids must be in [0, {tasks}), got ids from {least} to {most}"
+        )
+
+
+def _out(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> Tensor:
+    return empty_like(x, _check(x, scale, shift, task, dim))
+
+
+def _out_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    dim = _check(x, scale, scale, task, dim)
+    if grad.shape != x.shape or grad.dtype != x.dtype:
+        raise ValueError(
+            "nlm.scale_shift_backward: grad must have the shape and type of x, "
+            f"{tuple(x.shape)} {x.dtype}, got {tuple(grad.shape)} {grad.dtype}"
+        )
+    check_device("scale_shift_backward", x, "grad", grad)
+    grads = torch.empty_like(scale, memory_format=torch.contiguous_format)
+    return empty_like(x, dim), grads, torch.empty_like(grads)
+
+
+def _parameters(parameters: Tensor, x: Tensor) -> Tensor:
+    return parameters.to(_compute_dtype(x)).contiguous()
+
+
+def _task_arguments(
+    x: Tensor, scale: Tensor, task: Tensor | None, dim: int
+) -> tuple[int, int, int]:
+    """Address of the ids, number of tasks, outer indices per sample."""
+    if task is None:
+        return 0, 1, 1
+    return task.data_ptr(), scale.shape[0] if scale.dim() == 2 else 1, x.shape[1:dim].numel()
+
+
+def _cpu(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> Tensor:
+    y = _out(x, scale, shift, task, dim)
+    _check_ids(x, scale, shift, task, dim)
+    dim %= x.dim()
+    x3, y3 = channels_view(x, dim), channels_view(y, dim)
+    scale, shift = _parameters(scale, x), _parameters(shift, x)
+    task = None if task is None else task.contiguous()
+    _native.cpu.scale_shift(
+        _native.view3(x3), _native.view3(y3), scale.data_ptr(), shift.data_ptr(),
+        *_task_arguments(x, scale, task, dim), _native.threads(),
+    )  # fmt: skip
+    return y
+
+
+def _cpu_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_scale, _ = _out_backward(grad, x, scale, task, dim)
+    _check_ids(x, scale, scale, task, dim)
+    dim %= x.dim()
+    views = [channels_view(tensor, dim) for tensor in (grad, x, grad_x)]
+    wide = _parameters(scale, x)
+    task = None if task is None else task.contiguous()
+    sums = grad_scale.new_empty((2, *grad_scale.shape), dtype=torch.float64)
+    _native.cpu.scale_shift_backward(
+        *map(_native.view3, views), wide.data_ptr(), *_task_arguments(x, scale, task, dim),
+        sums[0].data_ptr(), sums[1].data_ptr(), _native.threads(),
+    )  # fmt: skip
+    return grad_x, sums[0].to(scale.dtype, copy=True), sums[1].to(scale.dtype, copy=True)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, shift, task, dim = inputs
+    ctx.save_for_backward(x, scale, shift, task)
+    ctx.dim = dim
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale, shift, task = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a graph of the gradient was asked for
+        gradients = reference_backward(grad, x, scale, task, ctx.dim)
+    elif ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        gradients = _BACKWARD.default(grad, x, scale, task, ctx.dim)
+    else:
+        return _FORWARD.default(grad, scale, torch.zeros_like(shift), task, ctx.dim), *[None] * 4
+    return *gradients, None, None
+
+
+_BACKWARD = register(
+    "scale_shift_backward(Tensor grad, Tensor x, Tensor scale, Tensor? task, int dim)"
+    " -> (Tensor, Tensor, Tensor)",
+    stem="scale_shift",
+    reference=reference_backward,
+    out=_out_backward,
+    cpu=_cpu_backward,
+    cuda=None,
+    missing={"cpu": _native.cpu_missing},
+    check_values=lambda grad, x, scale, task, dim: _check_ids(x, scale, scale, task, dim),
+)
+
+_FORWARD = register(
+    "scale_shift(Tensor x, Tensor scale, Tensor shift, Tensor? task, int dim) -> Tensor",
+    stem="scale_shift",
+    reference=reference,
+    out=_out,
+    cpu=_cpu,
+    cuda=None,
+    missing={"cpu": _native.cpu_missing},
+    check_values=_check_ids,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+
+
+def scale_shift(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    task: Tensor | int | None = None,
+    dim: int = 1,
+) -> Tensor:
+    """``x * scale + shift`` per channel, with the parameters of each sample's task.
+
+    Parameters
+    ----------
+    x : Tensor
+        Any float type and layout.
+    scale, shift : Tensor, shape [C] or [T, C]
+        float32; or float64 where x is.
+    task : Tensor of int64, shape [N], or int, optional
+        A task id for each sample along dim 0, or one for all. None where there is one task.
+    dim : int
+        The channel dimension.
+
+    Returns
+    -------
+    Tensor
+        Shape and type of x. Differentiable in x, scale and shift.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.ones(2, 2)
+    >>> scale, shift = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 2)
+    >>> scale_shift(x, scale, shift, task=torch.tensor([1, 0])).tolist()
+    [[3.0, 4.0], [1.0, 2.0]]
+    >>> scale_shift(x, scale, shift, task=1).tolist()
+    [[3.0, 4.0], [3.0, 4.0]]
+    """
+    if isinstance(task, int):
+        tasks = scale.shape[0] if scale.dim() == 2 else 1
+        if not 0 <= task < tasks:
+            raise ValueError(f"nlm.scale_shift: task must be in [0, {tasks}), got {task}")
+        if scale.dim() == 2 and shift.shape == scale.shape:
+            scale, shift = scale[task], shift[task]
+        task = None
+    if torch.compiler.is_compiling():
+        return reference(x, scale, shift, task, _check(x, scale, shift, task, dim))
+    return _FORWARD.default(x, scale, shift, task, dim)
