@@ -12,10 +12,18 @@ def main() -> None:
     try:
         from nlm.cli.app import run
     except ModuleNotFoundError as error:
-        sys.exit(missing_package(error))
+        sentence = missing_package(error)
+        if sentence is None:
+            raise
+        sys.exit(sentence)
     sys.exit(run(sys.argv[1:]))
 
 
-def missing_package(error: ModuleNotFoundError) -> str:
-    """The sentence for a package of the ``cli`` extra that is not installed."""
-    return f"nlm: the command line needs {error.name}, got no such package: pip install nlm[cli]"
+def missing_package(error: Exception) -> str | None:
+    """The sentence for a package of the ``cli`` extra that is not installed, else None."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    package = error.name.partition(".")[0]
+    if package == "nlm":
+        return None
+    return f"nlm: the command line needs {package}, got no such package: pip install nlm[cli]"

@@ -46,10 +46,7 @@ def _explain(error: Exception) -> int:
     if usage is not None:
         print(f"nlm: {usage()}", file=sys.stderr)
         return int(getattr(error, "exit_code", 2))
-    if isinstance(error, ModuleNotFoundError):
-        print(missing_package(error), file=sys.stderr)
-        return 1
-    message = str(error) or type(error).__name__
+    message = missing_package(error) or str(error) or type(error).__name__
     print(message if message.startswith("nlm") else f"nlm: {message}", file=sys.stderr)
     return 1
 

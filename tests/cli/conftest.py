@@ -41,6 +41,7 @@ def sample(tasks: int = 8) -> dict[str, Any]:
         "seconds": 123.4,
         "seed": 0,
         "tasks": TASKS[:tasks],
+        "foundations": {"A": 0.83, "B": 0.82, "ensemble": 0.87},
         "experts": {task: 0.9 for task in TASKS[:tasks]},
         "settings": {
             setting: {str(n): _scores(setting, n) for n in (2, 4, 6, 8) if n <= tasks}

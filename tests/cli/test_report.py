@@ -77,7 +77,8 @@ def test_text_is_escaped(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("absent", "images"), [(["layers"], 3), (["barrier"], 4), (["alignment", "timings"], 5)]
+    ("absent", "images"),
+    [(["layers"], 3), (["barrier"], 4), (["alignment", "timings", "foundations"], 5)],
 )
 def test_a_part_that_was_not_run_is_left_out(
     results: dict[str, Any], absent: list[str], images: int
