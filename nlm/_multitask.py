@@ -1,5 +1,6 @@
 """MultiTaskModel: one network that is run with the weights of the task at hand."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -65,3 +66,23 @@ class MultiTaskModel(Wrapper):
         """
         state = dict(self.states.for_task(task))
         return functional_call(self.network, state, args, kwargs, strict=True)
+
+    def for_task(self, task: str) -> nn.Module:
+        """A plain copy of the network with the weights of one task."""
+        return with_state(self.network, self.states.for_task(task))
+
+
+def with_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a network that holds the tensors of a state dict, whatever their sizes."""
+    filled = copy.deepcopy(network)
+    for name, tensor in state.items():
+        owner, _, entry = name.rpartition(".")
+        module = filled.get_submodule(owner)
+        if entry in module._parameters:
+            module._parameters[entry] = nn.Parameter(tensor.detach().clone())
+        else:
+            module._buffers[entry] = tensor.detach().clone()
+    for module in filled.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+    return filled

@@ -1,5 +1,6 @@
 """A model with scales and shifts on the outputs of some of its modules, one row per task."""
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,10 @@ class Correction(Wrapper):
 
     def correction(self, point: str) -> tuple[Tensor, Tensor]:
         """Scale and shift of one point, [rows, channels]."""
+        if point not in self.points:
+            raise ValueError(
+                f"nlm.correct: the point is one of {', '.join(self.points)}, got {point!r}"
+            )
         number = list(self.points).index(point)
         return getattr(self, f"scale_{number}"), getattr(self, f"shift_{number}")
 
@@ -107,15 +112,17 @@ class Correction(Wrapper):
         row = self._rows_of(ids)
         if isinstance(row, Tensor):
             raise ValueError(f"nlm.correct: one task is folded at a time, got {task!r}")
-        state = None
         if isinstance(self.model, MultiTaskModel):
-            state = self.model.states.for_task(self._name_for_weights(task, ids))
+            plain = self.model.for_task(self._name_for_weights(task, ids))
+        else:
+            plain = copy.deepcopy(network_of(self))
         corrections = {
             point: (scale[row], shift[row])
             for point in self.points
             for scale, shift in [self.correction(point)]
         }
-        return fold_points(network_of(self), corrections, state)
+        fold_points(plain, corrections)
+        return plain
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Writes the corrections (not the model) as safetensors.

@@ -1,6 +1,5 @@
 """Folding corrections into weights: s (W x + b) + t = (s W) x + (s b + t)."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -12,33 +11,25 @@ _ROWS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fold_points(
-    network: nn.Module,
-    corrections: Mapping[str, tuple[Tensor, Tensor]],
-    state: Mapping[str, Tensor] | None = None,
-) -> nn.Module:
-    """A copy of a network with corrections in its weights.
+def fold_points(network: nn.Module, corrections: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Puts corrections into the weights of a network, in place.
 
     Parameters
     ----------
     corrections : point -> scale and shift, [channels]; each point a linear, convolution or batch
         norm module.
-    state : the weights to use instead of the network's own; a head may have another size.
 
     Raises
     ------
     ValueError
         A point of another kind, or whose weight another module shares.
     """
-    folded = copy.deepcopy(network)
-    if state is not None:
-        _put(folded, state)
     users: dict[int, int] = {}
-    for module in folded.modules():
+    for module in network.modules():
         for parameter in module.parameters(recurse=False):
             users[id(parameter)] = users.get(id(parameter), 0) + 1
     for point, (scale, shift) in corrections.items():
-        module = submodule(folded, point)
+        module = submodule(network, point)
         if not isinstance(module, _ROWS_FIRST + _NORMS):
             raise ValueError(
                 f"nlm.correct: a correction is folded into a linear, convolution or batch norm "
@@ -50,7 +41,6 @@ def fold_points(
                 f"shared ones at {point!r}"
             )
         _fold(module, scale, shift)
-    return folded
 
 
 def _fold(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
@@ -64,17 +54,3 @@ def _fold(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     dtype = like.dtype if like.is_floating_point() else torch.float32
     module.weight = nn.Parameter((ones * rows).to(dtype))
     module.bias = nn.Parameter((zeros * scale + shift).to(dtype))
-
-
-def _put(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives a network the tensors of a state dict, whatever their sizes."""
-    for name, tensor in state.items():
-        owner, _, entry = name.rpartition(".")
-        module = submodule(network, owner)
-        if entry in module._parameters:
-            module._parameters[entry] = nn.Parameter(tensor.detach().clone())
-        else:
-            module._buffers[entry] = tensor.detach().clone()
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape

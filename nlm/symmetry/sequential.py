@@ -6,7 +6,7 @@ reads the groups of its input and begins a new one on its output; normalisation 
 layers keep them; ``Flatten`` multiplies them into blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,19 +48,32 @@ def discover(model: nn.Module, example: Tensor) -> PermutationSpec:
                 f"{seen[id(module)]!r} for the same one"
             )
         seen[id(module)] = name
+        rule = _rule(name, module)
         with torch.no_grad():
             activation = module(activation)
-        walk.step(name, module, tuple(activation.shape))
+        walk.step(name, module, rule, tuple(activation.shape))
     return walk.finish(list(model.state_dict()))
 
 
 def _leaves(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules inside nested containers, in the order in which they run."""
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        for name, child in module.named_children():
-            yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, module
+
+
+def _rule(name: str, module: nn.Module) -> "_Rule":
+    for kinds, rule in _RULES:
+        if isinstance(module, kinds):
+            return rule
+    raise ValueError(
+        f"nlm.trace: a sequential network is made of linear, convolution, normalisation, pooling, "
+        f"flatten and element-wise modules in nn.Sequential containers, got "
+        f"{type(module).__name__} at {name!r}"
+    )
 
 
 class _Walk:
@@ -72,18 +85,9 @@ class _Walk:
         self.params: dict[str, tuple[Layout, ...]] = {}
         self.sites: dict[str, Site] = {}
 
-    def step(self, name: str, module: nn.Module, shape: Shape) -> None:
+    def step(self, name: str, module: nn.Module, rule: "_Rule", shape: Shape) -> None:
         """Passes one module, whose output has the given shape."""
-        for kinds, rule in _RULES:
-            if isinstance(module, kinds):
-                self.layouts = rule(self, name, module, shape)
-                break
-        else:
-            raise ValueError(
-                f"nlm.trace: a sequential network is made of linear, convolution, normalisation, "
-                f"pooling, flatten and element-wise modules in nn.Sequential containers, got "
-                f"{type(module).__name__} at {name!r}"
-            )
+        self.layouts = rule(self, name, module, shape)
         if (expected := tuple(layout.size for layout in self.layouts)) != shape:
             raise ValueError(
                 f"nlm.trace: the output of {name!r} has the shape {list(expected)} that follows "
@@ -195,7 +199,8 @@ def _keep(walk: _Walk, name: str, module: Any, shape: Shape) -> list[Layout]:
     return walk.layouts
 
 
-_RULES = (
+_Rule = Callable[[_Walk, str, Any, Shape], list[Layout]]
+_RULES: tuple[tuple[Any, _Rule], ...] = (
     (nn.Linear, _linear),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),

@@ -1,0 +1,297 @@
+"""The demo's experiment: experts of two unrelated foundations become one multi-task model.
+
+Everything here runs on the trained checkpoints by the public API: trace, align, merge, correct,
+evaluate. Three settings are compared, with the same merger and the same corrections:
+
+local      all experts come from foundation A (task vectors from A): the easy problem
+nonlocal   experts come from A and B in turn (task vectors from the mean of both), not permuted
+permuted   the same, with B and its experts brought into A's order of units first
+
+The scale of the merged task vector is chosen for each of them on validation data after the
+correction; test data are only scored.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import nlm
+from nlm.align import AlignmentResult
+from nlm.correct import Tact, default_points, linear_probe
+from nlm.demo.tasks import TASKS
+from nlm.demo.world import Demo, load
+from nlm.evaluate import (
+    accuracy,
+    ensemble_accuracy,
+    layer_statistics,
+    loss_barrier,
+    normalized_accuracy,
+)
+from nlm.pipeline import Aligned, Choice, align_experts, choose
+
+Progress = Callable[[str, float], None]
+
+CORRECTIONS = {"plain": "none", "repair": "repair", "tact": "tact", "tact_once": "tact_at_once"}
+CALIBRATION = 128
+PROBE_LABELS = 1500
+SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+
+_LOADING_SHARE = 0.6
+
+
+@dataclass
+class World:
+    """The demo's models and data, and what is measured on them once."""
+
+    demo: Demo
+    spec: nlm.PermutationSpec
+    alignments: dict[str, AlignmentResult]
+    experts: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    @property
+    def calibration(self) -> dict[str, list[torch.Tensor]]:
+        return {name: [task.calibration[:CALIBRATION]] for name, task in self.demo.tasks.items()}
+
+    @property
+    def validation(self) -> dict[str, Any]:
+        return {name: task.validation.batches() for name, task in self.demo.tasks.items()}
+
+    @property
+    def test(self) -> dict[str, Any]:
+        return {name: task.test.batches() for name, task in self.demo.tasks.items()}
+
+    def origin(self, setting: str, task: str) -> int:
+        """The number of the foundation that a task's expert comes from."""
+        return 0 if setting == "local" else list(self.demo.tasks).index(task) % 2
+
+    def aligned(self, setting: str, count: int) -> Aligned:
+        """The first ``count`` experts of a setting in one order of units.
+
+        ``setting`` is "local", "nonlocal", "permuted" (by weights) or "permuted by activations".
+        """
+        names = list(self.demo.tasks)[:count]
+        experts = {
+            name: (number, self.demo.experts[name][number])
+            for name in names
+            for number in [self.origin(setting, name)]
+        }
+        if setting == "local":
+            return align_experts(self.demo.foundations[:1], experts, self.spec, None)
+        if setting == "nonlocal":
+            return align_experts(self.demo.foundations, experts, self.spec, None)
+        method = "activations" if setting.endswith("activations") else "weights"
+        found = self.alignments[method].permutation
+        return align_experts(self.demo.foundations, experts, self.spec, permutations=[found])
+
+    def expert_accuracy(self, setting: str, names: Sequence[str]) -> dict[str, float]:
+        """The test accuracies of a setting's experts."""
+        scores = {}
+        for name in names:
+            key = (name, self.origin(setting, name))
+            if key not in self.experts:
+                self.experts[key] = accuracy(self.demo.experts[name][key[1]], self.test[name])
+            scores[name] = self.experts[key]
+        return scores
+
+    def score(self, setting: str, model: nn.Module, names: Sequence[str]) -> dict[str, float]:
+        """Normalised test accuracies of a multi-task model, "average" and "worst" among them."""
+        merged = {name: accuracy(model, self.test[name], task=name) for name in names}
+        return normalized_accuracy(merged, self.expert_accuracy(setting, names))
+
+
+def prepare(
+    seed: int = 0, tasks: int = len(TASKS), progress: Progress | None = None, **loading: Any
+) -> World:
+    """Loads or trains the demo, finds its symmetries and aligns its foundations both ways."""
+    demo = load(seed, tasks, progress, **loading)
+    first, second = demo.foundations
+    spec = nlm.trace(first, demo.pretraining.calibration[:32])
+    images = [demo.pretraining.calibration]
+    alignments = {
+        "weights": nlm.align(first, second, spec, "weights", seed=seed),
+        "activations": nlm.align(first, second, spec, "activations", data=images),
+    }
+    return World(demo, spec, alignments)
+
+
+def compare(
+    world: World,
+    setting: str,
+    count: int,
+    method: str = "task_arithmetic",
+    corrections: Sequence[str] = tuple(CORRECTIONS),
+    controls: bool = True,
+    **options: Any,
+) -> tuple[dict[str, dict[str, float]], dict[str, Choice], Aligned]:
+    """Average and worst normalised test accuracy of one setting under every correction.
+
+    ``controls`` adds "tact_lambda0" (TACT on theta_init, no task vector in it), and linear probes
+    on the merged trunk: "probe" with as many labels as TACT has unlabelled images, "probe_full".
+    """
+    aligned = world.aligned(setting, count)
+    names = list(aligned.experts)
+    calibration, validation = world.calibration, world.validation
+    choices: dict[str, Choice] = {}
+    scores: dict[str, dict[str, float]] = {}
+
+    def choose_with(correction: str, scales: Sequence[float]) -> Choice:
+        return choose(
+            aligned, calibration, validation, method=method, correction=correction,
+            scales=scales, **options,
+        )  # fmt: skip
+
+    for name in corrections:
+        choices[name] = choose_with(CORRECTIONS[name], SCALES)
+        scores[name] = _row(world.score(setting, choices[name].model, names), choices[name].scale)
+    if controls:
+        nothing = choose(aligned, calibration, validation, correction="tact", scales=(0.0,))
+        scores["tact_lambda0"] = _row(world.score(setting, nothing.model, names), 0.0)
+        for name, labels in (("probe", CALIBRATION), ("probe_full", PROBE_LABELS)):
+            probed = _probed(world, setting, choices["plain"], names, labels)
+            scores[name] = _row(probed, choices["plain"].scale)
+    return scores, choices, aligned
+
+
+def run(
+    seed: int = 0, tasks: int = len(TASKS), progress: Progress | None = None, **loading: Any
+) -> dict[str, Any]:
+    """The whole demo, as plain numbers.
+
+    Returns
+    -------
+    dict
+        seconds, seed, tasks, experts, settings (setting -> number of tasks -> correction ->
+        average, worst, scale), layers, barrier, alignment, foundations, timings, versions.
+    """
+    clock = _Clock()
+    world = prepare(seed, tasks, _share(progress, 0.0, _LOADING_SHARE), **loading)
+    clock.lap("models, data and alignment")
+    counts = [count for count in (2, 4, 6, 8) if count <= tasks] or [tasks]
+    settings: dict[str, dict[str, Any]] = {}
+    kept: dict[tuple[str, int], tuple[dict[str, Choice], Aligned]] = {}
+    jobs = [(setting, count) for setting in ("local", "nonlocal", "permuted") for count in counts]
+    for number, (setting, count) in enumerate(jobs):
+        _tell(progress, f"merging {count} tasks, {setting}", number / len(jobs))
+        scores, choices, aligned = compare(world, setting, count)
+        settings.setdefault(setting, {})[str(count)] = scores
+        kept[setting, count] = (choices, aligned)
+    clock.lap("merging, correction and evaluation")
+    _tell(progress, "layers and barrier", 1.0)
+    middle = min(counts, key=lambda count: abs(count - 4))
+    layers = _layers(world, {name: kept[name, middle] for name in ("nonlocal", "permuted")})
+    clock.lap("layer statistics")
+    barrier = _barrier(world)
+    clock.lap("loss barrier")
+    return {
+        "seconds": clock.total,
+        "seed": seed,
+        "tasks": list(world.demo.tasks),
+        "experts": world.expert_accuracy("nonlocal", list(world.demo.tasks)),
+        "settings": settings,
+        "layers": layers,
+        "barrier": barrier,
+        "alignment": {name: asdict(result.report) for name, result in world.alignments.items()},
+        "foundations": _foundations(world),
+        "timings": clock.laps,
+        "versions": {"nlm": nlm.__version__, "torch": torch.__version__},
+    }
+
+
+def _row(scores: Mapping[str, float], scale: float) -> dict[str, float]:
+    return {"average": scores["average"], "worst": scores["worst"], "scale": scale}
+
+
+def _probed(
+    world: World, setting: str, choice: Choice, names: Sequence[str], labels: int
+) -> dict[str, float]:
+    """The scores of the merged trunk with a new head per task, from labelled images."""
+    scores = {}
+    for name in names:
+        model = choice.merged.model(world.demo.experts[name][0]).for_task(name)
+        model.head = linear_probe(model, world.demo.tasks[name].train.batches(), max_samples=labels)
+        scores[name] = accuracy(model, world.test[name])
+    return normalized_accuracy(scores, world.expert_accuracy(setting, names))
+
+
+def _layers(world: World, kept: Mapping[str, tuple[dict[str, Choice], Aligned]]) -> dict[str, Any]:
+    """Per layer the variance ratio and relative distance on test images, means over the tasks."""
+    network = world.demo.foundations[0]
+    inputs = world.demo.pretraining.calibration[:2]
+    points = default_points(network, lambda: network(inputs))
+    models = {name: (choices["plain"].model, aligned) for name, (choices, aligned) in kept.items()}
+    choices, aligned = kept["permuted"]
+    models["permuted + TACT"] = (choices["tact"].model, aligned)
+    found: dict[str, Any] = {"points": list(points), "variance_ratio": {}, "relative_distance": {}}
+    for name, (model, aligned) in models.items():
+        every = [
+            layer_statistics(model, expert, points, world.test[task], task=task)
+            for task, expert in aligned.experts.items()
+        ]
+        for what in ("variance_ratio", "relative_distance"):
+            columns = [getattr(statistics, what) for statistics in every]
+            found[what][name] = [
+                sum(column[point] for column in columns) / len(columns) for point in points
+            ]
+    return found
+
+
+def _barrier(world: World) -> dict[str, Any]:
+    """The loss of the pre-training task on the line between the two foundations."""
+    first, second = world.demo.foundations
+    test = world.demo.pretraining.test.batches()
+    moves = {"unaligned": world.spec.identity()}
+    moves |= {name: result.permutation for name, result in world.alignments.items()}
+    curves = {
+        name: loss_barrier(
+            first, first.state_dict(), world.spec.apply(move, second.state_dict()), test
+        )
+        for name, move in moves.items()
+    }
+    return {
+        "lambda": curves["unaligned"].positions,
+        "loss": {name: curve.losses for name, curve in curves.items()},
+        "barrier": {name: curve.barrier for name, curve in curves.items()},
+    }
+
+
+def _foundations(world: World) -> dict[str, float]:
+    """Accuracies in the pre-training task: each foundation, and both together as an ensemble."""
+    first, second = world.demo.foundations
+    test = world.demo.pretraining.test.batches()
+    return {
+        "A": accuracy(first, test),
+        "B": accuracy(second, test),
+        "ensemble": ensemble_accuracy([first, second], test),
+    }
+
+
+class _Clock:
+    """Seconds per stage and in all."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def _share(progress: Progress | None, start: float, length: float) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda what, done: progress(what, start + length * done)
+
+
+def _tell(progress: Progress | None, what: str, done: float) -> None:
+    if progress is not None:
+        progress(what, _LOADING_SHARE + (1 - _LOADING_SHARE) * done)

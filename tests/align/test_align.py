@@ -1,0 +1,217 @@
+"""Planted permutations come back; the reports say how; bad input is named."""
+
+import pytest
+import torch
+from _networks import convnet, images, mlp, vectors
+from torch import nn
+
+import nlm
+from nlm.align import AlignmentResult
+from nlm.statistics import collect_moments
+
+
+def planted(model, spec, noise: float, seed: int):
+    """A copy of a model with noise of so many standard deviations on each tensor, permuted."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        name: tensor + noise * tensor.std() * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in model.state_dict().items()
+    }
+    permutation = spec.random(seed)
+    return spec.apply(permutation, state), permutation
+
+
+def recovered(spec, planted_permutation, found) -> float:
+    """The share of units that are back in their place."""
+    whole = spec.compose(planted_permutation, found)
+    right = sum(int((whole[g] == torch.arange(len(whole[g]))).sum()) for g in spec.groups)
+    return right / sum(group.size for group in spec.groups.values())
+
+
+def wide_mlp(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(),
+        nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(("noise", "least"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.98), (2.0, 0.04)])
+def test_the_recovery_curve(noise, least):
+    model = wide_mlp(0)
+    spec = nlm.trace(model, torch.randn(16, 20))
+    shares = []
+    for seed in range(5):
+        state, permutation = planted(model, spec, noise, seed)
+        result = nlm.align(model, state, spec, seed=seed)
+        shares.append(recovered(spec, permutation, result.permutation))
+    assert sum(shares) / len(shares) >= least
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_an_exact_copy_of_a_convnet_comes_back(method):
+    model, copy = convnet(), convnet()
+    spec = nlm.trace(model, images())
+    permutation = spec.random(3)
+    copy.load_state_dict(spec.apply(permutation, model.state_dict()))
+    data = [images(128)] if method == "activations" else None
+    result = nlm.align(model, copy, spec, method, data=data)
+    if method == "weights":
+        aligned = spec.apply(result.permutation, copy.state_dict())
+        assert all(torch.equal(aligned[n], tensor) for n, tensor in model.state_dict().items())
+    moments = collect_moments(model, {"3": 1, "6": 1, "9": -1}, [images(128)])
+    whole = spec.compose(permutation, result.permutation)
+    for group, site in spec.observation_sites().items():
+        fires = moments[site].variance > 0  # a unit that never fires correlates with nothing
+        assert fires.sum() >= 8
+        assert torch.equal(whole[group][fires], torch.arange(len(fires))[fires])
+
+
+def test_the_objective_never_falls_and_is_reported():
+    a, b = wide_mlp(0), wide_mlp(1)
+    spec = nlm.trace(a, torch.randn(16, 20))
+    seen = []
+    result = nlm.align(a, b, spec, progress=lambda sweep, value: seen.append((sweep, value)))
+    report = result.report
+    assert report.method == "weights" and report.seconds > 0
+    assert set(report.correlation) == set(spec.groups)
+    assert report.objective == sorted(report.objective)
+    assert [value for _, value in seen] == report.objective[1:]
+    aligned = spec.apply(result.permutation, b.state_dict())
+    product = sum(
+        float((tensor.double() * aligned[name].double()).sum())
+        for name, tensor in a.state_dict().items()
+        if name != "6.bias"  # no group stands on it
+    )
+    assert product == pytest.approx(report.objective[-1], rel=1e-12)
+
+
+def test_the_same_seed_gives_the_same_permutation():
+    a, b = wide_mlp(0), wide_mlp(1)
+    spec = nlm.trace(a, torch.randn(16, 20))
+    first, again = (nlm.align(a, b, spec, seed=5).permutation for _ in range(2))
+    assert all(torch.equal(first[g], again[g]) for g in spec.groups)
+
+
+def test_progress_can_cancel():
+    a, b = wide_mlp(0), wide_mlp(1)
+    spec = nlm.trace(a, torch.randn(16, 20))
+
+    def stop(sweep, objective):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nlm.align(a, b, spec, progress=stop)
+
+
+def test_running_statistics_are_no_part_of_the_cost():
+    a, b = convnet(0), convnet(1)
+    spec = nlm.trace(a, images())
+    plain = nlm.align(a, b, spec).permutation
+    for model in (a, b):
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(1, 1e4)
+    again = nlm.align(a, b, spec).permutation
+    assert all(torch.equal(plain[group], again[group]) for group in plain)
+
+
+def test_biases_are_matched_as_vectors():
+    a = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    spec = nlm.trace(a, torch.randn(32, 2) * 4)
+    state = {name: torch.zeros_like(tensor) for name, tensor in a.state_dict().items()}
+    state["0.bias"] = torch.arange(6.0)
+    permutation = spec.random(0)
+    result = nlm.align(state, spec.apply(permutation, state), spec)
+    assert recovered(spec, permutation, result.permutation) == 1.0
+
+
+def test_a_group_on_two_axes_of_one_parameter_never_loses():
+    spec = nlm.PermutationSpec.from_axes_to_perm({"w": ("p", "p")}, {"w": torch.zeros(8, 8)})
+    spec.verified = nlm.trace(mlp(), vectors(8)).verified
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        a, b = (torch.randn(8, 8, generator=generator) for _ in range(2))
+        objective = nlm.align({"w": a}, {"w": b}, spec, seed=seed).report.objective
+        assert objective == sorted(objective)
+
+
+def test_heads_of_other_classes_are_left_out():
+    a, b = mlp(0, classes=5), mlp(1, classes=7)
+    spec = nlm.trace(a, vectors(8))
+    assert nlm.align(a, b, spec).report.excluded == ["4.weight"]
+    assert nlm.align(a, mlp(1), spec).report.excluded == []
+    assert nlm.align(a, mlp(1), spec, exclude=("4",)).report.excluded == ["4.weight"]
+
+
+def test_units_are_matched_with_their_sign():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
+    other = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        other.load_state_dict(model.state_dict())
+        other[0].weight[0], other[0].bias[0] = -model[0].weight[0], -model[0].bias[0]
+    x = torch.randn(256, 3)
+    spec = nlm.trace(model, x)
+    result = nlm.align(model, other, spec, "activations", data=[x])
+    assert result.report.objective[0] == pytest.approx(4 * result.report.correlation["g0"])
+    assert result.report.samples == {"g0": 256}
+
+
+def test_files(tmp_path):
+    a, b = mlp(0), mlp(1)
+    result = nlm.align(a, b, nlm.trace(a, vectors(8)))
+    result.save(tmp_path / "p.safetensors")
+    again = AlignmentResult.load(tmp_path / "p.safetensors")
+    assert again.report == result.report
+    assert all(torch.equal(again.permutation[g], result.permutation[g]) for g in again.permutation)
+
+
+def _poisoned(value):
+    model = mlp(1)
+    with torch.no_grad():
+        model[0].weight[0, 0] = value
+    return model
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "message"),
+    [
+        (mlp(1, width=16), ValueError, r"must have the shape of its layout .* got \[16, 12\]"),
+        (convnet(), ValueError, "a state dict has the entries of its specification, got missing"),
+        (
+            _poisoned(float("nan")),
+            ValueError,
+            "weights are finite, got 1 NaN or inf of 288 in '0.weight' of 'model_b'",
+        ),
+        (_poisoned(float("inf")), ValueError, "weights are finite"),
+        (
+            {name: tensor.to(torch.complex64) for name, tensor in mlp(1).state_dict().items()},
+            TypeError,
+            "weights are real floating-point numbers, got torch.complex64",
+        ),
+        (
+            {name: tensor.to(torch.int8) for name, tensor in mlp(1).state_dict().items()},
+            TypeError,
+            "got torch.int8 for '0.weight'",
+        ),
+    ],
+)
+def test_bad_models(other, error, message):
+    model = mlp()
+    with pytest.raises(error, match=message):
+        nlm.align(model, other, nlm.trace(model, vectors(8)))
+
+
+def test_bad_calls():
+    a, b = mlp(0), mlp(1)
+    spec = nlm.trace(a, vectors(8))
+    with pytest.raises(ValueError, match="the method is one of weights, activations, got 'magic'"):
+        nlm.align(a, b, spec, "magic")
+    with pytest.raises(ValueError, match="activation matching needs two modules and data"):
+        nlm.align(a, b, spec, "activations")
+    with pytest.raises(ValueError, match="holds at least one sample"):
+        nlm.align(a, b, spec, "activations", data=[])
+    with pytest.raises(ValueError, match="needs at least two positions, got 1"):
+        nlm.align(a, b, spec, "activations", data=[vectors(1)])
+    with pytest.raises(ValueError, match="observed where it stands alone"):
+        nlm.align(a, b, spec, "activations", data=[vectors(8)], observe={"g0": "4"})

@@ -1,0 +1,76 @@
+"""Files appear whole or not at all, are not overwritten by accident, and damage is named."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from nlm.checkpoint import DamagedFileError, atomic_path, read_tensors, write_tensors
+
+
+def test_tensors_come_back(tmp_path):
+    path = tmp_path / "t.safetensors"
+    shared = torch.arange(6.0)
+    tensors = {"a": shared.view(2, 3).T, "b": shared, "c": torch.tensor(3), "d": torch.ones(0, 4)}
+    write_tensors(path, tensors, {"who": "me"})
+    found, metadata = read_tensors(path)
+    assert metadata == {"who": "me"} and list(found) == list("abcd")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    arrays = read_tensors(path, framework="np")[0]
+    np.testing.assert_array_equal(arrays["a"], tensors["a"].numpy())
+
+
+def test_an_existing_file_is_refused(tmp_path):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.zeros(1)})
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"overwritten only with force \(--force\), got"):
+        write_tensors(path, {"a": torch.ones(1)})
+    assert path.read_bytes() == before
+    write_tensors(path, {"a": torch.ones(1)}, force=True)
+    assert path.read_bytes() != before
+    with pytest.raises(FileExistsError, match="must not be a folder"):
+        write_tensors(tmp_path, {}, force=True)
+    with pytest.raises(FileNotFoundError, match="the folder of an output file must exist"):
+        write_tensors(tmp_path / "no" / "t.safetensors", {})
+
+
+def test_nothing_is_left_of_a_write_that_failed(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path, force=True) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["kept.txt"]
+
+
+def test_a_file_that_came_into_being_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "new.txt"
+    with pytest.raises(FileExistsError), atomic_path(path) as temporary:
+        temporary.write_text("mine")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "header"])
+def test_damage_is_named(tmp_path, damage):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, {"a": torch.zeros(100)})
+    content = path.read_bytes()
+    path.write_bytes(
+        {"cut": content[:-7], "garbage": b"x" * 99, "empty": b"",
+         "header": b"\xff" * 8 + content[8:]}[damage]
+    )  # fmt: skip
+    with pytest.raises(DamagedFileError, match="must be a whole safetensors file, got .*t.safe"):
+        read_tensors(path)
+    with pytest.raises(FileNotFoundError, match="a tensor file must exist"):
+        read_tensors(tmp_path / "none")
+
+
+def test_the_room_imports_no_torch():
+    code = "import nlm.checkpoint, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

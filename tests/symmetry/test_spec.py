@@ -1,0 +1,188 @@
+"""Specifications: permuting, composing, files, and the errors of each."""
+
+import pytest
+import torch
+from _networks import convnet, images, mlp, vectors
+
+import nlm
+from nlm.symmetry import AxisGroup, PermutationSpec, parse
+
+
+def make(groups: dict[str, tuple[int, tuple[str, ...]]], params: dict[str, list[str]], **more):
+    return PermutationSpec(
+        {name: AxisGroup(name, size, parents) for name, (size, parents) in groups.items()},
+        {name: tuple(parse(text) for text in dims) for name, dims in params.items()},
+        **more,
+    )
+
+
+ATTENTION = make(
+    {"h": (3, ()), "d": (4, ("h",)), "m": (5, ())},
+    {"qkv": ["3 x h:3 x d:4", "m:5"], "out": ["m:5", "h:3 x d:4"]},
+)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    return nlm.trace(convnet(), images())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("build", "data"), [(mlp, vectors), (convnet, images)])
+def test_a_permuted_network_computes_the_same(build, data, seed):
+    model, inputs = build(seed), data(seed=seed + 9)
+    spec = nlm.trace(model, inputs[:8])
+    moved = build(seed + 1)
+    moved.load_state_dict(spec.apply(spec.random(seed), model.state_dict()))
+    assert not torch.equal(moved[0].weight, model[0].weight)
+    with torch.no_grad():
+        expected, found = model(inputs), moved(inputs)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("spec", ["traced", "attention"])
+def test_inverse_and_composition(spec, traced):
+    spec = traced if spec == "traced" else ATTENTION
+    first, second = spec.random(1), spec.random(2)
+    state = {
+        name: torch.randn([layout.size for layout in layouts])
+        for name, layouts in spec.params.items()
+    }
+    both = spec.apply(second, spec.apply(first, state))
+    at_once = spec.apply(spec.compose(first, second), state)
+    back = spec.apply(spec.inverse(first), spec.apply(first, state))
+    for name in state:
+        assert torch.equal(both[name], at_once[name])
+        assert torch.equal(back[name], state[name])
+
+
+def test_an_inner_permutation_follows_its_head():
+    permutation = ATTENTION.random(0)
+    state = {"qkv": torch.arange(36.0)[:, None].expand(36, 5), "out": torch.zeros(5, 12)}
+    moved = ATTENTION.apply(permutation, state)["qkv"][:, 0].reshape(3, 3, 4)
+    for head in range(3):
+        source = int(permutation["h"][head])
+        expected = source * 4 + permutation["d"][head]
+        for third in range(3):
+            assert moved[third, head].tolist() == (third * 12 + expected).tolist()
+
+
+def test_parents_on_another_axis_of_the_parameter():
+    spec = make(
+        {"e": (3, ()), "f": (4, ("e",)), "m": (5, ())},
+        {"up": ["e:3", "f:4", "m:5"], "down": ["e:3", "m:5", "f:4"], "gate": ["e:3", "m:5"]},
+    )
+    p = spec.random(3)
+    state = {name: torch.randn([part.size for part in dims]) for name, dims in spec.params.items()}
+    moved = spec.apply(p, state)
+    for new in range(3):
+        old = p["e"][new]
+        assert torch.equal(moved["up"][new], state["up"][old][p["f"][new]][:, p["m"]])
+        assert torch.equal(moved["down"][new], state["down"][old][p["m"]][:, p["f"][new]])
+
+
+def test_sums_and_families():
+    spec = make(
+        {"g": (4, ()), "a": (2, ()), "b": (2, ())},
+        {"joined": ["(g:4 + 3 + g:4)"], "chosen": ["s:2 x s<a:2 | b:2>"]},
+        pinned={"s": "selector"},
+    )
+    p = spec.random(5)
+    state = {"joined": torch.arange(11), "chosen": torch.arange(4)}
+    moved = spec.apply(p, state)
+    assert moved["joined"].tolist() == [*p["g"].tolist(), 4, 5, 6, *(7 + p["g"]).tolist()]
+    assert moved["chosen"].tolist() == [*p["a"].tolist(), *(2 + p["b"]).tolist()]
+
+
+def test_a_random_permutation_never_stays_in_place():
+    spec = make({"g": (2, ())}, {"w": ["g:2"]})
+    assert all(spec.random(seed)["g"].tolist() == [1, 0] for seed in range(20))
+    assert torch.equal(spec.random(4)["g"], spec.random(4)["g"])
+
+
+def test_restriction_leaves_the_other_groups_in_place(traced):
+    part = traced.restrict(["g1"])
+    assert list(part.groups) == ["g1"] and part.pinned["g0"] == "left out by restrict"
+    state = convnet().state_dict()
+    moved = part.apply(part.random(0), state)
+    assert torch.equal(moved["0.weight"], state["0.weight"])
+    assert not torch.equal(moved["4.weight"], state["4.weight"])
+    with pytest.raises(ValueError, match=r"restrict keeps groups of the specification.*'g9'"):
+        traced.restrict(["g9"])
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_files(traced, tmp_path, suffix):
+    path = tmp_path / f"spec.{suffix}"
+    traced.save(path)
+    assert PermutationSpec.load(path) == traced
+    with pytest.raises(FileExistsError, match="overwritten only with force"):
+        traced.save(path)
+    traced.save(path, force=True)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="a specification is (JSON or YAML|a mapping)"):
+        PermutationSpec.load(path)
+
+
+def test_tables_of_git_re_basin():
+    model = mlp()
+    spec = nlm.trace(model, vectors(8))
+    table = spec.to_axes_to_perm()
+    assert table["2.weight"] == ("g1", "g0") and table["4.bias"] == (None,)
+    again = PermutationSpec.from_axes_to_perm(table, model.state_dict())
+    assert again.params == spec.params and again.verified is None
+    again.verify(model, vectors(8))
+    assert again.verified is not None
+    with pytest.raises(ValueError, match=r"one group per dimension, got 'g1:12 x 4'"):
+        nlm.trace(convnet(), images(8)).to_axes_to_perm()
+    with pytest.warns(UserWarning, match=r"left? ?out.*4\.bias|4\.bias"):
+        PermutationSpec.from_axes_to_perm(
+            {name: axes for name, axes in table.items() if name != "4.bias"}, model.state_dict()
+        )
+    with pytest.raises(ValueError, match="a permutation has one size, got 24 units of 'P' in"):
+        PermutationSpec.from_axes_to_perm({**table, "0.weight": ("P", "P")}, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("0.bias"), "got missing '0.bias'"),
+        (lambda s: s.update(more=torch.zeros(1)), "got .*extra 'more'"),
+        (
+            lambda s: s.update({"0.bias": torch.zeros(7)}),
+            r"'0.bias' must have the shape .* got \[7\]",
+        ),
+        (lambda s: s.update({"0.bias": torch.zeros(8, 1)}), r"got \[8, 1\]"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit(traced, change, message):
+    state = dict(convnet().state_dict())
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        traced.apply(traced.identity(), state)
+
+
+def test_a_head_of_other_classes_follows_the_features(traced):
+    state = dict(convnet(classes=9).state_dict())
+    p = traced.random(0)
+    assert torch.equal(traced.apply(p, state)["10.weight"], state["10.weight"][:, p["g2"]])
+
+
+@pytest.mark.parametrize(
+    ("permutation", "message"),
+    [
+        ({"g9": torch.arange(8)}, "names groups of its specification"),
+        ({"g0": torch.arange(7)}, r"must be int64 of shape \[8\], got torch.int64 of shape \[7\]"),
+        ({"g0": torch.zeros(8)}, "got torch.float32"),
+        ({"g0": torch.zeros(8, dtype=torch.int64)}, "must hold each of 0 to 7 once"),
+    ],
+)
+def test_what_is_no_permutation_is_refused(traced, permutation, message):
+    with pytest.raises(ValueError, match=message):
+        traced.apply(permutation, convnet().state_dict())
+
+
+def test_reading(traced):
+    assert traced.permutation_count == 3 and ATTENTION.permutation_count == 1 + 3 + 1
+    assert traced.observation_sites() == {"g0": "3", "g1": "6", "g2": "9"}
+    assert "verified in float64" in traced.show() and "g1:12 x 4" in traced.show()
