@@ -43,9 +43,9 @@ def demo(
                 f"nlm demo: --json and --report must be two files, got {str(report)!r} twice"
             )
 
-    from nlm.demo.experiment import run
-
     with progress_bar(quiet) as progress:
+        from nlm.demo.experiment import run
+
         results = run(seed=seed, tasks=tasks, progress=progress)
     console = Console(highlight=False, soft_wrap=True)
     for table in tables(results):
