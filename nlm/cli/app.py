@@ -1,0 +1,100 @@
+"""The commands and their options, and the one place where an error becomes a sentence."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nlm import __version__
+from nlm.cli import missing_package
+
+_TASKS = 8
+_STOPPED = 130  # what a shell reports for Ctrl-C, and typer returns
+
+app = typer.Typer(
+    name="nlm",
+    help="Non-local model merging: align, merge and correct experts of different foundations.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code; errors are one sentence on stderr.
+
+    ``NLM_TRACEBACK=1`` shows where an error comes from.
+    """
+    command = typer.main.get_command(app)
+    try:
+        outcome = command.main(arguments, prog_name="nlm", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        outcome = _STOPPED
+    except Exception as error:
+        if os.environ.get("NLM_TRACEBACK"):
+            raise
+        return _explain(error)
+    if outcome == _STOPPED:
+        print("nlm: stopped", file=sys.stderr)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    """Print an error as a sentence; return 2 for a wrong use of the command line, else 1."""
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        print(f"nlm: {usage()}", file=sys.stderr)
+        return int(getattr(error, "exit_code", 2))
+    message = missing_package(error) or str(error) or type(error).__name__
+    print(message if message.startswith("nlm") else f"nlm: {message}", file=sys.stderr)
+    return 1
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"nlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Non-local model merging: align, merge and correct experts of different foundations."""
+
+
+@app.command()
+def demo(
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, images and batches.")] = 0,
+    tasks: Annotated[
+        int, typer.Option(min=2, max=_TASKS, help="How many tasks to merge at most.")
+    ] = _TASKS,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write the report to this file.", show_default="report.html"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Merge experts of two unrelated foundations into one multi-task model, on real data.
+
+    The first run trains the foundations and experts (minutes) and keeps them in the user's cache
+    folder; alignment, merging, correction and evaluation run every time.
+    """
+    from nlm.cli.demo import demo as run_demo
+
+    run_demo(seed, tasks, json, report, force, quiet)
+
+
+@app.command()
+def info(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the live backends, instruction set, threads and versions."""
+    from nlm.cli.info import show
+
+    show(json)
