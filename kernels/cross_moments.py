@@ -8,9 +8,9 @@ the matrix is symmetric to the bit. 2 P Cx Cy flops, half of that without y. Com
 interpreted, not yet run on a GPU.
 
 *Numerics.* ``channel_moments`` gives the float64 means; rounded to float32 they are the shifts s
-and t. The tensor cores multiply (x - s)^T (y - t) step by step (``BLOCK_P`` positions, each product split
-into three), the steps are added in float32 for ``SPLIT_POSITIONS`` positions at most, and these
-partial sums in float64. What the rounding of the shifts left is taken off exactly:
+and t. The tensor cores multiply (x - s)^T (y - t) in steps of ``BLOCK_P`` positions (each product
+split into three), the steps are added in float32 for ``SPLIT_POSITIONS`` positions at most, and
+these partial sums in float64. What the rounding of the shifts left is taken off exactly:
 
     comoment = sum_p (x - s)(y - t) - n (mean_x - s)(mean_y - t)
 
