@@ -32,7 +32,8 @@ namespace {
 constexpr int64_t kBlock = 2048;  // samples that are centred together
 constexpr int64_t kSlice = 128;   // samples that one packing task copies, and per float64 flush
 constexpr int64_t kRun = 64;      // samples that are accumulated in float32
-constexpr int64_t kTile = 96;     // rows and columns of a tile; a multiple of every vector length
+constexpr int64_t kTile = 96;     // rows and columns of a tile; a multiple of all vector lengths
+constexpr int64_t kSerial = 1 << 20;  // products below which threads cost more than they save
 
 // Register blocking of the multiplication, kRows x kVectors accumulators: 24 of 32 registers with
 // AVX-512, 12 of 16 with AVX2, 8 of 16 with SSE, which needs one more for the product.
@@ -331,9 +332,11 @@ int64_t tile_rows(int64_t row_panels, int64_t column_tiles, int threads) {
 
 template <class T>
 void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMomentsState& state,
-               int threads) {
+               int most_threads) {
   using S = typename Lanes<T>::scalar;
   const bool same = y == nullptr;
+  const int64_t products = x.outer * x.inner * x.channels * (same ? x.channels : y->channels);
+  const int threads = products < kSerial ? 1 : most_threads;
   const int64_t capacity = smaller(kBlock, x.outer * x.inner);
   Samples samples;
   const Packed<S> packed_x(x.channels, capacity);

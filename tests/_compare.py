@@ -15,6 +15,8 @@ from torch import Tensor
 #: Results up to float32 are float64 sums rounded once; float64 results are sums of up to 1e6 terms.
 ROUNDINGS = {torch.float64: 16}
 ROUNDINGS_NARROW = 1
+#: The same for a sum of products: both factors, the product and the sum are rounded.
+ROUNDINGS_PRODUCTS = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Case:
     plain : callable, optional
         The natural PyTorch expression in the type of the arguments, to whose error the kernel's is
         held. None: the kernel must equal the reference in every bit.
+    products : callable, optional
+        Given the arguments, the type in which the operator multiplies what it then sums in float64.
     gradients : callable, optional
         Samples in float64 for gradcheck.
     poison : bool
@@ -61,6 +65,7 @@ class Case:
     samples: Callable[[], Iterable[Sample]]
     mistakes: Callable[[], Iterable[Mistake]]
     plain: Callable[..., Any] | None = None
+    products: Callable[..., torch.dtype] | None = None
     gradients: Callable[[], Iterable[Sample]] | None = None
     poison: bool = True
 
@@ -107,11 +112,16 @@ def same_specials(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def allowed_error(plain_error: float, dtype: torch.dtype) -> float:
-    """No worse than plain PyTorch, or a few roundings of the result's type."""
+def allowed_error(
+    plain_error: float, dtype: torch.dtype, products: torch.dtype | None = None
+) -> float:
+    """No worse than plain PyTorch, or a few roundings of the result's type or of the products'."""
     if not dtype.is_floating_point:
         return 0.0
-    return max(plain_error, ROUNDINGS.get(dtype, ROUNDINGS_NARROW) * torch.finfo(dtype).eps)
+    rounding = ROUNDINGS.get(dtype, ROUNDINGS_NARROW) * torch.finfo(dtype).eps
+    if products is not None:
+        rounding = max(rounding, ROUNDINGS_PRODUCTS * torch.finfo(products).eps)
+    return max(plain_error, rounding)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

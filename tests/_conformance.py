@@ -69,9 +69,10 @@ def check_error(operation: Operation, case: Case, sample: Sample) -> None:
         return
     truths = call(operation, operation.reference, to_float64(sample.args))
     plains = call(operation, case.plain, sample.args)
+    products = case.products(*sample.args) if case.products is not None else None
     for i, (result, truth, plain) in enumerate(zip(results, truths, plains, strict=True)):
         error = relative_error(result, truth)
-        limit = allowed_error(relative_error(plain, truth), result.dtype)
+        limit = allowed_error(relative_error(plain, truth), result.dtype, products)
         assert error <= limit, (
             f"result {i} errs by {error:.2e}, plain PyTorch's limit is {limit:.2e}"
         )

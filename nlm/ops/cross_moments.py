@@ -11,8 +11,8 @@ A batch b is reduced to the same quantities about its own means and merged into 
     m2 = m2_a + m2_b + delta^2 n_a n_b / n,
     comoment = comoment_a + comoment_b + delta_x delta_y^T n_a n_b / n .
 
-Without y the same stream is taken twice: comoment is exactly symmetric, m2_x is its diagonal, and
-half of the products are computed.
+Without y the same stream is taken twice: comoment is exactly symmetric, m2_x is its diagonal, half
+of the products are computed, and only what lies above the diagonal is read.
 
 Bytes: one read of x and y. Flops: 2 n cx cy (n cx^2 without y).
 Numerics: means and m2 in float64 throughout. The kernels take deviations in float64, round them to
@@ -53,14 +53,11 @@ def reference(
     mask: Tensor | None,
 ) -> None:
     n, batch_mean_x, batch_m2_x, deviations_x = _centre(x, dim % x.dim(), mask)
-    if y is None:
-        batch_comoment = torch.triu(deviations_x @ deviations_x.T, 1)
-        batch_comoment = batch_comoment + batch_comoment.T + torch.diag(batch_m2_x)
-        batch_mean_y = batch_m2_y = None
-    else:
+    batch_mean_y, batch_m2_y, deviations_y = None, None, deviations_x
+    if y is not None:
         _, batch_mean_y, batch_m2_y, deviations_y = _centre(y, dim % x.dim(), mask)
-        batch_comoment = deviations_x @ deviations_y.T
-    batch = (n, batch_mean_x, batch_m2_x, batch_mean_y, batch_m2_y, batch_comoment)
+    products = deviations_x @ deviations_y.T
+    batch = (n, batch_mean_x, batch_m2_x, batch_mean_y, batch_m2_y, products)
     _merge((count, mean_x, m2_x, mean_y, m2_y, comoment), batch)
 
 
@@ -84,24 +81,26 @@ def _merge(state: State, batch: State) -> None:
     batch_count, batch_mean_x, batch_m2_x, batch_mean_y, batch_m2_y, batch_comoment = batch
     weight = batch_count.double() / (count + batch_count).clamp(min=1)
     fraction = count * weight
-    delta_x = batch_mean_x - mean_x
-    _merge_channels(mean_x, m2_x, batch_mean_x, batch_m2_x, weight, fraction)
-    if mean_y is None or m2_y is None or batch_mean_y is None or batch_m2_y is None:
-        delta_y = delta_x
-    else:
-        delta_y = batch_mean_y - mean_y
-        _merge_channels(mean_y, m2_y, batch_mean_y, batch_m2_y, weight, fraction)
+    delta_x = _merge_channels(mean_x, m2_x, batch_mean_x, batch_m2_x, weight, fraction)
+    delta_y = delta_x
+    if not (mean_y is None or m2_y is None or batch_mean_y is None or batch_m2_y is None):
+        delta_y = _merge_channels(mean_y, m2_y, batch_mean_y, batch_m2_y, weight, fraction)
     comoment += batch_comoment + fraction * torch.outer(delta_x, delta_y)
+    if mean_y is None:
+        above = torch.triu(comoment, 1)
+        comoment.copy_(above + above.T + torch.diag(m2_x))
     count += batch_count
 
 
 def _merge_channels(
     mean: Tensor, m2: Tensor, batch_mean: Tensor, batch_m2: Tensor, weight: Tensor, fraction: Tensor
-) -> None:
-    delta = batch_mean - mean
+) -> Tensor:
+    """Merges in place; returns the difference of the means, 0 for an empty batch."""
+    delta = torch.where(weight > 0, batch_mean - mean, 0.0)
     # Where a mean is infinite, delta * weight would turn it into NaN.
     mean += torch.where(delta.isfinite(), delta * weight, batch_mean)
     m2 += batch_m2 + fraction * delta.square()
+    return delta
 
 
 def _out(

@@ -1,0 +1,45 @@
+"""Where a sample lies: arithmetic of the Triton kernels that read an ``[outer, C, inner]`` view.
+
+A *position* is a pair (outer, inner), numbered ``p = outer * inner_size + inner``, so that
+``[N, C]``, ``[N, C, H, W]`` and ``[N, L, C]`` are all read as positions x channels, in place and
+through any strides.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES: tl.constexpr):
+    """Element offsets (int64) of the positions ``first + steps``; ``DIVIDES`` says that inner > 1.
+
+    The only 64-bit division is scalar. The lanes divide ``first % inner + steps`` in the type of
+    ``inner``: int32 unless the tensor needs more.
+    """
+    if DIVIDES:
+        lane = (first % inner).to(inner.dtype) + steps
+        outer_index = first // inner + (lane // inner)
+        inner_index = (lane % inner).to(tl.int64)
+        return outer_index * stride_outer + inner_index * stride_inner
+    else:
+        return (first + steps).to(tl.int64) * stride_outer
+
+
+@triton.jit
+def counted_positions(
+    mask,  # uint8 [outer, inner], nonzero = counted; not read unless HAS_MASK
+    first,
+    steps,
+    end,
+    inner,
+    stride_outer,
+    stride_inner,
+    HAS_MASK: tl.constexpr,
+    DIVIDES: tl.constexpr,
+):
+    """Which of the positions ``first + steps`` lie before ``end`` and are counted by the mask."""
+    counted = first + steps < end
+    if HAS_MASK:
+        offsets = position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES)
+        counted = counted & (tl.load(mask + offsets, mask=counted, other=0) != 0)
+    return counted
