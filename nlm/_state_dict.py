@@ -1,5 +1,6 @@
 """State dicts side by side: the same entries, real, finite, of one shape."""
 
+import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -78,12 +79,18 @@ def check_weight(caller: str, who: str, name: str, tensor: Tensor) -> None:
             f"{caller}: weights are real floating-point numbers, got {tensor.dtype} for {name!r} "
             f"of {who!r}"
         )
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+    if bad := count_not_finite(tensor):
         raise ValueError(
             f"{caller}: weights are finite, got {bad} NaN or inf of {tensor.numel()} in {name!r} "
             f"of {who!r}"
         )
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """The number of NaN and inf in a tensor; one read of it where there is none."""
+    if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
+        return 0  # the sum of finite numbers may overflow, that of others is never finite
+    return int((~torch.isfinite(tensor)).sum())
 
 
 def _few(names: list[str]) -> str:

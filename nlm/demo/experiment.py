@@ -21,7 +21,7 @@ from torch import nn
 
 import nlm
 from nlm.align import AlignmentResult
-from nlm.correct import Tact, default_points, linear_probe
+from nlm.correct import default_points, linear_probe
 from nlm.demo.tasks import TASKS
 from nlm.demo.world import Demo, load
 from nlm.evaluate import (
@@ -170,18 +170,22 @@ def run(
     clock = _Clock()
     world = prepare(seed, tasks, _share(progress, 0.0, _LOADING_SHARE), **loading)
     clock.lap("models, data and alignment")
-    counts = [count for count in (2, 4, 6, 8) if count <= tasks] or [tasks]
+    counts = sorted({count for count in (2, 4, 6) if count < tasks} | {tasks})
+    main = {min(4, tasks), tasks}
     settings: dict[str, dict[str, Any]] = {}
     kept: dict[tuple[str, int], tuple[dict[str, Choice], Aligned]] = {}
     jobs = [(setting, count) for setting in ("local", "nonlocal", "permuted") for count in counts]
     for number, (setting, count) in enumerate(jobs):
         _tell(progress, f"merging {count} tasks, {setting}", number / len(jobs))
-        scores, choices, aligned = compare(world, setting, count)
+        corrections = tuple(CORRECTIONS) if count in main else ("plain", "repair", "tact")
+        scores, choices, aligned = compare(
+            world, setting, count, corrections=corrections, controls=count in main
+        )
         settings.setdefault(setting, {})[str(count)] = scores
         kept[setting, count] = (choices, aligned)
     clock.lap("merging, correction and evaluation")
     _tell(progress, "layers and barrier", 1.0)
-    middle = min(counts, key=lambda count: abs(count - 4))
+    middle = min(4, tasks)
     layers = _layers(world, {name: kept[name, middle] for name in ("nonlocal", "permuted")})
     clock.lap("layer statistics")
     barrier = _barrier(world)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm._modules import evaluation
+from nlm._state_dict import count_not_finite
 from nlm.statistics import Data, Forward, run
 from nlm.statistics.data import batches
 
@@ -50,7 +51,7 @@ def ensemble_accuracy(
             probabilities: Tensor | int = 0
             for model in models:
                 logits = run(model, inputs, forward, **kwargs)
-                if not bool(torch.isfinite(logits).all()):
+                if count_not_finite(logits):
                     raise ValueError(
                         f"nlm.evaluate: outputs are finite, got NaN or inf from "
                         f"{type(model).__name__}"

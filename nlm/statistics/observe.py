@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm._modules import evaluation, output_hooks
+from nlm._state_dict import count_not_finite
 from nlm.statistics.data import Data, Forward, Mask, batches, run
 from nlm.statistics.moments import CrossMoments, Moments
 
@@ -14,8 +15,7 @@ Progress = Callable[[str, int], None]
 
 def check_activation(caller: str, point: str, activation: Tensor) -> None:
     """Raises ValueError where an activation holds NaN or inf."""
-    if not bool(torch.isfinite(activation).all()):
-        bad = int((~torch.isfinite(activation)).sum())
+    if bad := count_not_finite(activation):
         raise ValueError(
             f"{caller}: activations are finite, got {bad} NaN or inf of {activation.numel()} at "
             f"{point!r}"
