@@ -5,8 +5,6 @@ The reference that corrections are held against: it needs labels, and at their b
 
 from typing import Any
 
-import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -81,7 +79,7 @@ def linear_probe(
 def fit_logistic(
     features: Tensor, labels: Tensor, classes: int, l2: float = 1e-3, steps: int = 60
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression on standardised features, by L-BFGS in float64.
+    """Multinomial logistic regression on standardised features, by L-BFGS.
 
     Parameters
     ----------
@@ -94,29 +92,23 @@ def fit_logistic(
     weight, bias
         float32 [classes, d] and [classes], for the features as they are.
     """
-    features = features.detach().double()
     mean = features.mean(0)
     deviation = features.std(0, unbiased=False) + 1e-6
     standard = (features - mean) / deviation
-    shape = (classes, features.shape[1] + 1)
+    weight = torch.zeros(classes, features.shape[1], device=features.device, requires_grad=True)
+    bias = torch.zeros(classes, device=features.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias], max_iter=steps, line_search_fn="strong_wolfe", history_size=10
+    )
 
-    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = torch.from_numpy(flat).reshape(shape).to(features.device)
-        weight, bias = parameters[:, :-1], parameters[:, -1]
-        log_probability = (standard @ weight.T + bias).log_softmax(-1)
-        residual = log_probability.exp()
-        residual[torch.arange(len(labels)), labels] -= 1
-        residual /= len(labels)
-        loss = functional.nll_loss(log_probability, labels) + l2 * weight.square().sum()
-        gradient = torch.cat(
-            [residual.T @ standard + 2 * l2 * weight, residual.sum(0)[:, None]], dim=1
-        )
-        return float(loss), gradient.cpu().numpy().ravel()
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = functional.cross_entropy(standard @ weight.T + bias, labels)
+        value = value + l2 * weight.square().sum()
+        value.backward()
+        return value
 
-    found = scipy.optimize.minimize(
-        loss_and_gradient, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B",
-        options={"maxiter": steps},
-    )  # fmt: skip
-    best = torch.from_numpy(found.x).reshape(shape).to(features.device)
-    weight = best[:, :-1] / deviation
-    return weight.float(), (best[:, -1] - weight @ mean).float()
+    with torch.enable_grad():
+        optimiser.step(loss)
+    unscaled = weight.detach() / deviation
+    return unscaled, bias.detach() - unscaled @ mean
