@@ -75,15 +75,15 @@ def reset_batch_norm(
 def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[str]) -> str | None:
     """Resets the first norm that runs and is not yet reset; its name, or None when all are."""
     found: dict[str, Moments] = {}
-    statistics: list[tuple[Tensor, Tensor]] = []
+    statistics: list[tuple[Tensor | None, Tensor | None]] = []
 
     def hook(name: str) -> Callable[..., None]:
         def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             check_activation("nlm.reset_batch_norm", name, args[0])
             moments = Moments.of(args[0], 1)
             found[name] = found[name] + moments if name in found else moments
-            if module.running_mean is not None and module.running_var is not None:
-                statistics[:] = [(module.running_mean, module.running_var)]
+            running = module._buffers
+            statistics[:] = [(running["running_mean"], running["running_var"])]
             raise _Reached
 
         return measure
@@ -111,6 +111,7 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
             f"{int(moments.count)} at {name!r}"
         )
     for mean, variance in statistics:
+        assert mean is not None and variance is not None  # hooked only where they are kept
         mean.copy_(moments.mean)
         variance.copy_(moments.m2 / (moments.count - 1))
     return name

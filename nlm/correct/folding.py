@@ -47,7 +47,8 @@ def _fold(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Scales and shifts a module's output, computed in float64, kept in the weights' dtype."""
     like = next((p for p in [*module.parameters(), *module.buffers()]), scale)
     scale, shift = (part.to(like.device, torch.float64) for part in (scale, shift))
-    weight, bias = module.weight, module.bias
+    parameters = module._parameters
+    weight, bias = parameters["weight"], parameters["bias"]
     ones = torch.ones_like(scale) if weight is None else weight.detach().double()
     zeros = torch.zeros_like(shift) if bias is None else bias.detach().double()
     rows = scale.reshape(-1, *[1] * (ones.dim() - 1))

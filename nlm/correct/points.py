@@ -79,7 +79,7 @@ def ordered_points(
 def _record(
     network: nn.Module,
     call: Callable[[], Any],
-    kinds: tuple[type, ...],
+    kinds: tuple[type[nn.Module], ...],
     only: set[int] | None = None,
 ) -> tuple[list[tuple[str, Any, Any]], Any]:
     """(name, first input, output) of every run of the modules of some kinds; and the outputs.

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import nlm
-from nlm.align import AlignmentResult
+from nlm.align import AlignmentResult, align
 from nlm.correct import default_points, linear_probe
 from nlm.demo.tasks import TASKS
 from nlm.demo.world import Demo, load
@@ -50,11 +50,12 @@ class World:
     demo: Demo
     spec: nlm.PermutationSpec
     alignments: dict[str, AlignmentResult]
+    samples: int = CALIBRATION
     experts: dict[tuple[str, int], float] = field(default_factory=dict)
 
     @property
     def calibration(self) -> dict[str, list[torch.Tensor]]:
-        return {name: [task.calibration[:CALIBRATION]] for name, task in self.demo.tasks.items()}
+        return {name: [task.calibration[: self.samples]] for name, task in self.demo.tasks.items()}
 
     @property
     def validation(self) -> dict[str, Any]:
@@ -112,8 +113,8 @@ def prepare(
     spec = nlm.trace(first, demo.pretraining.calibration[:32])
     images = [demo.pretraining.calibration]
     alignments = {
-        "weights": nlm.align(first, second, spec, "weights", seed=seed),
-        "activations": nlm.align(first, second, spec, "activations", data=images),
+        "weights": align(first, second, spec, "weights", seed=seed),
+        "activations": align(first, second, spec, "activations", data=images),
     }
     return World(demo, spec, alignments)
 

@@ -71,7 +71,9 @@ def layer_statistics(
                 ours, theirs = (side[point] for side in outputs)
                 new = [Moments.of(ours, dim), Moments.of(theirs, dim)]
                 old = moments.get(point)
-                moments[point] = new if old is None else [a + b for a, b in zip(old, new)]
+                moments[point] = (
+                    new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+                )
                 squares[point][0] += float((ours.double() - theirs.double()).square().sum())
                 squares[point][1] += float(theirs.double().square().sum())
     ratio = {p: float(a.m2.sum() / b.m2.sum()) for p, (a, b) in moments.items()}

@@ -3,8 +3,8 @@
 For every dimension that a free group touches, the new position is decomposed into the coordinates
 of its layout's parts, each coordinate is looked up in its group's permutation, and the old position
 is put together again. A group whose parent stands in the same dimension (heads x head_dim) needs
-no more than a flat index; where the parent is another dimension of the parameter (experts [E, F, D])
-the index gets that dimension as a leading axis.
+no more than a flat index; where the parent is another dimension of the parameter (experts
+[E, F, D]) the index gets that dimension as a leading axis.
 """
 
 from collections.abc import Iterator, Mapping

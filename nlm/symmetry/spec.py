@@ -150,7 +150,10 @@ class PermutationSpec:
         ]
         moved = ops.permute(
             [state_dict[name] for name in names],
-            [[g.index.to(state_dict[n].device) for g in plan] for n, plan in zip(names, plans)],
+            [
+                [gather.index.to(state_dict[name].device) for gather in plan]
+                for name, plan in zip(names, plans, strict=True)
+            ],
             [[gather.axis for gather in plan] for plan in plans],
             [[gather.parents for gather in plan] for plan in plans],
         )
@@ -280,11 +283,11 @@ class PermutationSpec:
         for name, layouts in self.params.items():
             lines.append(f"  {name:<{width}}  [{', '.join(map(str, layouts))}]")
         proof = self.verified
-        lines.append(
-            "not verified"
-            if proof is None
-            else f"verified in {proof.dtype}: error {proof.max_error:.1e}, control {proof.control:.1e}"
-        )
+        if proof is None:
+            lines.append("not verified")
+        else:
+            sizes = f"error {proof.max_error:.1e}, control {proof.control:.1e}"
+            lines.append(f"verified in {proof.dtype}: {sizes}")
         return "\n".join(lines)
 
     # --- files ------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_damage_is_named(tmp_path, damage):
         {"cut": content[:-7], "garbage": b"x" * 99, "empty": b"",
          "header": b"\xff" * 8 + content[8:]}[damage]
     )  # fmt: skip
-    with pytest.raises(DamagedFileError, match="must be a whole safetensors file, got .*t.safe"):
+    with pytest.raises(DamagedFileError, match=r"must be a whole safetensors file, got .*t\.safe"):
         read_tensors(path)
     with pytest.raises(FileNotFoundError, match="a tensor file must exist"):
         read_tensors(tmp_path / "none")

@@ -88,7 +88,7 @@ def test_sequential_sees_corrected_inputs_and_at_once_does_not():
     model, own, data = averaged(mlp), experts(mlp), calibration(vectors)
     sequential = nlm.Tact.fit(model, own, data)
     at_once = nlm.Tact.fit(model, own, data, mode="at_once")
-    first, last = list(sequential.points)[0], list(sequential.points)[-1]
+    first, *_, last = sequential.points
     torch.testing.assert_close(sequential.correction(first), at_once.correction(first))
     assert not torch.allclose(
         sequential.correction(last)[0], at_once.correction(last)[0], rtol=0.01

@@ -41,7 +41,7 @@ def test_accuracies():
 def test_normalised_accuracy():
     found = normalized_accuracy({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.9})
     assert found == {"a": 0.5, "b": 1.0, "average": 0.75, "worst": 0.5}
-    with pytest.raises(ValueError, match="an expert is right at times, got .* for a"):
+    with pytest.raises(ValueError, match=r"an expert is right at times, got .* for a"):
         normalized_accuracy({"a": 0.4}, {"a": 0.0})
     with pytest.raises(ValueError, match="an expert's accuracy for every task"):
         normalized_accuracy({"a": 0.4}, {"b": 0.5})

@@ -120,7 +120,7 @@ def test_files(traced, tmp_path, suffix):
         traced.save(path)
     traced.save(path, force=True)
     path.write_text("{")
-    with pytest.raises(ValueError, match="a specification is (JSON or YAML|a mapping)"):
+    with pytest.raises(ValueError, match=r"a specification is (JSON or YAML|a mapping)"):
         PermutationSpec.load(path)
 
 
