@@ -124,7 +124,8 @@ class BuildCore(build_ext):
         # -Wno-maybe-uninitialized: GCC 12 reports its own AVX-512 header.
         flags += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", f"-I{CSRC}"]
         flags += ["-Werror"] if os.environ.get("NLM_WERROR") == "1" else []
-        includes = [f"-isystem{path}" for path in (*self.include_dirs, pybind11.get_include())]
+        folders = (*self.include_dirs, pybind11.get_include())
+        includes = [part for folder in folders for part in ("-isystem", folder)]
         openmp = ["-fopenmp"] if has_openmp() else []
 
         if ext.name == "nlm._C":

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "channel_moments.h"
 #include "core/isa.h"
 #include "core/view.h"
@@ -28,30 +29,6 @@ int active_isa = -1;
 namespace {
 
 using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-using ViewTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
-using MaskTuple = std::tuple<Address, int64_t, int64_t>;
-
-View3 to_view(const ViewTuple& t) {
-  return {pointer<void>(std::get<0>(t)),
-          static_cast<DType>(std::get<1>(t)),
-          std::get<2>(t),
-          std::get<3>(t),
-          std::get<4>(t),
-          std::get<5>(t),
-          std::get<6>(t),
-          std::get<7>(t)};
-}
-
-Mask2 to_mask(const MaskTuple& t) {
-  return {pointer<const uint8_t>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)};
-}
 
 // The instruction set that NLM_ISA names, else the best one of the machine.
 void choose_isa() {
@@ -123,31 +100,6 @@ void bind_cross_moments(py::module_& m) {
                                      threads);
       },
       Released());
-}
-
-// (source, target, per axis (size, stride, index, parents)).
-using PermuteAxisTuple = std::tuple<int64_t, int64_t, Address, std::vector<int>>;
-using PermuteTuple = std::tuple<Address, Address, std::vector<PermuteAxisTuple>>;
-
-std::vector<PermuteItem> to_items(const std::vector<PermuteTuple>& tuples) {
-  std::vector<PermuteItem> items(tuples.size());
-  for (size_t t = 0; t < tuples.size(); ++t) {
-    const auto& [source, target, axes] = tuples[t];
-    PermuteItem& item = items[t];
-    item.source = pointer<const void>(source);
-    item.target = pointer<void>(target);
-    item.axis_count = static_cast<int>(axes.size());
-    for (size_t a = 0; a < axes.size(); ++a) {
-      const auto& [size, stride, index, parents] = axes[a];
-      PermuteAxis& axis = item.axes[a];
-      axis.size = size;
-      axis.stride = stride;
-      axis.index = pointer<const int64_t>(index);
-      axis.parent_count = static_cast<int>(parents.size());
-      std::copy(parents.begin(), parents.end(), axis.parents);
-    }
-  }
-  return items;
 }
 
 void bind_permute(py::module_& m) {

@@ -17,6 +17,10 @@ namespace nlm::NLM_ISA {
 namespace {
 
 constexpr int64_t kTaskBytes = 256 << 10;
+constexpr int64_t kMostOffsets = 8192;  // 64 KB: half of the smallest second-level caches
+constexpr int64_t kShortRun = 32;       // elements below which a memcpy costs more than a gather
+constexpr int64_t kShortGather = 256;   // elements below which a row costs more than its gather
+constexpr int64_t kRowsPerOffset = 32;  // uses that pay for computing an offset
 
 // Elements whose bytes alone matter.
 struct Bytes16 {
@@ -133,15 +137,74 @@ void permute_range(const Plan& plan, int64_t begin, int64_t end, const Row& row)
   }
 }
 
+// The first of the trailing axes that are better taken as one gathered row, whose index is the
+// source offset of each of its elements; the last axis, when none are.
+int collapsible_axes(const Plan& plan) {
+  const int last = plan.count - 1;
+  const PlanAxis& along = plan.axes[last];
+  if (along.size >= (along.index != nullptr ? kShortGather : kShortRun)) return last;
+  int64_t size = along.size;
+  int best = last;
+  for (int first = last - 1; first >= 0; --first) {
+    size *= plan.axes[first].size;
+    if (size > kMostOffsets || size * kRowsPerOffset > plan.elements) break;
+    bool closed = true;  // no parent crosses the border
+    for (int a = 0; a <= last; ++a) {
+      for (int p = 0; p <= last; ++p) {
+        const bool crosses = (a < first) != (p < first);
+        if (crosses && plan.axes[a].parent_stride[p] != 0) closed = false;
+      }
+    }
+    if (closed) best = first;
+  }
+  return best;
+}
+
+int64_t axes_size(const Plan& plan, int first) {
+  int64_t size = 1;
+  for (int a = first; a < plan.count; ++a) size *= plan.axes[a].size;
+  return size;
+}
+
+void collapse(Plan& plan, int first, int64_t* offsets) {
+  const int64_t size = axes_size(plan, first);
+  int64_t position[kPermuteMaxAxes + 1] = {};
+  for (int64_t i = 0; i < size; ++i) {
+    offsets[i] = 0;
+    for (int a = first; a < plan.count; ++a) offsets[i] += plan.term(a, position);
+    for (int a = plan.count - 1; a >= first && ++position[a] == plan.axes[a].size; --a) {
+      position[a] = 0;
+    }
+  }
+  plan.axes[first] = {size, 1, offsets, false, {}};
+  plan.count = first + 1;
+}
+
 // run(item, plan, begin, end) over ranges of about kTaskBytes of all items' outputs.
 template <class ElementBytes, class Run>
 void for_all_ranges(const PermuteItem* items, int64_t count, int threads,
                     const ElementBytes& element_bytes, const Run& run) {
   const Scratch<Plan> plans(count);
+  const Scratch<int> first_axis(count);
   const Scratch<int64_t> first_task(count + 1);
+  int64_t offset_count = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    Plan& plan = plans.data()[t];
+    make_plan(items[t], plan);
+    first_axis.data()[t] = collapsible_axes(plan);
+    if (first_axis.data()[t] < plan.count - 1) {
+      offset_count += axes_size(plan, first_axis.data()[t]);
+    }
+  }
+  const Scratch<int64_t> offsets(offset_count);
+  int64_t* next_offsets = offsets.data();
   first_task.data()[0] = 0;
   for (int64_t t = 0; t < count; ++t) {
-    make_plan(items[t], plans.data()[t]);
+    Plan& plan = plans.data()[t];
+    if (first_axis.data()[t] < plan.count - 1) {
+      collapse(plan, first_axis.data()[t], next_offsets);
+      next_offsets += plan.axes[plan.count - 1].size;
+    }
     const int64_t bytes = plans.data()[t].elements * element_bytes(t);
     first_task.data()[t + 1] = first_task.data()[t] + ceil_div(bytes, kTaskBytes);
   }

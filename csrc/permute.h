@@ -39,4 +39,10 @@ NLM_KERNEL(void, permute_add,
            (const PermuteItem* items, const DType* dtypes, const double* weights, int64_t count,
             int threads));
 
+// The same on the GPU (permute.cu): device pointers, launched on `stream`, a cudaStream_t. The
+// result is a cudaError_t. Nothing is waited for or allocated.
+int permute_cuda(const PermuteItem* items, const int* element_bytes, int64_t count, void* stream);
+int permute_add_cuda(const PermuteItem* items, const DType* dtypes, const double* weights,
+                     int64_t count, void* stream);
+
 }  // namespace nlm

@@ -16,8 +16,8 @@ struct PlanAxis {
   int64_t stride;
   const int64_t* index;
   bool has_parents;
-  int64_t
-      parent_stride[kPermuteMaxAxes + 1];  // steps of `index` per step of each axis; 0: no parent
+  // Steps of `index` per step of each axis; 0 where that is no parent.
+  int64_t parent_stride[kPermuteMaxAxes + 1];
 };
 
 // A tensor with merged axes: at least one; no axis has the last one as its parent.
@@ -65,6 +65,7 @@ inline void make_plan(const PermuteItem& item, Plan& plan) {
     const PermuteAxis& axis = item.axes[a];
     const bool is_plain = axis.index == nullptr && !is_parent[a];
     plan.elements *= axis.size;
+    if (is_plain && axis.size == 1) continue;
     if (is_plain && last_is_plain && plan.axes[plan.count - 1].stride == axis.stride * axis.size) {
       plan.axes[plan.count - 1].size *= axis.size;
       plan.axes[plan.count - 1].stride = axis.stride;

@@ -25,4 +25,16 @@ NLM_KERNEL(void, scale_shift_backward,
            (const View3& grad, const View3& x, const View3& grad_x, const void* scale,
             const Tasks& tasks, double* grad_scale, double* grad_shift, int threads));
 
+// The same on the GPU (scale_shift.cu): device pointers, launched on `stream`, a cudaStream_t. The
+// result is a cudaError_t. Nothing is waited for or allocated; a task id out of range gives NaN.
+int scale_shift_cuda(const View3& x, const View3& y, const void* scale, const void* shift,
+                     const Tasks& tasks, void* stream);
+
+// partial_scale and partial_shift are float64 [walks, tasks.count, channels], zero; their sums over
+// the walks are the gradients. walks = scale_shift_walks(outer * inner, tasks.count, channels).
+int64_t scale_shift_walks(int64_t positions, int64_t tasks, int64_t channels);
+int scale_shift_backward_cuda(const View3& grad, const View3& x, const View3& grad_x,
+                              const void* scale, const Tasks& tasks, int64_t walks,
+                              double* partial_scale, double* partial_shift, void* stream);
+
 }  // namespace nlm

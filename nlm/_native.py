@@ -56,6 +56,11 @@ def threads() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
+def stream(x: Tensor) -> int:
+    """Address of PyTorch's current stream on the GPU that holds ``x``."""
+    return torch.cuda.current_stream(x.device).cuda_stream
+
+
 def view3(x: Tensor) -> tuple[int, int, int, int, int, int, int, int]:
     """``x`` of three dimensions as csrc/core/view.h's View3. The caller keeps ``x`` alive."""
     return (x.data_ptr(), DTYPES[x.dtype], *x.shape, *x.stride())

@@ -96,7 +96,7 @@ def register(
         As in ``torch.library.register_autograd``.
     """
     name = schema.partition("(")[0]
-    given = {"cpu": cpu} if cuda is None else {"cpu": cpu, "cuda": cuda}
+    given = {"cpu": cpu} if cuda is None else {"cpu": cpu, "cuda": _on_its_device(cuda)}
     reasons = {device: reason for device in given if (reason := missing.get(device)) is not None}
     kernels = {device: kernel for device, kernel in given.items() if device not in reasons}
 
@@ -130,6 +130,18 @@ def register(
     )
     _OPERATIONS[name] = operation
     return operation
+
+
+def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` with the GPU of its first tensor as the current one, which launches go to."""
+
+    @functools.wraps(kernel)
+    def guarded(*args: Any) -> Any:
+        first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        with torch.cuda.device_of(first):
+            return kernel(*args)
+
+    return guarded
 
 
 def operations() -> Mapping[str, Operation]:

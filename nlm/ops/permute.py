@@ -245,8 +245,7 @@ def _cpu_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *fl
 def _cuda(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
     out = _out(tensors, *flat)
     items, _alive = _items("permute", tensors, out, flat)
-    stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
-    _native.cuda.permute(items, [x.element_size() for x in tensors], stream)
+    _native.cuda.permute(items, [x.element_size() for x in tensors], _native.stream(tensors[0]))
     return out
 
 
@@ -255,8 +254,7 @@ def _cuda_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *f
     _check_apart(out, tensors)
     items, _alive = _items("permute_add_", tensors, out, flat)
     dtypes = [_native.DTYPES[x.dtype] for x in tensors]
-    stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
-    _native.cuda.permute_add(items, dtypes, weights, stream)
+    _native.cuda.permute_add(items, dtypes, weights, _native.stream(tensors[0]))
 
 
 _FLAT = "Tensor[] indices, int[] owners, int[] axes, int[] parents, int[] parent_counts"

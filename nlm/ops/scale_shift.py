@@ -180,6 +180,40 @@ def _cpu_backward(
     return grad_x, sums[0].to(scale.dtype, copy=True), sums[1].to(scale.dtype, copy=True)
 
 
+# An id out of range gives NaN on the GPU: an error would make the host wait for every call.
+def _cuda(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> Tensor:
+    y = _out(x, scale, shift, task, dim)
+    dim %= x.dim()
+    x3, y3 = channels_view(x, dim), channels_view(y, dim)
+    scale, shift = _parameters(scale, x), _parameters(shift, x)
+    task = None if task is None else task.contiguous()
+    _native.cuda.scale_shift(
+        _native.view3(x3), _native.view3(y3), scale.data_ptr(), shift.data_ptr(),
+        *_task_arguments(x, scale, task, dim), _native.stream(x),
+    )  # fmt: skip
+    return y
+
+
+def _cuda_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, _, _ = _out_backward(grad, x, scale, task, dim)
+    dim %= x.dim()
+    views = [channels_view(tensor, dim) for tensor in (grad, x, grad_x)]
+    wide = _parameters(scale, x)
+    task = None if task is None else task.contiguous()
+    ids, tasks, outer_per_sample = _task_arguments(x, scale, task, dim)
+    channels = x.shape[dim]
+    walks = _native.cuda.scale_shift_walks(x.numel() // max(channels, 1), tasks, channels)
+    partial = wide.new_zeros((2, walks, *scale.shape), dtype=torch.float64)
+    _native.cuda.scale_shift_backward(
+        *map(_native.view3, views), wide.data_ptr(), ids, tasks, outer_per_sample, walks,
+        partial[0].data_ptr(), partial[1].data_ptr(), _native.stream(x),
+    )  # fmt: skip
+    sums = partial.sum(1)
+    return grad_x, sums[0].to(scale.dtype, copy=True), sums[1].to(scale.dtype, copy=True)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, shift, task, dim = inputs
     ctx.save_for_backward(x, scale, shift, task)
@@ -204,8 +238,8 @@ _BACKWARD = register(
     reference=reference_backward,
     out=_out_backward,
     cpu=_cpu_backward,
-    cuda=None,
-    missing={"cpu": _native.cpu_missing},
+    cuda=_cuda_backward,
+    missing={"cpu": _native.cpu_missing, "cuda": _native.cuda_missing},
     check_values=lambda grad, x, scale, task, dim: _check_ids(x, scale, scale, task, dim),
 )
 
@@ -215,8 +249,8 @@ _FORWARD = register(
     reference=reference,
     out=_out,
     cpu=_cpu,
-    cuda=None,
-    missing={"cpu": _native.cpu_missing},
+    cuda=_cuda,
+    missing={"cpu": _native.cpu_missing, "cuda": _native.cuda_missing},
     check_values=_check_ids,
     backward=_backward,
     setup_context=_setup_context,

@@ -32,6 +32,11 @@ def _arguments() -> Iterator[tuple[str, tuple]]:
 def samples() -> Iterator[Sample]:
     for name, args in _arguments():
         yield Sample(name, args)
+    for dtype in (torch.float16, torch.bfloat16):
+        every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
+        x = every[~every.isnan(), None].expand(-1, 2)
+        scale, shift = torch.tensor([[0.50048828125, -3.0], [1e-8, 6.1e-5]])
+        yield Sample(f"every value, {dtype}", (x, scale, shift, None, 1))
 
 
 def backward_samples() -> Iterator[Sample]:

@@ -127,6 +127,27 @@ def test_ranges_of_many_and_of_large_tensors() -> None:
         assert torch.equal(gathered, x[p])
 
 
+def test_short_rows_are_taken_together() -> None:
+    """Trailing axes whose offsets are computed once: kernels of 3x3, heads of input features."""
+    out_channels, in_channels = _permutation(70), _permutation(20)
+    convolution = _random((70, 20, 3, 3), torch.float32)
+    heads, features = _permutation(5), _permutation(5, 8)
+    projection = _random((300, 5, 8), torch.float32)
+    # The index of the rows depends on the head: here the heads cannot be taken with the features.
+    rows = _permutation(5, 300)
+    results = permute(
+        [convolution, projection, projection, convolution.view(70, 20, 9, 1)],
+        [[out_channels, in_channels], [heads, features], [rows, features], [in_channels]],
+        [[0, 1], [1, 2], [0, 2], [1]],
+        [[(), ()], [(), (1,)], [(1,), (1,)], [()]],
+    )
+    head = torch.arange(5)[:, None]
+    assert torch.equal(results[0], convolution[out_channels][:, in_channels])
+    assert torch.equal(results[1], projection[:, heads[:, None], features])
+    assert torch.equal(results[2], projection[rows.T[..., None], head, features])
+    assert torch.equal(results[3].view(70, 20, 3, 3), convolution[:, in_channels])
+
+
 def test_strides_beyond_two_to_the_31() -> None:
     stride = 2**30 + 48  # the last row begins behind element 2^31; untouched pages take no memory
     storage = torch.empty(2 * stride + 64, dtype=torch.int8)

@@ -1,0 +1,65 @@
+// The arguments that nlm/_native.py and nlm/ops make of tensors, as the kernels' types. Shared by
+// the bindings; knows no Python.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+#include "core/view.h"
+#include "permute.h"
+
+namespace nlm {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using ViewTuple = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+using MaskTuple = std::tuple<Address, int64_t, int64_t>;
+
+inline View3 to_view(const ViewTuple& t) {
+  return {pointer<void>(std::get<0>(t)),
+          static_cast<DType>(std::get<1>(t)),
+          std::get<2>(t),
+          std::get<3>(t),
+          std::get<4>(t),
+          std::get<5>(t),
+          std::get<6>(t),
+          std::get<7>(t)};
+}
+
+inline Mask2 to_mask(const MaskTuple& t) {
+  return {pointer<const uint8_t>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)};
+}
+
+// (source, target, per axis (size, stride, index, parents)).
+using PermuteAxisTuple = std::tuple<int64_t, int64_t, Address, std::vector<int>>;
+using PermuteTuple = std::tuple<Address, Address, std::vector<PermuteAxisTuple>>;
+
+inline std::vector<PermuteItem> to_items(const std::vector<PermuteTuple>& tuples) {
+  std::vector<PermuteItem> items(tuples.size());
+  for (size_t t = 0; t < tuples.size(); ++t) {
+    const auto& [source, target, axes] = tuples[t];
+    PermuteItem& item = items[t];
+    item.source = pointer<const void>(source);
+    item.target = pointer<void>(target);
+    item.axis_count = static_cast<int>(axes.size());
+    for (size_t a = 0; a < axes.size(); ++a) {
+      const auto& [size, stride, index, parents] = axes[a];
+      PermuteAxis& axis = item.axes[a];
+      axis.size = size;
+      axis.stride = stride;
+      axis.index = pointer<const int64_t>(index);
+      axis.parent_count = static_cast<int>(parents.size());
+      std::copy(parents.begin(), parents.end(), axis.parents);
+    }
+  }
+  return items;
+}
+
+}  // namespace nlm

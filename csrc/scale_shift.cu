@@ -1,0 +1,130 @@
+// y = x * scale[t, c] + shift[t, c] and its gradients on the GPU. The work is scale_shift_body.h's.
+//
+// One read of x and one write of y; backward two reads and one write. Multiplication and addition
+// round separately, as on the CPU. Compiled and emulated, not yet run on a GPU.
+#define NLM_ISA device
+
+#include <cuda_runtime.h>
+
+#include "scale_shift_body.h"
+
+namespace nlm {
+
+using namespace device;
+
+namespace {
+
+struct DeviceMemory {
+  const void *grad_data, *x_data, *scale_data, *shift_data;
+  void* result_data;
+  const int64_t* ids;
+  double *scale_sums, *shift_sums;
+
+  template <class T>
+  NLM_DEVICE const T* grad() const {
+    return static_cast<const T*>(grad_data);
+  }
+  template <class T>
+  NLM_DEVICE const T* x() const {
+    return static_cast<const T*>(x_data);
+  }
+  template <class T>
+  NLM_DEVICE T* y() const {
+    return static_cast<T*>(result_data);
+  }
+  template <class T>
+  NLM_DEVICE T* grad_x() const {
+    return static_cast<T*>(result_data);
+  }
+  template <class T>
+  NLM_DEVICE const T* scale() const {
+    return static_cast<const T*>(scale_data);
+  }
+  template <class T>
+  NLM_DEVICE const T* shift() const {
+    return static_cast<const T*>(shift_data);
+  }
+  NLM_DEVICE const int64_t* task_ids() const { return ids; }
+  NLM_DEVICE double* grad_scale() const { return scale_sums; }
+  NLM_DEVICE double* grad_shift() const { return shift_sums; }
+};
+
+template <class T, int kPack>
+__global__ void __launch_bounds__(kBlockThreads)
+    forward_kernel(const __grid_constant__ ForwardGrid work, const DeviceMemory memory) {
+  forward_body<T, kPack>(work, blockIdx.x, threadIdx.x, memory);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlockThreads)
+    backward_kernel(const __grid_constant__ BackwardGrid work, const DeviceMemory memory) {
+  backward_body<T>(work, blockIdx.x, threadIdx.x, memory);
+}
+
+template <class T>
+cudaError_t forward(const View3& x, const View3& y, const DeviceMemory& memory, const Tasks& tasks,
+                    cudaStream_t stream) {
+  constexpr int kPack = 16 / sizeof(T);
+  int pack = 0;
+  const ForwardGrid work = make_forward_grid(x, y, tasks, sizeof(T), pack);
+  const int64_t blocks = work.grid.blocks();
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const auto kernel = pack == kPack ? forward_kernel<T, kPack> : forward_kernel<T, 1>;
+  kernel<<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream>>>(work, memory);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t backward(const BackwardGrid& work, const DeviceMemory& memory, cudaStream_t stream) {
+  const int64_t blocks = work.walk_blocks * work.channel_blocks;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  backward_kernel<T><<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream>>>(work, memory);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int scale_shift_cuda(const View3& x, const View3& y, const void* scale, const void* shift,
+                     const Tasks& tasks, void* stream) {
+  if (x.empty()) return cudaSuccess;
+  const DeviceMemory memory = {nullptr, x.data, scale, shift, y.data, tasks.ids, nullptr, nullptr};
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (x.dtype) {
+    case DType::kFloat16:
+      return forward<DeviceFloat16>(x, y, memory, tasks, on);
+    case DType::kBFloat16:
+      return forward<DeviceBFloat16>(x, y, memory, tasks, on);
+    case DType::kFloat32:
+      return forward<float>(x, y, memory, tasks, on);
+    case DType::kFloat64:
+      return forward<double>(x, y, memory, tasks, on);
+  }
+  return cudaErrorInvalidValue;
+}
+
+int64_t scale_shift_walks(int64_t positions, int64_t tasks, int64_t channels) {
+  return walk_count(positions, tasks, channels);
+}
+
+int scale_shift_backward_cuda(const View3& grad, const View3& x, const View3& grad_x,
+                              const void* scale, const Tasks& tasks, int64_t walks,
+                              double* partial_scale, double* partial_shift, void* stream) {
+  if (x.empty()) return cudaSuccess;
+  const DeviceMemory memory = {grad.data,   x.data,    scale,         nullptr,
+                               grad_x.data, tasks.ids, partial_scale, partial_shift};
+  const BackwardGrid work = make_backward_grid(grad, x, grad_x, tasks, walks);
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (x.dtype) {
+    case DType::kFloat16:
+      return backward<DeviceFloat16>(work, memory, on);
+    case DType::kBFloat16:
+      return backward<DeviceBFloat16>(work, memory, on);
+    case DType::kFloat32:
+      return backward<float>(work, memory, on);
+    case DType::kFloat64:
+      return backward<double>(work, memory, on);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace nlm

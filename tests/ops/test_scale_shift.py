@@ -1,0 +1,113 @@
+"""scale_shift beyond the rules of all operators."""
+
+import math
+
+import pytest
+import torch
+
+from nlm.ops import scale_shift
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape, dim", [((6, 5), 1), ((6, 5, 7), 1), ((6, 7, 5), 2)])
+def test_one_task_for_all_is_that_task(shape: tuple[int, ...], dim: int) -> None:
+    x, scale, shift = random(*shape), random(3, 5, seed=1), random(3, 5, seed=2)
+    for task in range(3):
+        ids = torch.full((6,), task)
+        expected = scale_shift(x, scale[task], shift[task], dim=dim)
+        assert torch.equal(scale_shift(x, scale, shift, task, dim), expected)
+        assert torch.equal(scale_shift(x, scale, shift, ids, dim), expected)
+
+
+def test_mixed_batch_is_the_samples_one_by_one() -> None:
+    x, scale, shift = random(9, 4, 3, 3), random(3, 4, seed=1), random(3, 4, seed=2)
+    ids = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1])
+    y = scale_shift(x, scale, shift, ids)
+    for n, task in enumerate(ids.tolist()):
+        assert torch.equal(y[n : n + 1], scale_shift(x[n : n + 1], scale, shift, task))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_value_rounds_as_torch_does(dtype: torch.dtype) -> None:
+    """All 65536 bit patterns: subnormals, infinities, NaN; ties and overflow of the results."""
+    x = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype).reshape(-1, 1)
+    for scale, shift in ((1.0, 0.0), (0.50048828125, 0.0), (1.5, 1e-8), (-3.0, 6.1e-5)):
+        y = scale_shift(x, torch.tensor([scale]), torch.tensor([shift]))
+        expected = (x.float() * scale + shift).to(dtype)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(torch.signbit(y[~y.isnan()]), torch.signbit(expected[~y.isnan()]))
+
+
+def test_layout_of_the_result_is_that_of_the_input() -> None:
+    x = random(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    y = scale_shift(x, random(8), random(8))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_the_plain_expression(dtype: torch.dtype) -> None:
+    ids = torch.tensor([1, 0, 1, 1])
+    leaves = [random(4, 3, 6, 6).to(dtype), random(2, 3, seed=1), random(2, 3, seed=2)]
+    x, scale, shift = (leaf.requires_grad_() for leaf in leaves)
+    weight = random(4, 3, 6, 6, seed=3)
+
+    def gradients(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((y.float() * weight).sum(), (x, scale, shift))
+
+    wide = x.float() * scale[ids][:, :, None, None] + shift[ids][:, :, None, None]
+    for ours, plain in zip(
+        gradients(scale_shift(x, scale, shift, ids)), gradients(wide.to(dtype)), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, rtol=2e-5, atol=2e-5)
+
+
+def test_gradient_of_the_input_alone() -> None:
+    x = random(4, 3).requires_grad_()
+    scale = random(3, seed=1)
+    scale_shift(x, scale, torch.zeros(3)).sum().backward()
+    assert torch.equal(x.grad, scale.expand(4, 3))
+
+
+def test_compiled_is_the_plain_expression() -> None:
+    torch.compiler.reset()
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    x, scale, shift = random(4, 3, 5), random(2, 3, seed=1), random(2, 3, seed=2)
+    ids = torch.tensor([0, 1, 1, 0])
+    compiled = torch.compile(scale_shift, backend=keep, fullgraph=True)
+    assert torch.equal(compiled(x, scale, shift, ids), scale_shift(x, scale, shift, ids))
+    assert len(graphs) == 1
+    assert not any("nlm" in str(node.target) for node in graphs[0].graph.nodes)
+
+
+def test_exported_is_the_plain_expression() -> None:
+    class Correction(torch.nn.Module):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return scale_shift(x, scale, scale)
+
+    program = torch.export.export(Correction(), (random(4, 3), random(3)))
+    assert not any("nlm" in str(node.target) for node in program.graph.nodes)
+
+
+def test_nothing_is_left_unwritten() -> None:
+    """Freed memory full of NaN is what the result is most likely to be placed in."""
+    for shape in ((1, 1), (3, 5), (7, 33), (5, 3, 17), (2, 130, 3, 3)):
+        junk = torch.full(shape, math.nan)
+        del junk
+        y = scale_shift(torch.zeros(shape), torch.ones(shape[1]), torch.ones(shape[1]))
+        assert (y == 1).all()
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Two rows 2^31 elements apart; only their pages of the 4 GiB are ever touched."""
+    rows = torch.empty((1 << 31) + 4, dtype=torch.float16).as_strided((2, 4), (1 << 31, 1))
+    rows[0], rows[1] = 1, 3
+    y = scale_shift(rows, torch.full((4,), 2.0), torch.ones(4))
+    assert y.tolist() == [[3.0] * 4, [7.0] * 4]
