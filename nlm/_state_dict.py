@@ -36,7 +36,7 @@ def check_alike(
     ----------
     caller : the function that the message names.
     states : who -> state dict.
-    apart : patterns of entries that each keeps for itself (heads); their shapes may differ.
+    apart : patterns of entries that each keeps for itself (heads): they may differ or be missing.
 
     Raises
     ------
@@ -49,26 +49,27 @@ def check_alike(
     if not states:
         raise ValueError(f"{caller}: there is at least one model, got none")
     (first, reference), *others = states.items()
+    shared = [name for name in reference if not matches(name, apart)]
     for who, state in others:
-        missing = [name for name in reference if name not in state]
-        extra = [name for name in state if name not in reference]
+        missing = [name for name in shared if name not in state]
+        extra = [name for name in state if name not in reference and not matches(name, apart)]
         if missing or extra:
             raise ValueError(
                 f"{caller}: the models have the same entries, got "
                 f"{_few(missing) or 'none'} missing and {_few(extra) or 'none'} extra in {who!r} "
                 f"against {first!r}"
             )
-        for name, tensor in state.items():
-            if not matches(name, apart) and tensor.shape != reference[name].shape:
+        for name in shared:
+            if state[name].shape != reference[name].shape:
                 raise ValueError(
                     f"{caller}: the models have the same shapes (entries that each keeps for "
-                    f"itself are named as heads), got {list(tensor.shape)} for {name!r} of "
+                    f"itself are named as heads), got {list(state[name].shape)} for {name!r} of "
                     f"{who!r} and {list(reference[name].shape)} of {first!r}"
                 )
     for who, state in states.items():
         for name, tensor in state.items():
             check_weight(caller, who, name, tensor)
-    return [name for name in reference if not matches(name, apart)]
+    return shared
 
 
 def check_weight(caller: str, who: str, name: str, tensor: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nlm._multitask import MultiTaskModel
 from nlm._state_dict import matches
 from nlm.align import AlignmentResult, align
-from nlm.correct import Correction, Repair, Tact
+from nlm.correct import Correction, Repair, Tact, expert_moments
 from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.merge import Merged, merge
 from nlm.statistics import Data
@@ -173,13 +173,16 @@ def choose(
     if not scales or not mask_thresholds:
         raise ValueError("nlm.pipeline: there is at least one scale to try, got none")
     network = next(iter(aligned.experts.values()))
+    samples = {task: calibration[task] for task in aligned.experts}
+    moments = expert_moments(aligned.experts, samples) if correction != "none" else {}
     own = {task: accuracy(expert, validation[task]) for task, expert in aligned.experts.items()}
 
     def build(**setting: Any) -> tuple[Merged, Model]:
-        merged = merge(
-            aligned.experts, _with_heads(aligned), method, heads=heads, **options, **setting
-        )
-        return merged, correct(merged.model(network), aligned.experts, calibration, correction)
+        merged = merge(aligned.experts, aligned.base, method, heads=heads, **options, **setting)
+        model = merged.model(network)
+        if correction == "none":
+            return merged, model
+        return merged, correct(model, aligned.experts, samples, correction, moments=moments)
 
     def validated(model: Model) -> dict[str, float]:
         return {task: accuracy(model, validation[task], task=task) for task in aligned.experts}
@@ -233,8 +236,3 @@ def merge_nonlocal(
         **options,
     )  # fmt: skip
     return choice, aligned
-
-
-def _with_heads(aligned: Aligned) -> dict[str, Tensor]:
-    """The base under the names of a whole expert; its heads are never read."""
-    return {**next(iter(aligned.experts.values())).state_dict(), **aligned.base}

@@ -2,6 +2,7 @@
 
 from nlm.correct.batch_norm import reset_batch_norm
 from nlm.correct.correction import Correction
+from nlm.correct.fitting import expert_moments
 from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
 from nlm.correct.repair import Repair
@@ -12,6 +13,7 @@ __all__ = [
     "Repair",
     "Tact",
     "default_points",
+    "expert_moments",
     "fit_logistic",
     "linear_probe",
     "reset_batch_norm",

@@ -14,6 +14,8 @@ from nlm.correct.sequential import Stream
 from nlm.statistics import Data, Forward, Mask, Moments, collect_moments, run
 from nlm.statistics.data import micro_batches
 
+ExpertMoments = Mapping[str, Mapping[str, Moments]]
+
 
 @dataclass
 class Setup:
@@ -26,6 +28,7 @@ class Setup:
     points: dict[str, int]
     forward: Forward | None
     mask: Mask | None
+    known: ExpertMoments
 
     @property
     def network(self) -> nn.Module:
@@ -43,8 +46,15 @@ class Setup:
             self.mask,
         )
 
-    def expert_moments(self, task: str) -> dict[str, Moments]:
+    def expert_moments(self, task: str) -> Mapping[str, Moments]:
         """The moments of an expert's activations on the samples of its task."""
+        if task in self.known:
+            if missing := [point for point in self.points if point not in self.known[task]]:
+                raise ValueError(
+                    f"{self.caller}: moments are given for every point, got none of {task!r} at "
+                    f"{', '.join(missing)}"
+                )
+            return self.known[task]
         return collect_moments(
             self.experts[task], self.points, self.batches[task], forward=self.forward,
             mask=self.mask, caller=self.caller,
@@ -82,6 +92,7 @@ def prepare(
     forward: Forward | None,
     mask: Mask | None,
     device: torch.device | str | None,
+    moments: ExpertMoments | None = None,
 ) -> Setup:
     """Checks the tasks, cuts the data into micro-batches and finds the points."""
     if not experts or set(experts) != set(data):
@@ -109,4 +120,26 @@ def prepare(
         found = points_in_order(network, call, points)
     if not found:
         raise ValueError(f"{caller}: there is at least one point to correct, got none")
-    return Setup(caller, model, dict(experts), batches, found, forward, mask)
+    return Setup(caller, model, dict(experts), batches, found, forward, mask, moments or {})
+
+
+def expert_moments(
+    experts: Mapping[str, nn.Module],
+    data: Mapping[str, Data],
+    *,
+    points: Sequence[str] | Mapping[str, int] | None = None,
+    max_samples: int | None = 128,
+    forward: Forward | None = None,
+    mask: Mask | None = None,
+    device: torch.device | str | None = None,
+) -> dict[str, dict[str, Moments]]:
+    """task -> point -> moments of its expert, to fit several corrections from.
+
+    Arguments and errors as for :meth:`Tact.fit`, whose ``moments`` the result is.
+    """
+    first = next(iter(experts.values()), None)
+    setup = prepare(
+        "nlm.correct", first or nn.Identity(), experts, data, points, max_samples, None, forward,
+        mask, device,
+    )  # fmt: skip
+    return {task: dict(setup.expert_moments(task)) for task in setup.tasks}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nlm.correct.correction import Correction
-from nlm.correct.fitting import prepare
+from nlm.correct.fitting import ExpertMoments, prepare
 from nlm.correct.sequential import fit_sequential
 from nlm.statistics import Data, Forward, Mask
 
@@ -41,17 +41,18 @@ class Repair(Correction):
         forward: Forward | None = None,
         mask: Mask | None = None,
         device: torch.device | str | None = None,
+        moments: ExpertMoments | None = None,
     ) -> _Self:
         """Fits one correction; arguments and errors as for :meth:`Tact.fit`."""
         setup = prepare(
             "nlm.Repair", model, experts, data, points, max_samples, micro_batch, forward, mask,
-            device,
+            device, moments,
         )  # fmt: skip
-        moments = [setup.expert_moments(task) for task in setup.tasks]
+        own = [setup.expert_moments(task) for task in setup.tasks]
         targets = {}
         for point in setup.points:
-            mean = torch.stack([of[point].mean for of in moments]).mean(0)
-            deviation = torch.stack([of[point].variance.sqrt() for of in moments]).mean(0)
+            mean = torch.stack([of[point].mean for of in own]).mean(0)
+            deviation = torch.stack([of[point].variance.sqrt() for of in own]).mean(0)
             targets[point] = (mean, deviation.square())
         streams = [setup.stream(task) for task in setup.tasks]
         fitted = fit_sequential(setup.network, streams, setup.points, targets, "nlm.Repair")

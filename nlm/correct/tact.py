@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nlm.correct.correction import Correction
-from nlm.correct.fitting import Setup, prepare
+from nlm.correct.fitting import ExpertMoments, Setup, prepare
 from nlm.correct.sequential import fit_at_once, fit_sequential
 from nlm.statistics import Data, Forward, Mask
 
@@ -46,6 +46,7 @@ class Tact(Correction):
         forward: Forward | None = None,
         mask: Mask | None = None,
         device: torch.device | str | None = None,
+        moments: ExpertMoments | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> _Self:
         """Fits the corrections of every task.
@@ -63,6 +64,8 @@ class Tact(Correction):
             The result does not depend on it, but several micro-batches are recomputed per point.
         mode : "sequential", or "at_once" for the control that the paper's text leaves open.
         forward, mask, device : see :mod:`nlm.statistics.data`.
+        moments : the experts' moments, where :func:`nlm.correct.expert_moments` has found them
+            before; the experts are not run then.
         progress : called with (task, tasks done, tasks); what it raises cancels.
 
         Raises
@@ -75,7 +78,7 @@ class Tact(Correction):
             raise ValueError(f"nlm.Tact: the mode is one of {', '.join(MODES)}, got {mode!r}")
         setup: Setup = prepare(
             "nlm.Tact", model, experts, data, points, max_samples, micro_batch, forward, mask,
-            device,
+            device, moments,
         )  # fmt: skip
         fitted = []
         for number, task in enumerate(setup.tasks):

@@ -44,7 +44,7 @@ def merge(
     ----------
     experts : task -> state dict (or module), all with the same entries and shapes.
     base : theta_init, where the task vectors start: the foundation, or the mean of the aligned
-        foundations. Not needed for "linear". Its heads are ignored.
+        foundations. Not needed for "linear". It needs no heads.
     method : "linear" (weighted mean), "task_arithmetic", "ties" or "tall_mask".
     scale : the factor on the merged task vector ("task_arithmetic", "ties"). Choose it on
         validation data, after the correction that will be used.

@@ -38,6 +38,8 @@ def batches(
         )
     seen = 0
     for batch in data:
+        if isinstance(batch, Mapping):
+            batch = dict(batch)  # a tokeniser's BatchEncoding among them
         size = _size(batch, caller)
         if max_samples is not None and seen + size > max_samples:
             size = max_samples - seen

@@ -6,7 +6,7 @@ from _networks import convnet, images, mlp, vectors
 from torch import nn
 
 import nlm
-from nlm.correct import default_points
+from nlm.correct import default_points, expert_moments
 from nlm.correct.matching import match
 from nlm.statistics import Moments, collect_moments
 
@@ -82,6 +82,18 @@ def test_the_loaders_batches_do_not_matter():
     whole, pieces = nlm.Tact.fit(model, own, data), nlm.Tact.fit(model, own, cut)
     for point in whole.points:
         assert torch.equal(whole.correction(point)[0], pieces.correction(point)[0])
+
+
+def test_moments_found_before_give_the_same():
+    model, own, data = averaged(), experts(), calibration()
+    moments = expert_moments(own, data)
+    strangers = {task: convnet(9) for task in TASKS}
+    known = nlm.Tact.fit(model, strangers, data, moments=moments)
+    whole = nlm.Tact.fit(model, own, data)
+    for point in whole.points:
+        assert torch.equal(whole.correction(point)[1], known.correction(point)[1])
+    with pytest.raises(ValueError, match="moments are given for every point, got none of 'a' at 1"):
+        nlm.Tact.fit(model, own, data, moments={"a": {}})
 
 
 def test_sequential_sees_corrected_inputs_and_at_once_does_not():
