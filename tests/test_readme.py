@@ -1,4 +1,4 @@
-"""What README says is so: its table is the committed results', its code runs, CI runs its command."""
+"""README tells the truth: its table is that of the results, its code runs, CI runs its command."""
 
 import copy
 import re

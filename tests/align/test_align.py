@@ -36,12 +36,12 @@ def wide_mlp(seed: int) -> nn.Sequential:
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize(("noise", "least"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.98), (2.0, 0.04)])
+@pytest.mark.parametrize(("noise", "least"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (2.0, 0.08)])
 def test_the_recovery_curve(noise, least):
     model = wide_mlp(0)
     spec = nlm.trace(model, torch.randn(16, 20))
     shares = []
-    for seed in range(5):
+    for seed in range(10):
         state, permutation = planted(model, spec, noise, seed)
         result = nlm.align(model, state, spec, seed=seed)
         shares.append(recovered(spec, permutation, result.permutation))
