@@ -56,8 +56,9 @@ def per_tensor(
 
 
 def workloads() -> Iterator[Workload]:
-    compiled = torch.compile(index, dynamic=False)
     for name, shapes, gathered in inputs():
+        torch.compiler.reset()  # one graph per shape and type, below the limit of recompilations
+        compiled = torch.compile(index, dynamic=False)
         axes = [[a for a in gathered if a < len(shape)] for shape in shapes]
         indices = [
             [shuffled(shape[a]) for a in own] for shape, own in zip(shapes, axes, strict=True)
@@ -73,7 +74,9 @@ def workloads() -> Iterator[Workload]:
                 "one advanced index": lambda call=call: per_tensor(index, *call),
             }
             if len(shapes) == 1:
-                providers["torch.compile(index)"] = lambda call=call: per_tensor(compiled, *call)
+                providers["torch.compile(index)"] = lambda call=call, compiled=compiled: per_tensor(
+                    compiled, *call
+                )
             yield Workload(name, dtype, providers, truth, 0.0, 2.0 * size, "copy")
         yield added(name, *call, truth, 3.0 * size)
     yield heads()
