@@ -8,7 +8,7 @@ import os
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _load(name: str) -> tuple[ModuleType | None, str | None]:
-    """The module, or why it is missing."""
+def _load(name: str) -> tuple[Any, str | None]:
+    """The module (compiled: nothing is known of its types), or None and why it is missing."""
     try:
         return import_module(f"nlm.{name}"), None
     except ModuleNotFoundError:
@@ -68,4 +68,7 @@ def view3(x: Tensor) -> tuple[int, int, int, int, int, int, int, int]:
 
 def mask2(mask: Tensor | None) -> tuple[int, int, int]:
     """``mask`` of two dimensions, or None, as Mask2."""
-    return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
+    if mask is None:
+        return 0, 0, 0
+    outer_stride, inner_stride = mask.stride()
+    return mask.data_ptr(), outer_stride, inner_stride

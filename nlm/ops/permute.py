@@ -35,10 +35,14 @@ _MAX_DIMS = 16  # kPermuteMaxAxes of csrc/permute.h
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+#: (size, stride, address of the index or 0, parents) of an axis, for csrc/permute.h.
+_Axis = tuple[int, int, int, tuple[int, ...]]
+
+
 class _Gather(NamedTuple):
     """One gathered axis."""
 
-    index: Tensor
+    where: Tensor
     owner: int
     axis: int
     parents: tuple[int, ...]
@@ -177,7 +181,7 @@ def _check_ranges(op: str, gathers: list[_Gather]) -> None:
     """Every index value lies in its axis. An index that several tensors share is read once."""
     seen = set()
     for gather in gathers:
-        index = gather.index
+        index = gather.where
         if id(index) in seen or index.numel() == 0:
             continue
         seen.add(id(index))
@@ -215,11 +219,13 @@ def _items(
 
     Also the gathers, whose contiguous indices must outlive the call.
     """
-    gathers = [g._replace(index=g.index.contiguous()) for g in _unflatten(*flat)]
+    gathers = [g._replace(where=g.where.contiguous()) for g in _unflatten(*flat)]
     _check_ranges(op, gathers)
     items = []
     for x, target in zip(tensors, targets, strict=True):
-        axes = [(size, step, 0, ()) for size, step in zip(x.shape, x.stride(), strict=True)]
+        axes: list[_Axis] = [
+            (size, step, 0, ()) for size, step in zip(x.shape, x.stride(), strict=True)
+        ]
         items.append((x.data_ptr(), target.data_ptr(), axes))
     for index, owner, axis, parents in gathers:
         x = tensors[owner]

@@ -1,0 +1,202 @@
+"""A GPU's stand-in for the CUDA kernels: their bodies over the whole grid, on the CPU.
+
+:class:`EmulatedDevice` has the functions of ``nlm._C_cuda`` and takes the same arguments, so that
+the ``_cuda`` launchers of ``nlm.ops`` run on it unchanged. The ranges that the bodies may touch
+follow from the sizes and strides of the arguments; an access outside of them, or misaligned, is an
+error.
+"""
+
+import ctypes
+import math
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MAX_AXES = 16  # kPermuteMaxAxes
+ELEMENT_BYTES = {0: 2, 1: 2, 2: 4, 3: 8}  # by nlm::DType
+
+
+class PermuteAxis(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("index", ctypes.c_void_p),
+        ("parent_count", ctypes.c_int),
+        ("parents", ctypes.c_int * MAX_AXES),
+    ]
+
+
+class PermuteItem(ctypes.Structure):
+    _fields_ = [
+        ("source", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("axis_count", ctypes.c_int),
+        ("axes", PermuteAxis * MAX_AXES),
+    ]
+
+
+class View3(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("outer", "channel", "inner")),
+    ]
+
+
+class Tasks(ctypes.Structure):
+    _fields_ = [
+        ("ids", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("outer_per_sample", ctypes.c_int64),
+    ]
+
+
+class Range(ctypes.Structure):
+    _fields_ = [("begin", ctypes.c_size_t), ("end", ctypes.c_size_t)]
+
+
+class ScaleShiftRanges(ctypes.Structure):
+    _fields_ = [
+        (name, Range)
+        for name in ("grad", "x", "y", "scale", "shift", "ids", "scale_sums", "shift_sums")
+    ]
+
+
+def compile_emulation(folder: Path) -> ctypes.CDLL:
+    """The bodies and their grid loop as a shared library."""
+    library = folder / "grid_emulation.so"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Werror"]
+    include = f"-I{HERE.parents[1] / 'csrc'}"
+    source = str(HERE / "grid_emulation.cpp")
+    subprocess.run([*compiler, *flags, include, source, "-o", str(library)], check=True)
+    loaded = ctypes.CDLL(str(library))
+    for name in ("permute", "permute_add", "scale_shift", "walks", "scale_shift_backward"):
+        getattr(loaded, f"emulate_{name}").restype = ctypes.c_int64
+    return loaded
+
+
+def strided_range(
+    address: int, sizes: tuple[int, ...], strides: tuple[int, ...], element_bytes: int
+) -> Range:
+    if 0 in sizes:
+        return Range(address, address)
+    steps = [(size - 1) * stride for size, stride in zip(sizes, strides, strict=True)]
+    low, high = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+    return Range(address + low * element_bytes, address + (high + 1) * element_bytes)
+
+
+def array_range(address: int, count: int, element_bytes: int) -> Range:
+    return Range(address, address + count * element_bytes)
+
+
+def view_range(view: tuple) -> Range:
+    address, dtype, *rest = view
+    return strided_range(address, tuple(rest[:3]), tuple(rest[3:]), ELEMENT_BYTES[dtype])
+
+
+class EmulatedDevice:
+    """``nlm._C_cuda`` without a GPU. ``word_bytes`` keeps the word sizes of the last permute.
+
+    ``blocks`` limits a run to some blocks of the grid: (first, end), as grid_emulation.cpp has it.
+    """
+
+    def __init__(self, library: ctypes.CDLL, blocks: tuple[int, int] = (0, -1)) -> None:
+        self._library = library
+        self._blocks = tuple(map(ctypes.c_int64, blocks))
+        self.word_bytes: list[int] = []
+
+    def permute(self, items: list[tuple], element_bytes: list[int], stream: int) -> None:
+        self.word_bytes = []
+        for item, size in zip(items, element_bytes, strict=True):
+            word = ctypes.c_int()
+            self._run(
+                "permute", ctypes.byref(_item(item)), size, _ranges(item, size), *self._blocks,
+                ctypes.byref(word),
+            )  # fmt: skip
+            self.word_bytes.append(word.value)
+
+    def permute_add(
+        self, items: list[tuple], dtypes: list[int], weights: list[float], stream: int
+    ) -> None:
+        for item, dtype, weight in zip(items, dtypes, weights, strict=True):
+            self._run(
+                "permute_add", ctypes.byref(_item(item)), dtype, ctypes.c_double(weight),
+                _ranges(item, ELEMENT_BYTES[dtype]), *self._blocks,
+            )  # fmt: skip
+
+    def scale_shift(
+        self, x: tuple, y: tuple, scale: int, shift: int,
+        ids: int, tasks: int, outer_per_sample: int, stream: int,
+    ) -> None:  # fmt: skip
+        ranges = _parameter_ranges(x, scale, ids, tasks, outer_per_sample)
+        ranges.y, ranges.shift = view_range(y), array_range(shift, tasks * x[3], _compute_bytes(x))
+        self._run(
+            "scale_shift", ctypes.byref(View3(*x)), ctypes.byref(View3(*y)),
+            ctypes.c_void_p(scale), ctypes.c_void_p(shift),
+            ctypes.byref(Tasks(ids, tasks, outer_per_sample)), ctypes.byref(ranges), *self._blocks,
+        )  # fmt: skip
+
+    def scale_shift_walks(self, positions: int, tasks: int, channels: int) -> int:
+        return self._library.emulate_walks(*map(ctypes.c_int64, (positions, tasks, channels)))
+
+    def scale_shift_backward(
+        self, grad: tuple, x: tuple, grad_x: tuple, scale: int,
+        ids: int, tasks: int, outer_per_sample: int,
+        walks: int, partial_scale: int, partial_shift: int, stream: int,
+    ) -> None:  # fmt: skip
+        ranges = _parameter_ranges(x, scale, ids, tasks, outer_per_sample)
+        ranges.grad, ranges.y = view_range(grad), view_range(grad_x)
+        ranges.scale_sums = array_range(partial_scale, walks * tasks * x[3], 8)
+        ranges.shift_sums = array_range(partial_shift, walks * tasks * x[3], 8)
+        self._run(
+            "scale_shift_backward", *(ctypes.byref(View3(*view)) for view in (grad, x, grad_x)),
+            ctypes.c_void_p(scale), ctypes.byref(Tasks(ids, tasks, outer_per_sample)),
+            ctypes.c_int64(walks), ctypes.c_void_p(partial_scale), ctypes.c_void_p(partial_shift),
+            ctypes.byref(ranges),
+        )  # fmt: skip
+
+    def _run(self, name: str, *args: object) -> None:
+        violations = getattr(self._library, f"emulate_{name}")(*args)
+        if violations:
+            raise IndexError(f"{name}: {violations} accesses out of range or misaligned")
+
+
+def _compute_bytes(x: tuple) -> int:
+    return 8 if ELEMENT_BYTES[x[1]] == 8 else 4
+
+
+def _parameter_ranges(
+    x: tuple, scale: int, ids: int, tasks: int, outer_per_sample: int
+) -> ScaleShiftRanges:
+    samples = x[2] // outer_per_sample if ids else 0
+    return ScaleShiftRanges(
+        x=view_range(x),
+        scale=array_range(scale, tasks * x[3], _compute_bytes(x)),
+        ids=array_range(ids, samples, 8),
+    )
+
+
+def _item(item: tuple) -> PermuteItem:
+    source, target, axes = item
+    result = PermuteItem(source, target, len(axes))
+    for a, (size, stride, index, parents) in enumerate(axes):
+        ids = (ctypes.c_int * MAX_AXES)(*parents)
+        result.axes[a] = PermuteAxis(size, stride, index or None, len(parents), ids)
+    return result
+
+
+def _ranges(item: tuple, element_bytes: int) -> ctypes.Array:
+    source, target, axes = item
+    sizes = tuple(size for size, _, _, _ in axes)
+    ranges = [
+        strided_range(source, sizes, tuple(stride for _, stride, _, _ in axes), element_bytes),
+        array_range(target, math.prod(sizes), element_bytes),
+    ]
+    for size, _, index, parents in axes:
+        if index:
+            ranges.append(array_range(index, math.prod(sizes[p] for p in parents) * size, 8))
+    return (Range * len(ranges))(*ranges)

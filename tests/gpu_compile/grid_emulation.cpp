@@ -1,0 +1,247 @@
+// Runs the bodies of the CUDA kernels on the CPU: every block and thread of the grid, one after
+// another, over memory that counts each access outside of its range or off its alignment.
+//
+// A function returns that count. Blocks [first_block, end_block) are run; a negative first_block
+// counts from the end, and end_block < 0 is the end.
+#define NLM_ISA emulation
+
+#include <cstdint>
+#include <vector>
+
+#include "permute_body.h"
+#include "scale_shift_body.h"
+
+using namespace nlm;
+using namespace nlm::emulation;
+
+namespace {
+
+int64_t violations;
+
+struct Range {
+  uintptr_t begin, end;
+};
+
+template <class T>
+struct Checked {
+  uintptr_t data;
+  Range range;
+
+  T& operator[](int64_t i) const {
+    static std::remove_const_t<T> nowhere;
+    const uintptr_t address = data + static_cast<uintptr_t>(i) * sizeof(T);
+    if (address >= range.begin && address + sizeof(T) <= range.end && address % alignof(T) == 0) {
+      return *reinterpret_cast<T*>(address);
+    }
+    ++violations;
+    nowhere = {};
+    return nowhere;
+  }
+};
+
+template <class T>
+Checked<T> checked(const void* data, const Range& range) {
+  return {reinterpret_cast<uintptr_t>(data), range};
+}
+
+struct PermuteMemory {
+  const Plan& plan;
+  const Range *source_range, *target_range, *index_ranges;  // an index range per axis of the item
+
+  template <class T>
+  Checked<const T> source() const {
+    return checked<const T>(plan.source, *source_range);
+  }
+  template <class T>
+  Checked<T> target() const {
+    return checked<T>(plan.target, *target_range);
+  }
+  Checked<const int64_t> index(int a) const {
+    const auto begin = reinterpret_cast<uintptr_t>(plan.axes[a].index);
+    for (const Range* range = index_ranges;; ++range) {
+      if (range->begin == begin) return checked<const int64_t>(plan.axes[a].index, *range);
+    }
+  }
+};
+
+template <class Body>
+int64_t run(int64_t blocks, int64_t first_block, int64_t end_block, const Body& body) {
+  violations = 0;
+  if (first_block < 0) first_block += blocks;
+  if (end_block < 0) end_block = blocks;
+  for (int64_t block = first_block; block < end_block; ++block) {
+    for (int thread = 0; thread < kBlockThreads; ++thread) body(block, thread);
+  }
+  return violations;
+}
+
+template <class T, class Write>
+int64_t run_permute(const Plan& plan, const Range* ranges, const Write& write, int64_t first_block,
+                    int64_t end_block) {
+  if (plan.elements == 0) return 0;
+  const PermuteGrid work = make_permute_grid(plan);
+  const PermuteMemory memory = {work.plan, ranges, ranges + 1, ranges + 2};
+  return run(work.grid.blocks(), first_block, end_block, [&](int64_t block, int thread) {
+    permute_body<T>(work, block, thread, memory, write);
+  });
+}
+
+template <class T, class Compute>
+int64_t run_add(const Plan& plan, const Range* ranges, double weight, int64_t first_block,
+                int64_t end_block) {
+  return run_permute<T>(plan, ranges, WriteSum<T, Compute>{static_cast<Compute>(weight)},
+                        first_block, end_block);
+}
+
+struct ScaleShiftRanges {
+  Range grad, x, y, scale, shift, ids, scale_sums, shift_sums;
+};
+
+struct ScaleShiftMemory {
+  const void *grad_data, *x_data, *scale_data, *shift_data;
+  void* result_data;
+  const int64_t* ids;
+  double *scale_sums, *shift_sums;
+  const ScaleShiftRanges& ranges;
+
+  template <class T>
+  Checked<const T> grad() const {
+    return checked<const T>(grad_data, ranges.grad);
+  }
+  template <class T>
+  Checked<const T> x() const {
+    return checked<const T>(x_data, ranges.x);
+  }
+  template <class T>
+  Checked<T> y() const {
+    return checked<T>(result_data, ranges.y);
+  }
+  template <class T>
+  Checked<T> grad_x() const {
+    return y<T>();
+  }
+  template <class T>
+  Checked<const T> scale() const {
+    return checked<const T>(scale_data, ranges.scale);
+  }
+  template <class T>
+  Checked<const T> shift() const {
+    return checked<const T>(shift_data, ranges.shift);
+  }
+  Checked<const int64_t> task_ids() const { return checked<const int64_t>(ids, ranges.ids); }
+  Checked<double> grad_scale() const { return checked<double>(scale_sums, ranges.scale_sums); }
+  Checked<double> grad_shift() const { return checked<double>(shift_sums, ranges.shift_sums); }
+};
+
+template <class T>
+int64_t run_forward(const View3& x, const View3& y, const Tasks& tasks,
+                    const ScaleShiftMemory& memory, int64_t first_block, int64_t end_block) {
+  constexpr int kPack = 16 / sizeof(T);
+  int pack = 0;
+  const ForwardGrid work = make_forward_grid(x, y, tasks, sizeof(T), pack);
+  return run(work.grid.blocks(), first_block, end_block, [&](int64_t block, int thread) {
+    if (pack == kPack) {
+      forward_body<T, kPack>(work, block, thread, memory);
+    } else {
+      forward_body<T, 1>(work, block, thread, memory);
+    }
+  });
+}
+
+template <class T>
+int64_t run_backward(const BackwardGrid& work, const ScaleShiftMemory& memory) {
+  return run(work.walk_blocks * work.channel_blocks, 0, -1,
+             [&](int64_t block, int thread) { backward_body<T>(work, block, thread, memory); });
+}
+
+}  // namespace
+
+extern "C" {
+
+// ranges: source, target, then one per gathered axis.
+int64_t emulate_permute(const PermuteItem* item, int element_bytes, const Range* ranges,
+                        int64_t first_block, int64_t end_block, int* word_bytes) {
+  Plan plan;
+  make_plan(*item, plan);
+  *word_bytes = widen_words(plan, element_bytes);
+  const auto go = [&](auto word) {
+    using T = decltype(word);
+    return run_permute<T>(plan, ranges, WriteCopy<T>{}, first_block, end_block);
+  };
+  switch (*word_bytes) {
+    case 1:
+      return go(uint8_t{});
+    case 2:
+      return go(uint16_t{});
+    case 4:
+      return go(uint32_t{});
+    case 8:
+      return go(uint64_t{});
+    case 16:
+      return go(Word16{});
+  }
+  return -1;
+}
+
+int64_t emulate_permute_add(const PermuteItem* item, int dtype, double weight, const Range* ranges,
+                            int64_t first_block, int64_t end_block) {
+  Plan plan;
+  make_plan(*item, plan);
+  switch (static_cast<DType>(dtype)) {
+    case DType::kFloat16:
+      return run_add<DeviceFloat16, float>(plan, ranges, weight, first_block, end_block);
+    case DType::kBFloat16:
+      return run_add<DeviceBFloat16, float>(plan, ranges, weight, first_block, end_block);
+    case DType::kFloat32:
+      return run_add<float, float>(plan, ranges, weight, first_block, end_block);
+    case DType::kFloat64:
+      return run_add<double, double>(plan, ranges, weight, first_block, end_block);
+  }
+  return -1;
+}
+
+int64_t emulate_scale_shift(const View3* x, const View3* y, const void* scale, const void* shift,
+                            const Tasks* tasks, const ScaleShiftRanges* ranges, int64_t first_block,
+                            int64_t end_block) {
+  if (x->empty()) return 0;
+  const ScaleShiftMemory memory = {nullptr,    x->data, scale,   shift,  y->data,
+                                   tasks->ids, nullptr, nullptr, *ranges};
+  switch (x->dtype) {
+    case DType::kFloat16:
+      return run_forward<DeviceFloat16>(*x, *y, *tasks, memory, first_block, end_block);
+    case DType::kBFloat16:
+      return run_forward<DeviceBFloat16>(*x, *y, *tasks, memory, first_block, end_block);
+    case DType::kFloat32:
+      return run_forward<float>(*x, *y, *tasks, memory, first_block, end_block);
+    case DType::kFloat64:
+      return run_forward<double>(*x, *y, *tasks, memory, first_block, end_block);
+  }
+  return -1;
+}
+
+int64_t emulate_walks(int64_t positions, int64_t tasks, int64_t channels) {
+  return walk_count(positions, tasks, channels);
+}
+
+int64_t emulate_scale_shift_backward(const View3* grad, const View3* x, const View3* grad_x,
+                                     const void* scale, const Tasks* tasks, int64_t walks,
+                                     double* partial_scale, double* partial_shift,
+                                     const ScaleShiftRanges* ranges) {
+  if (x->empty()) return 0;
+  const ScaleShiftMemory memory = {grad->data, x->data,       scale,         nullptr, grad_x->data,
+                                   tasks->ids, partial_scale, partial_shift, *ranges};
+  const BackwardGrid work = make_backward_grid(*grad, *x, *grad_x, *tasks, walks);
+  switch (x->dtype) {
+    case DType::kFloat16:
+      return run_backward<DeviceFloat16>(work, memory);
+    case DType::kBFloat16:
+      return run_backward<DeviceBFloat16>(work, memory);
+    case DType::kFloat32:
+      return run_backward<float>(work, memory);
+    case DType::kFloat64:
+      return run_backward<double>(work, memory);
+  }
+  return -1;
+}
+
+}  // extern "C"

@@ -1,0 +1,181 @@
+"""The CUDA kernels' bodies, over every block and thread of the grid, against the reference.
+
+The ``_cuda`` launchers of ``nlm.ops`` run as they are; only the device below them is emulated.
+"""
+
+import mmap
+from importlib import import_module
+
+import pytest
+import torch
+from _compare import allowed_error, relative_error, same_bits
+from _conformance import call, cases
+from gpu_compile._emulation import EmulatedDevice, compile_emulation
+from torch import Tensor
+
+from nlm import _native
+from nlm._registry import operations
+
+FAR = (1 << 31) + 32  # elements: more than 32 bits count
+MAP_NORESERVE = 0x4000  # Linux's; a name of mmap's from Python 3.13 on
+
+#: Operator, its launcher, and which results are sums that the reference adds in another order.
+LAUNCHERS = {
+    "permute": ("_cuda", ()),
+    "permute_add_": ("_cuda_add", ()),
+    "scale_shift": ("_cuda", ()),
+    "scale_shift_backward": ("_cuda_backward", (1, 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return compile_emulation(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture
+def device(library, monkeypatch) -> EmulatedDevice:
+    emulated = EmulatedDevice(library)
+    monkeypatch.setattr(_native, "cuda", emulated)
+    monkeypatch.setattr(_native, "stream", lambda x: 0)
+    return emulated
+
+
+def launch(name: str, *args):
+    module = import_module(f"nlm.ops.{operations()[name].stem}")
+    return getattr(module, LAUNCHERS[name][0])(*args)
+
+
+def far_memory(elements: int, dtype: torch.dtype) -> Tensor:
+    """Zeros that take address space, but no memory before they are written to."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags=flags), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_grid_equals_reference(name: str, device: EmulatedDevice) -> None:
+    operation = operations()[name]
+    names = []
+    for sample in cases()[name].samples():
+        results = call(operation, lambda *args: launch(name, *args), sample.args)
+        expected = call(operation, operation.reference, sample.args)
+        for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
+            if i in LAUNCHERS[name][1]:
+                limit = allowed_error(0.0, truth.dtype)
+                assert relative_error(result, truth) <= limit, sample.name
+            else:
+                assert same_bits(result, truth), sample.name
+        names.append(sample.name)
+    assert len(names) > 10
+
+
+def permute_arguments(x: Tensor, gathers: list[tuple[int, tuple[int, ...]]]) -> tuple:
+    """The operator's arguments that shuffle (axis, parents) of one tensor."""
+    make = torch.Generator().manual_seed(0)
+    indices = [
+        torch.rand((*(x.shape[p] for p in parents), x.shape[axis]), generator=make).argsort(-1)
+        for axis, parents in gathers
+    ]
+    axes = [axis for axis, _ in gathers]
+    flat_parents = [p for _, parents in gathers for p in parents]
+    counts = [len(parents) for _, parents in gathers]
+    return [x], indices, [0] * len(gathers), axes, flat_parents, counts
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "axes", "word_bytes"),
+    [
+        (torch.float32, (6, 8), [0], 16),
+        (torch.float32, (6, 6), [0], 8),
+        (torch.float32, (6, 7), [0], 4),
+        (torch.bfloat16, (5, 4, 2), [0, 1], 4),
+        (torch.int8, (5, 48), [0], 16),
+        (torch.int8, (5, 3), [0], 1),
+        (torch.float32, (6, 8), [1], 4),
+        (torch.complex128, (3, 5), [1], 16),
+    ],
+)
+def test_runs_are_copied_in_wide_words(
+    device: EmulatedDevice,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    axes: list[int],
+    word_bytes: int,
+) -> None:
+    x = torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
+    args = permute_arguments(x, [(axis, ()) for axis in axes])
+    (result,) = launch("permute", *args)
+    assert device.word_bytes == [word_bytes]
+    assert same_bits(result, operations()["permute"].reference(*args)[0])
+
+
+@pytest.mark.parametrize("gathers", [[(0, ())], [(1, ())], [(0, ()), (1, (0,))], [(0, (1,))]])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 16)])
+def test_permute_reads_beyond_32_bits(
+    device: EmulatedDevice, shape: tuple[int, int], gathers: list
+) -> None:
+    x = far_memory(3 * FAR, torch.int8).as_strided(shape, (FAR, 1))
+    x.copy_(torch.arange(x.numel()).reshape(shape))
+    args = permute_arguments(x, gathers)
+    (result,) = launch("permute", *args)
+    assert same_bits(result, operations()["permute"].reference(*args)[0])
+
+
+def test_permute_writes_beyond_32_bits(library) -> None:
+    columns = (1 << 30) + 5  # three rows of them exceed 2^31, and 5 leaves no wider word
+    source, target = far_memory(columns, torch.int8), far_memory(3 * columns, torch.int8)
+    source[-5:] = torch.tensor([1, 2, 3, 4, 5])
+    axes = [(3, 0, 0, ()), (columns, 1, 0, ())]
+    item = (source.data_ptr(), target.data_ptr(), axes)
+    EmulatedDevice(library, blocks=(-1, -1)).permute([item], [1], 0)
+    assert target[-6:].tolist() == [0, 1, 2, 3, 4, 5]
+    assert target[2 * columns - 5 : 2 * columns].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("contiguous_dim", [1, 2])
+def test_scale_shift_beyond_32_bits(device: EmulatedDevice, contiguous_dim: int) -> None:
+    strides = [2 * FAR, FAR, FAR]
+    strides[contiguous_dim] = 1
+    x, grad = (far_memory(6 * FAR, torch.float16).as_strided((2, 3, 2), strides) for _ in range(2))
+    x.copy_(torch.arange(12.0).reshape(x.shape))
+    grad.copy_(torch.arange(12.0).reshape(x.shape).flip(0))
+    scale, shift = torch.tensor([[2.0, 3.0, 4.0], [5.0, 6.0, 7.0]]), torch.ones(2, 3)
+    task = torch.tensor([1, 0])
+    forward, backward = (x, scale, shift, task, 1), (grad, x, scale, task, 1)
+    for name, args in (("scale_shift", forward), ("scale_shift_backward", backward)):
+        operation = operations()[name]
+        results = call(operation, lambda *a, name=name: launch(name, *a), args)
+        for result, truth in zip(results, call(operation, operation.reference, args), strict=True):
+            assert torch.equal(result, truth)
+
+
+def test_scale_shift_counts_beyond_32_bits(library) -> None:
+    inner = (1 << 29) + 8
+    x, y = (far_memory(6 * inner, torch.float16) for _ in range(2))
+    x[-2:] = torch.tensor([1.0, 2.0])
+    scale, shift = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 0.0, 0.5])
+    x3, y3 = ((t.data_ptr(), 0, 2, 3, inner, 3 * inner, inner, 1) for t in (x, y))
+    EmulatedDevice(library, blocks=(-1, -1)).scale_shift(
+        x3, y3, scale.data_ptr(), shift.data_ptr(), 0, 1, 1, 0
+    )
+    assert y[-3:].tolist() == [0.5, 4.5, 8.5]
+    assert y[5 * inner - 2 : 5 * inner].tolist() == [0.0, 0.0]
+
+
+def test_task_out_of_range_is_nan(device: EmulatedDevice) -> None:
+    x, scale = torch.ones(4, 3), torch.ones(2, 3)
+    task = torch.tensor([0, 2, -1, 1])
+    y = launch("scale_shift", x, scale, scale, task, 1)
+    assert y[:, 0].tolist()[::3] == [2.0, 2.0] and y[1:3].isnan().all()
+    grad_x, grad_scale, grad_shift = launch("scale_shift_backward", x, x, scale, task, 1)
+    assert grad_x[1:3].isnan().all() and not grad_x[::3].isnan().any()
+    assert torch.equal(grad_scale, torch.ones(2, 3)) and torch.equal(grad_shift, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 1 << 40])
+def test_a_wrong_access_is_caught(library, wrong: int) -> None:
+    x, y = torch.zeros(4, 3), torch.zeros(4, 3)
+    index = torch.tensor([0, 1, wrong, 3])
+    item = (x.data_ptr(), y.data_ptr(), [(4, 3, index.data_ptr(), ()), (3, 1, 0, ())])
+    with pytest.raises(IndexError, match="3 accesses out of range"):
+        EmulatedDevice(library).permute([item], [4], 0)
