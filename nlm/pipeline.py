@@ -157,6 +157,7 @@ def choose(
     scales: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
     mask_thresholds: Sequence[float] = (0.2, 0.3, 0.4, 0.5, 0.6),
     heads: Sequence[str] = ("head",),
+    max_samples: int | None = 128,
     progress: Callable[[float, float], None] | None = None,
     **options: Any,
 ) -> Choice:
@@ -167,6 +168,7 @@ def choose(
     calibration : task -> unlabelled batches for the correction.
     validation : task -> (inputs, labels) batches, disjoint from calibration and test data.
     scales : the factors to try; TALL-mask has none and tries ``mask_thresholds`` for each task.
+    max_samples : calibration samples used per task.
     progress : called with each scale and its score; what it raises cancels.
     options : passed on to :func:`nlm.merge`.
     """
@@ -174,35 +176,37 @@ def choose(
         raise ValueError("nlm.pipeline: there is at least one scale to try, got none")
     network = next(iter(aligned.experts.values()))
     samples = {task: calibration[task] for task in aligned.experts}
-    moments = expert_moments(aligned.experts, samples) if correction != "none" else {}
+    fitting: dict[str, Any] = {"max_samples": max_samples}
+    if correction != "none":
+        fitting["moments"] = expert_moments(aligned.experts, samples, max_samples=max_samples)
     own = {task: accuracy(expert, validation[task]) for task, expert in aligned.experts.items()}
 
     def build(**setting: Any) -> tuple[Merged, Model]:
         merged = merge(aligned.experts, aligned.base, method, heads=heads, **options, **setting)
         model = merged.model(network)
-        if correction == "none":
-            return merged, model
-        return merged, correct(model, aligned.experts, samples, correction, moments=moments)
+        return merged, correct(model, aligned.experts, samples, correction, **fitting)
 
     def validated(model: Model) -> dict[str, float]:
         return {task: accuracy(model, validation[task], task=task) for task in aligned.experts}
 
     scores: dict[float, float] = {}
     per_task: dict[float, dict[str, float]] = {}
-    setting = "mask_threshold" if method == "tall_mask" else "scale"
-    candidates = mask_thresholds if method == "tall_mask" else scales
-    for value in candidates:
-        per_task[value] = validated(build(**{setting: value})[1])
+    best: Choice | None = None
+    by_mask = method == "tall_mask"
+    for value in mask_thresholds if by_mask else scales:
+        merged, model = build(**{"mask_threshold" if by_mask else "scale": value})
+        per_task[value] = validated(model)
         scores[value] = normalized_accuracy(per_task[value], own)["average"]
+        if best is None or scores[value] > scores[best.scale]:
+            best = Choice(model, merged, value, scores)
         if progress is not None:
             progress(value, scores[value])
-    best = max(scores, key=lambda value: scores[value])
-    if method == "tall_mask":
-        chosen = {task: max(per_task, key=lambda v: per_task[v][task]) for task in own}
+    if by_mask:
+        chosen = {task: max(per_task, key=lambda value: per_task[value][task]) for task in own}
         merged, model = build(mask_threshold=chosen)
         return Choice(model, merged, 1.0, scores)
-    merged, model = build(scale=best)
-    return Choice(model, merged, best, scores)
+    assert best is not None  # there is at least one scale
+    return best
 
 
 def merge_nonlocal(

@@ -38,7 +38,7 @@ Progress = Callable[[str, float], None]
 CORRECTIONS = {"plain": "none", "repair": "repair", "tact": "tact", "tact_once": "tact_at_once"}
 CALIBRATION = 128
 PROBE_LABELS = 1500
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+SCALES_TIMES_TASKS = (0.4, 0.8, 1.2, 1.6, 2.0, 2.8)
 
 _LOADING_SHARE = 0.6
 
@@ -139,17 +139,19 @@ def compare(
     choices: dict[str, Choice] = {}
     scores: dict[str, dict[str, float]] = {}
 
+    scales = [round(multiple / count, 4) for multiple in SCALES_TIMES_TASKS]
+
     def choose_with(correction: str, scales: Sequence[float]) -> Choice:
         return choose(
             aligned, calibration, validation, method=method, correction=correction,
-            scales=scales, **options,
+            scales=scales, max_samples=None, **options,
         )  # fmt: skip
 
     for name in corrections:
-        choices[name] = choose_with(CORRECTIONS[name], SCALES)
+        choices[name] = choose_with(CORRECTIONS[name], scales)
         scores[name] = _row(world.score(setting, choices[name].model, names), choices[name].scale)
     if controls:
-        nothing = choose(aligned, calibration, validation, correction="tact", scales=(0.0,))
+        nothing = choose_with("tact", (0.0,))
         scores["tact_lambda0"] = _row(world.score(setting, nothing.model, names), 0.0)
         for name, labels in (("probe", CALIBRATION), ("probe_full", PROBE_LABELS)):
             probed = _probed(world, setting, choices["plain"], names, labels)
@@ -158,9 +160,16 @@ def compare(
 
 
 def run(
-    seed: int = 0, tasks: int = len(TASKS), progress: Progress | None = None, **loading: Any
+    seed: int = 0,
+    tasks: int = len(TASKS),
+    progress: Progress | None = None,
+    counts: Sequence[int] = (2, 4),
+    **loading: Any,
 ) -> dict[str, Any]:
     """The whole demo, as plain numbers.
+
+    Compares at ``counts`` tasks and at all of them; every correction and control at four tasks and
+    at all of them, elsewhere the first three corrections.
 
     Returns
     -------
@@ -171,7 +180,7 @@ def run(
     clock = _Clock()
     world = prepare(seed, tasks, _share(progress, 0.0, _LOADING_SHARE), **loading)
     clock.lap("models, data and alignment")
-    counts = sorted({count for count in (2, 4, 6) if count < tasks} | {tasks})
+    counts = sorted({count for count in counts if count < tasks} | {tasks})
     main = {min(4, tasks), tasks}
     settings: dict[str, dict[str, Any]] = {}
     kept: dict[tuple[str, int], tuple[dict[str, Choice], Aligned]] = {}
