@@ -11,6 +11,7 @@ A kernel file csrc/<stem>.cpp is compiled once per instruction set (csrc/core/is
 never depend on the machine that builds: no -march=native, no look at its GPU.
 """
 
+import functools
 import os
 import platform
 import shlex
@@ -28,6 +29,9 @@ CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)} if X86 else {"plain": []}
 CUDA_ARCHITECTURES = (80, 90, 100)
+
+
+COMPILERS = ThreadPoolExecutor(os.cpu_count())
 
 
 def say(text: str) -> None:
@@ -80,6 +84,7 @@ def has_openmp() -> bool:
     return probe.returncode == 0
 
 
+@functools.cache
 def nvcc() -> str | None:
     wanted = os.environ.get("NLM_CUDA")
     if wanted == "0":
@@ -109,7 +114,11 @@ def cuda_targets(compiler: str) -> list[str]:
 
 
 class BuildCore(build_ext):
-    """Compiles with a pool of processes, one per core, and links."""
+    """Compiles both modules at once with one pool of processes, one per core, and links."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = len(self.extensions or [1])
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11
@@ -154,9 +163,8 @@ class BuildCore(build_ext):
             link = [device, "-shared", "-cudart=static", f"-ccbin={compiler[0]}"]
 
         # The slowest first, so that the last one to finish is short: pybind11, then by size.
-        jobs.sort(key=lambda job: (job[1].name != "bind.cpp", -job[1].stat().st_size))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            built = list(pool.map(compile_if_stale, jobs))
+        jobs.sort(key=lambda job: (not job[1].stem.startswith("bind"), -job[1].stat().st_size))
+        built = list(COMPILERS.map(compile_if_stale, jobs))
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         run([*link, *undefined, *map(str, built), "-o", str(target)])
 
