@@ -1,4 +1,4 @@
-"""The Triton kernels as they ship, compiled for GPUs that are not here; their machine code is read."""
+"""The Triton kernels as they ship, compiled for GPUs that are not here: facts of their code."""
 
 import json
 import os

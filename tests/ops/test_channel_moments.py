@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nlm._registry import operations
 from nlm.ops import channel_moments
 
 
@@ -42,7 +43,9 @@ def test_constant_channel_has_no_variance(dtype: torch.dtype, value: float) -> N
     count, mean, m2 = channel_moments(x)
     assert count.item() == 1000
     torch.testing.assert_close(mean, x[0].double(), rtol=1e-15, atol=0)
-    assert (m2 <= 1000 * (2**-52 * mean).square()).all()
+    # The kernel subtracts the value itself; the reference a mean that may miss it by roundings.
+    noise = 0.0 if "cpu" in operations()["channel_moments"].kernels else 2.0**-48
+    assert (m2 <= 1000 * (noise * mean).square()).all()
 
 
 def test_16_bit_subnormals_count() -> None:

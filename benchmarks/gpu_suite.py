@@ -1,0 +1,332 @@
+"""One command for a machine with a GPU: builds, checks, measures, and writes one JSON file.
+
+    python benchmarks/gpu_suite.py [--out FILE] [--skip-build]
+
+1. builds and installs nlm with its CUDA module, offline, without build isolation;
+2. checks every operator's GPU kernel on all conformance samples against the reference on the CPU,
+   and that a second call gives the same bits;
+3. runs a part of these checks under compute-sanitizer, where that is installed;
+4. times the kernels beside their PyTorch peers, as fractions of a read, a copy and a GEMM.
+
+Each step is a process of its own, so that a crash in one is a line in the report. Needs a PyTorch
+built for CUDA with its triton, nvcc, and pytest's test dependencies; takes under eight minutes.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = {"build": 180, "check": 150, "sanitize": 120, "measure": 150}
+#: What the kernels promise where the CPU's are more exact, relative to the largest entry.
+PROMISED = {"channel_moments": 1e-6, "cross_moments_": 2e-6}
+SANITIZED = ("permute", "scale_shift")
+
+
+def check_operator(name: str, device: str) -> dict[str, Any]:
+    """Number of samples and the failures of one operator."""
+    from _compare import allowed_error, map_tensors, relative_error, same_bits, to_float64
+    from _conformance import call, cases
+
+    from nlm._registry import operations
+
+    operation, case = operations()[name], cases()[name]
+    kernel = operation.kernels[device]
+    failures, count = [], 0
+    for sample in case.samples():
+        count += 1
+        moved = map_tensors(lambda t: _move(t, device), sample.args)
+        results = [t.cpu() for t in call(operation, kernel, moved)]
+        again = [t.cpu() for t in call(operation, kernel, moved)]
+        if not all(map(same_bits, results, again)):
+            failures.append(f"{sample.name}: two calls differ")
+        if case.plain is None:
+            truths = call(operation, operation.reference, sample.args)
+            pairs = enumerate(zip(results, truths, strict=True))
+            wrong = [i for i, pair in pairs if not same_bits(*pair)]
+            failures += [f"{sample.name}: result {i} differs from the reference" for i in wrong]
+            continue
+        truths = call(operation, operation.reference, to_float64(sample.args))
+        plains = call(operation, case.plain, sample.args)
+        products = case.products(*sample.args) if case.products is not None else None
+        for i, (result, truth, plain) in enumerate(zip(results, truths, plains, strict=True)):
+            limit = allowed_error(relative_error(plain, truth), result.dtype, products)
+            limit = max(limit, PROMISED.get(name, 0.0))
+            error = relative_error(result, truth)
+            if not error <= limit:
+                failures.append(f"{sample.name}: result {i} errs by {error:.2e} > {limit:.2e}")
+    return {"samples": count, "failures": failures}
+
+
+def _move(tensor: Tensor, device: str) -> Tensor:
+    """On ``device`` in the same layout: the whole storage is moved."""
+    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+    storage = tensor.as_strided((elements,), (1,), 0).to(device)
+    return storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def check(only: tuple[str, ...], device: str) -> dict[str, Any]:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from nlm._registry import operations
+
+    results = {}
+    for name, operation in operations().items():
+        if only and operation.stem not in only:
+            continue
+        if device not in operation.kernels:
+            results[name] = {"missing": operation.missing.get(device, "cpu_only")}
+            continue
+        results[name] = check_operator(name, device)
+    return results
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Providers of one result; ``amount`` is the bytes, or the flops for "gemm", that it needs."""
+
+    op: str
+    name: str
+    dtype: torch.dtype
+    providers: dict[str, Callable[[], Any]]
+    amount: float
+    limit: str
+
+
+def moments_workloads() -> Iterator[Workload]:
+    from nlm import ops
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((65536, 768), (64, 256, 56, 56)):
+            x = torch.randn(shape, device="cuda", dtype=dtype)
+            dims = [d for d in range(x.dim()) if d != 1]
+
+            def plain(x: Tensor = x, dims: list[int] = dims) -> Any:
+                return torch.var_mean(x.float(), dims, correction=0)
+
+            providers = {
+                "nlm": lambda x=x: ops.channel_moments(x),
+                "torch.var_mean": plain,
+                "torch.compile(var_mean)": torch.compile(plain),
+            }
+            amount = x.numel() * x.element_size()
+            yield Workload("channel_moments", str(list(shape)), dtype, providers, amount, "read")
+
+
+def cross_workloads() -> Iterator[Workload]:
+    from nlm import ops
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for n, channels in ((65536, 768), (16384, 2048)):
+            x, y = torch.randn(2, n, channels, device="cuda", dtype=dtype)
+            zeros = torch.zeros(4, channels, device="cuda", dtype=torch.float64)
+            matrix = torch.zeros(channels, channels, device="cuda", dtype=torch.float64)
+            count = torch.zeros((), device="cuda", dtype=torch.int64)
+            state = (count, *zeros, matrix)
+
+            def plain(x: Tensor = x, y: Tensor = y) -> Tensor:
+                return (x - x.mean(0)).T @ (y - y.mean(0))
+
+            providers = {
+                "nlm": lambda s=state, x=x, y=y: ops.cross_moments_(*s, x, y),
+                "centre and mm": plain,
+                "torch.compile(centre and mm)": torch.compile(plain),
+            }
+            flops = 2.0 * n * channels * channels
+            name = f"[{n}, {channels}] twice"
+            yield Workload("cross_moments_", name, dtype, providers, flops, "gemm")
+
+
+def permute_workloads() -> Iterator[Workload]:
+    from nlm import ops
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((8192, 8192), (1024, 1024, 3, 3)):
+            x = torch.randn(shape, device="cuda").to(dtype)
+            p, q = (torch.randperm(n, device="cuda") for n in shape[:2])
+
+            def plain(x: Tensor = x, p: Tensor = p, q: Tensor = q) -> Tensor:
+                return x[p[:, None], q]
+
+            providers = {
+                "nlm": lambda x=x, p=p, q=q: ops.permute([x], [[p, q]], [[0, 1]]),
+                "x[p[:, None], q]": plain,
+                "index_select twice": lambda x=x, p=p, q=q: x.index_select(0, p).index_select(1, q),
+                "torch.compile(x[p[:, None], q])": torch.compile(plain),
+            }
+            amount = 2 * x.numel() * x.element_size()
+            yield Workload("permute", str(list(shape)), dtype, providers, amount, "copy")
+
+
+def scale_shift_workloads() -> Iterator[Workload]:
+    from nlm import ops
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((65536, 768), (64, 256, 56, 56)):
+            x = torch.randn(shape, device="cuda", dtype=dtype)
+            scale, shift = torch.randn(2, 8, shape[1], device="cuda")
+            task = torch.randint(8, shape[:1], device="cuda")
+            broadcast = (*shape[:2], *[1] * (x.dim() - 2))
+
+            def plain(
+                x: Tensor = x, a: Tensor = scale, b: Tensor = shift, t: Tensor = task,
+                broadcast: tuple[int, ...] = broadcast,
+            ) -> Tensor:  # fmt: skip
+                return (x * a[t].view(broadcast) + b[t].view(broadcast)).to(x.dtype)
+
+            providers = {
+                "nlm": lambda x=x, a=scale, b=shift, t=task: ops.scale_shift(x, a, b, task=t),
+                "x * a[t] + b[t]": plain,
+                "torch.compile(x * a[t] + b[t])": torch.compile(plain),
+            }
+            amount = 2 * x.numel() * x.element_size()
+            yield Workload("scale_shift", str(list(shape)), dtype, providers, amount, "copy")
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 20) -> float:
+    """By the GPU's clock, each call between two events."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def measure_limits() -> dict[str, float]:
+    """GB/s of a read and of a copy (both directions counted), GFLOP/s of a float32 GEMM."""
+    x = torch.ones(1 << 28, device="cuda")
+    y = torch.empty_like(x)
+    a = torch.randn(8192, 8192, device="cuda")
+    return {
+        "read": 4.0 * x.numel() / median_seconds(x.sum) / 1e9,
+        "copy": 8.0 * x.numel() / median_seconds(lambda: y.copy_(x)) / 1e9,
+        "gemm": 2.0 * 8192**3 / median_seconds(lambda: a @ a) / 1e9,
+    }
+
+
+def measure() -> dict[str, Any]:
+    """Rows of the benchmark, and the limits of the machine that their fractions refer to."""
+    limits = measure_limits()
+    rows: list[dict[str, Any]] = []
+    for source in (moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads):
+        for work in source():
+            for provider, call in work.providers.items():
+                row = {
+                    "op": work.op,
+                    "workload": work.name,
+                    "dtype": str(work.dtype).removeprefix("torch."),
+                    "provider": provider,
+                }
+                try:
+                    seconds = median_seconds(call)
+                except Exception as error:
+                    rows.append(row | {"failed": f"{type(error).__name__}: {error}"[:500]})
+                    continue
+                rate = work.amount / seconds / 1e9
+                unit = "gflops" if work.limit == "gemm" else "gbps"
+                fraction = rate / limits[work.limit]
+                rows.append(row | {"median_s": seconds, unit: rate, "fraction_of_limit": fraction})
+    return {"limits": limits, "rows": rows}
+
+
+def step(
+    name: str, command: list[str], environment: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Runs one step; its last line of output, where that is JSON, is its result."""
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT.parent,
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS[name],
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took more than {SECONDS[name]} s"}
+    result: dict[str, Any] = {"seconds": round(time.perf_counter() - begin, 1)}
+    if done.returncode:
+        result["failed"] = (done.stdout + done.stderr)[-4000:]
+    lines = done.stdout.strip().splitlines()
+    if name != "build" and lines and lines[-1].startswith("{"):
+        result["result"] = json.loads(lines[-1])
+    print(f"{name}: {'FAILED' if done.returncode else 'done'} in {result['seconds']} s", flush=True)
+    return result
+
+
+def run_all(skip_build: bool) -> dict[str, Any]:
+    this = [sys.executable, str(Path(__file__).resolve()), "--step"]
+    report: dict[str, Any] = {
+        "gpu": torch.cuda.get_device_name(),
+        "capability": torch.cuda.get_device_capability(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": sys.version.split()[0],
+    }
+    if not skip_build:
+        install = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps"]
+        install += ["--no-build-isolation", "-e", str(ROOT)]
+        report["build"] = step("build", install, {"NLM_CUDA": "1"})
+    report["check"] = step("check", [*this, "check"])
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        report["sanitize"] = {"skipped": "compute-sanitizer is not installed"}
+    else:
+        command = [sanitizer, "--error-exitcode", "1", *this, "check", "--only", *SANITIZED]
+        report["sanitize"] = step("sanitize", command)
+    report["measure"] = step("measure", [*this, "measure"])
+    return report
+
+
+def failed(report: dict[str, Any]) -> bool:
+    checks = report["check"].get("result", {})
+    return any("failed" in part for part in report.values() if isinstance(part, dict)) or any(
+        each.get("failures") or "missing" in each for each in checks.values()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu_suite.json")
+    parser.add_argument("--skip-build", action="store_true")
+    parser.add_argument("--step", choices=["check", "measure"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", default=(), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"gpu_suite: PyTorch {torch.__version__} finds no CUDA GPU, so nothing was built, "
+            "checked or measured"
+        )
+    if options.step == "check":
+        print(json.dumps(check(tuple(options.only), "cuda")))
+    elif options.step == "measure":
+        print(json.dumps(measure()))
+    else:
+        report = run_all(options.skip_build)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written to {options.out}")
+        if failed(report):
+            raise SystemExit("gpu_suite: something failed; see the report")
+
+
+if __name__ == "__main__":
+    main()
