@@ -40,8 +40,10 @@ def _load(name: str) -> tuple[Any, str | None]:
 cpu, cpu_missing = _load("_C")
 cuda, cuda_missing = _load("_C_cuda")
 
-cuda_missing = cuda_missing or (None if torch.version.cuda else "this PyTorch has no CUDA")
-triton_missing = None if find_spec("triton") else "triton is not installed"
+_no_cuda = None if torch.version.cuda else "this PyTorch has no CUDA"
+_no_gpu = None if torch.version.cuda or torch.version.hip else "this PyTorch has no CUDA"
+cuda_missing = cuda_missing or _no_cuda
+triton_missing = _no_gpu if find_spec("triton") else "triton is not installed"
 
 if cpu is None:
     warnings.warn(

@@ -31,7 +31,7 @@ def result_path(seed: int) -> Path:
 
 def run(seed: int) -> dict[str, Any]:
     """The demo's results for all eight tasks, and what the demo leaves out."""
-    results = experiment.run(seed, counts=(2, 4, 6))
+    results = experiment.run(seed, thorough=True)
     world = prepare(seed)
     results["activation_matching"] = {
         str(count): compare(world, "permuted by activations", count, controls=False)[0]

@@ -38,7 +38,7 @@ Progress = Callable[[str, float], None]
 CORRECTIONS = {"plain": "none", "repair": "repair", "tact": "tact", "tact_once": "tact_at_once"}
 CALIBRATION = 128
 PROBE_LABELS = 1500
-SCALES_TIMES_TASKS = (0.4, 0.8, 1.2, 1.6, 2.0, 2.8)
+SCALES_TIMES_TASKS = (0.4, 0.8, 1.2, 2.0, 2.8)
 
 _LOADING_SHARE = 0.6
 
@@ -163,13 +163,13 @@ def run(
     seed: int = 0,
     tasks: int = len(TASKS),
     progress: Progress | None = None,
-    counts: Sequence[int] = (2, 4),
+    thorough: bool = False,
     **loading: Any,
 ) -> dict[str, Any]:
     """The whole demo, as plain numbers.
 
-    Compares at ``counts`` tasks and at all of them; every correction and control at four tasks and
-    at all of them, elsewhere the first three corrections.
+    Compares at 2, 4 and all tasks; ``thorough`` adds 6 tasks, and the all-at-once control in every
+    setting. The controls are run at 4 and at all tasks.
 
     Returns
     -------
@@ -180,14 +180,15 @@ def run(
     clock = _Clock()
     world = prepare(seed, tasks, _share(progress, 0.0, _LOADING_SHARE), **loading)
     clock.lap("models, data and alignment")
-    counts = sorted({count for count in counts if count < tasks} | {tasks})
+    counts = [count for count in ((2, 4, 6) if thorough else (2, 4)) if count < tasks] + [tasks]
     main = {min(4, tasks), tasks}
     settings: dict[str, dict[str, Any]] = {}
     kept: dict[tuple[str, int], tuple[dict[str, Choice], Aligned]] = {}
     jobs = [(setting, count) for setting in ("local", "nonlocal", "permuted") for count in counts]
     for number, (setting, count) in enumerate(jobs):
         _tell(progress, f"merging {count} tasks, {setting}", number / len(jobs))
-        corrections = tuple(CORRECTIONS) if count in main else ("plain", "repair", "tact")
+        at_once = count in main and (thorough or setting == "permuted")
+        corrections = tuple(CORRECTIONS) if at_once else ("plain", "repair", "tact")
         scores, choices, aligned = compare(
             world, setting, count, corrections=corrections, controls=count in main
         )
