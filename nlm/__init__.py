@@ -1,16 +1,22 @@
 """Non-local model merging: align, merge and correct experts of different foundation models.
 
 The public names are imported when they are first used, so that ``import nlm`` costs nothing.
+``nlm.align`` and ``nlm.merge`` are packages that can be called: ``nlm.align(...)`` is
+``nlm.align.align(...)``.
 """
 
 import sys
 from importlib import import_module
+from inspect import Signature, signature
 from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = {"evaluate": "nlm.evaluate", "ops": "nlm.ops"}
+_CALLABLE_ROOMS = ("align", "merge")
+_ROOMS = {"evaluate": "nlm.evaluate", "ops": "nlm.ops"} | {
+    name: f"nlm.{name}" for name in _CALLABLE_ROOMS
+}
 _HOME = {
     **_ROOMS,
     "AxisGroup": "nlm.symmetry",
@@ -22,10 +28,8 @@ _HOME = {
     "Repair": "nlm.correct",
     "SymmetryError": "nlm.symmetry",
     "Tact": "nlm.correct",
-    "align": "nlm.align",
     "info": "nlm._info",
     "linear_probe": "nlm.correct",
-    "merge": "nlm.merge",
     "merge_nonlocal": "nlm.pipeline",
     "reset_batch_norm": "nlm.correct",
     "trace": "nlm.symmetry",
@@ -33,16 +37,33 @@ _HOME = {
 
 __all__ = sorted([*_HOME, "__version__"])
 
-_FUNCTIONS_NAMED_AS_THEIR_ROOM = ("align", "merge")
+
+class _CallableRoom(ModuleType):
+    """A package that is also the function of its own name, with its documentation."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _function(self)(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> Signature:
+        return signature(_function(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, (self.__name__,)
 
 
 class _Package(ModuleType):
-    """``nlm.align`` and ``nlm.merge`` are the functions, also after their rooms were imported."""
+    """Makes a callable room of ``nlm.align`` and ``nlm.merge`` as their import binds them here."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FUNCTIONS_NAMED_AS_THEIR_ROOM and isinstance(value, ModuleType):
-            value = getattr(value, name)
+        if name in _CALLABLE_ROOMS and isinstance(value, ModuleType):
+            value.__class__ = _CallableRoom
+            value.__doc__ = _function(value).__doc__
         super().__setattr__(name, value)
+
+
+def _function(room: ModuleType) -> Any:
+    return getattr(room, room.__name__.rpartition(".")[2])
 
 
 sys.modules[__name__].__class__ = _Package

@@ -17,9 +17,17 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in _STATISTICS
 
 
-def matches(name: str, patterns: Iterable[str]) -> bool:
+def as_patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
+    """Patterns as a tuple; a plain string is one pattern, not its letters."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def matches(name: str, patterns: str | Iterable[str]) -> bool:
     """Whether a name matches one of the shell-like patterns; "head" also stands for "head.*"."""
-    return any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in patterns)
+    return any(
+        fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+        for pattern in as_patterns(patterns)
+    )
 
 
 def state_of(model: nn.Module | StateDict) -> StateDict:
@@ -28,7 +36,7 @@ def state_of(model: nn.Module | StateDict) -> StateDict:
 
 
 def check_alike(
-    caller: str, states: Mapping[str, StateDict], apart: Iterable[str] = ()
+    caller: str, states: Mapping[str, StateDict], apart: str | Iterable[str] = ()
 ) -> list[str]:
     """The names of the entries that all state dicts share, after checking that they are alike.
 
@@ -45,7 +53,7 @@ def check_alike(
     TypeError
         Integer or complex weights.
     """
-    apart = tuple(apart)
+    apart = as_patterns(apart)
     if not states:
         raise ValueError(f"{caller}: there is at least one model, got none")
     (first, reference), *others = states.items()

@@ -10,7 +10,7 @@ from nlm._state_dict import state_of
 from nlm.align.activations import activation_matching
 from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.align.weights import weight_matching
-from nlm.statistics import Data, Forward, Mask
+from nlm.statistics import Data, Forward, Mask, batches, run
 from nlm.symmetry import PermutationSpec, SymmetryError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _METHODS = ("weights", "activations")
+_PROOF_SAMPLES = 32
 
 
 def align(
@@ -35,8 +36,8 @@ def align(
     seed: int = 0,
     max_sweeps: int = 100,
     tolerance: float = 1e-9,
-    exclude: tuple[str, ...] = (),
-    observe: Mapping[str, str] | None = None,
+    exclude: str | tuple[str, ...] = (),
+    observe: Mapping[str, str | tuple[str, int]] | None = None,
     forward: Forward | None = None,
     mask: Mask | None = None,
     max_samples: int | None = None,
@@ -49,13 +50,16 @@ def align(
     ----------
     model_a, model_b : two models of one architecture; for ``method="weights"`` their state dicts
         will do.
-    spec : what may be permuted, verified (``nlm.trace`` verifies). An unverified one is proven here
-        on ``model_a`` when ``example_inputs`` are given.
+    spec : what may be permuted, proven (``nlm.trace`` proves). It is proven here on ``model_a``
+        when ``example_inputs`` or ``data`` are given, also where it was on another model.
     method : "weights" (coordinate descent on <A, P B>, see :func:`weight_matching`) or
         "activations" (signed correlation of the units' outputs, see :func:`activation_matching`).
     data : for "activations": a re-iterable of batches; only inputs are used.
-    seed, max_sweeps, tolerance, exclude, progress : for "weights".
+    example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
+    seed, max_sweeps, tolerance, exclude : for "weights".
     observe, forward, mask, max_samples, device : for "activations".
+    progress : called with a number and a value: of each sweep and its objective ("weights"), or of
+        each batch and the seconds so far ("activations"). What it raises cancels.
 
     Returns
     -------
@@ -66,9 +70,9 @@ def align(
     Raises
     ------
     SymmetryError
-        The specification is not verified, or does not hold.
+        The specification is not proven, was changed since, or does not hold.
     ValueError
-        Different entries or shapes, NaN or inf, missing data.
+        Different entries or shapes, NaN or inf, missing data, example inputs for a state dict.
     TypeError
         Integer or complex weights.
 
@@ -78,24 +82,46 @@ def align(
     """
     if method not in _METHODS:
         raise ValueError(f"nlm.align: the method is one of {', '.join(_METHODS)}, got {method!r}")
-    if example_inputs is not None and isinstance(model_a, nn.Module):
-        spec.verify(model_a, example_inputs)
-    if spec.verified is None:
-        raise SymmetryError(
-            "nlm.align: a specification is proven before anything is matched with it (spec.verify, "
-            "or example_inputs here), got one that is not verified"
-        )
-    if method == "weights":
-        return weight_matching(
-            state_of(model_a), state_of(model_b), spec, seed=seed, max_sweeps=max_sweeps,
-            tolerance=tolerance, exclude=exclude, progress=progress,
+    if method == "activations":
+        if data is None or not (isinstance(model_a, nn.Module) and isinstance(model_b, nn.Module)):
+            raise ValueError(
+                f"nlm.align: activation matching needs two modules and data, got "
+                f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
+            )
+        _prove(spec, model_a, example_inputs, data, forward, device)
+        return activation_matching(
+            model_a, model_b, spec, data, observe=observe, forward=forward, mask=mask,
+            max_samples=max_samples, device=device, progress=progress,
         )  # fmt: skip
-    if data is None or not (isinstance(model_a, nn.Module) and isinstance(model_b, nn.Module)):
-        raise ValueError(
-            f"nlm.align: activation matching needs two modules and data, got "
-            f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
-        )
-    return activation_matching(
-        model_a, model_b, spec, data, observe=observe, forward=forward, mask=mask,
-        max_samples=max_samples, device=device,
+    _prove(spec, model_a, example_inputs, data, forward, device)
+    return weight_matching(
+        state_of(model_a), state_of(model_b), spec, seed=seed, max_sweeps=max_sweeps,
+        tolerance=tolerance, exclude=exclude, progress=progress,
     )  # fmt: skip
+
+
+def _prove(
+    spec: PermutationSpec,
+    model: nn.Module | Mapping[str, Tensor],
+    example_inputs: Any,
+    data: Data | None,
+    forward: Forward | None,
+    device: torch.device | str | None,
+) -> None:
+    """Proves a specification on the model, where there is an input, or sees that it was proven."""
+    if example_inputs is not None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"nlm.align: example inputs prove a specification on a module, got "
+                f"{type(model).__name__} for model_a"
+            )
+        spec.verify(model, example_inputs)
+    elif data is not None and isinstance(model, nn.Module):
+        batch = next(batches(data, _PROOF_SAMPLES, device, "nlm.align"))
+        spec.verify(model, batch, forward=lambda model, batch: run(model, batch, forward))
+    if not spec.proven:
+        state = "not verified" if spec.verified is None else "changed since it was verified"
+        raise SymmetryError(
+            f"nlm.align: a specification is proven before anything is matched with it "
+            f"(spec.verify, or example_inputs here), got one that is {state}"
+        )

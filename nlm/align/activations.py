@@ -8,7 +8,8 @@ would be averaged away. Groups are independent of one another: there are no swee
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from nlm._state_dict import check_weight
 from nlm.align.assignment import best_assignment, matched
 from nlm.align.result import AlignmentReport, AlignmentResult
-from nlm.statistics import Data, Forward, Mask, collect_cross_moments
+from nlm.statistics import Data, Forward, Mask, collect_cross_moments, run
 from nlm.symmetry import PermutationSpec, Ref
 
 
@@ -26,11 +27,12 @@ def activation_matching(
     spec: PermutationSpec,
     data: Data,
     *,
-    observe: Mapping[str, str] | None = None,
+    observe: Mapping[str, str | tuple[str, int]] | None = None,
     forward: Forward | None = None,
     mask: Mask | None = None,
     max_samples: int | None = None,
     device: torch.device | str | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
     """The permutation of ``model_b``'s units whose activations correlate best with ``model_a``'s.
 
@@ -38,15 +40,20 @@ def activation_matching(
     ----------
     data : a re-iterable of batches; a few hundred samples suffice.
     observe : group -> name of the module whose output shows it; by default the last one that
-        carries it, after the activation function.
-    forward, mask, max_samples, device : how a batch is run, which positions count, how many samples
-        are used, and where.
+        carries it, after the activation function. Or (name, dimension) for a module of which the
+        specification says nothing.
+    forward, mask, max_samples, device : how a batch is run, ``forward(model, batch)``, which
+        positions count, how many samples are used, and where.
+    progress : called after each batch with its number and the seconds so far; what it raises
+        cancels.
 
     Raises
     ------
     ValueError
-        See :func:`nlm.align`; also a group that no module's output shows alone, or fewer than two
-        positions.
+        See :func:`nlm.align`; also an unknown group in ``observe``, a group that no module's output
+        shows alone, an output of another size than the group, or fewer than two positions.
+    NotImplementedError
+        A group with parents (heads and the like).
     """
     started = time.perf_counter()
     for who, model in (("model_a", model_a), ("model_b", model_b)):
@@ -54,21 +61,43 @@ def activation_matching(
         spec.check_state_dict(state)
         for name, tensor in state.items():
             check_weight("nlm.align", who, name, tensor)
-    sites = {**spec.observation_sites(), **(observe or {})}
-    points = {sites[group]: _channel_dim(spec, group, sites) for group in spec.groups}
+    sites = _sites(spec, observe or {})
+    points: dict[str, int] = {}
+    for group, (module, dim) in sites.items():
+        if points.setdefault(module, dim) != dim:
+            raise ValueError(
+                f"nlm.align: a module is observed on one dimension, got {points[module]} and {dim} "
+                f"of {module!r} (for {group!r})"
+            )
+    runs = 0
+
+    def reporting(model: nn.Module, batch: Any) -> Any:
+        nonlocal runs
+        outputs = run(model, batch, forward)
+        runs += 1
+        if progress is not None and runs % 2 == 0:  # both models have seen the batch
+            progress(runs // 2, time.perf_counter() - started)
+        return outputs
+
     moments = collect_cross_moments(
-        model_a, model_b, points, data, forward=forward, mask=mask, max_samples=max_samples,
+        model_a, model_b, points, data, forward=reporting, mask=mask, max_samples=max_samples,
         device=device, caller="nlm.align",
     )  # fmt: skip
     permutation, correlation, samples = {}, {}, {}
     for group in spec.groups:
-        count = int(moments[sites[group]].count)
+        seen = moments[sites[group][0]]
+        count = int(seen.count)
         if count < 2:
             raise ValueError(
                 f"nlm.align: a correlation needs at least two positions, got {count} for group "
                 f"{group!r}"
             )
-        similarity = moments[sites[group]].correlation().cpu()
+        similarity = seen.correlation().cpu()
+        if similarity.shape != (size := spec.groups[group].size, size):
+            raise ValueError(
+                f"nlm.align: a group is observed on a dimension of its size, got "
+                f"{list(similarity.shape)} for {group!r} of {size} units at {sites[group][0]!r}"
+            )
         permutation[group] = best_assignment(similarity)
         correlation[group] = float(matched(similarity, permutation[group]).mean())
         samples[group] = count
@@ -79,14 +108,37 @@ def activation_matching(
     return AlignmentResult(permutation, report)
 
 
-def _channel_dim(spec: PermutationSpec, group: str, sites: Mapping[str, str]) -> int:
-    """The dimension of the chosen module's output on which a group stands, alone."""
-    module = sites.get(group)
-    site = spec.sites.get(module) if module is not None else None
-    if site is None or site.layout != Ref(group, spec.groups[group].size):
+def _sites(
+    spec: PermutationSpec, observe: Mapping[str, str | tuple[str, int]]
+) -> dict[str, tuple[str, int]]:
+    """For each group the module and the dimension of its output on which the group stands, alone.
+
+    What is written as (module, dimension) is taken as it is.
+    """
+    if unknown := [group for group in observe if group not in spec.groups]:
         raise ValueError(
-            f"nlm.align: a group is observed where it stands alone on a dimension of a module's "
-            f"output, got {'no module' if site is None else repr(str(site.layout))} for {group!r} "
-            f"at {module!r}"
+            f"nlm.align: what is observed are groups of the specification "
+            f"({', '.join(spec.groups)}), got {', '.join(map(repr, unknown))}"
         )
-    return site.dim
+    chosen: Mapping[str, str | tuple[str, int]] = {**spec.observation_sites(), **observe}
+    sites: dict[str, tuple[str, int]] = {}
+    for group, of in spec.groups.items():
+        if of.parents:
+            raise NotImplementedError(
+                f"nlm.align: activation matching moves groups without parents, got {group!r} "
+                f"inside {', '.join(of.parents)}"
+            )
+        place = chosen.get(group)
+        if isinstance(place, tuple):
+            sites[group] = place
+            continue
+        site = None if place is None else spec.sites.get(place)
+        if place is None or site is None or site.layout != Ref(group, of.size):
+            raise ValueError(
+                f"nlm.align: a group is observed where it stands alone on a dimension of a "
+                f"module's output (or at observe={{group: (module, dimension)}}), got "
+                f"{'no module' if site is None else repr(str(site.layout))} for {group!r} at "
+                f"{place!r}"
+            )
+        sites[group] = place, site.dim
+    return sites

@@ -36,7 +36,7 @@ def weight_matching(
     seed: int = 0,
     max_sweeps: int = 100,
     tolerance: float = 1e-9,
-    exclude: tuple[str, ...] = (),
+    exclude: str | tuple[str, ...] = (),
     progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
     """The permutation of ``b``'s units that brings its weights closest to ``a``'s.
@@ -48,7 +48,8 @@ def weight_matching(
     max_sweeps : at most so many visits to every group.
     tolerance : the relative gain of a sweep at which to stop.
     exclude : patterns of entries to leave out of the cost. Heads whose classes differ in number
-        are left out by themselves.
+        are left out by themselves; where the specification does not say which axes are outputs (a
+        hand-written one), so is every entry whose sizes differ on an axis without groups.
     progress : called after each sweep with its number and the objective; what it raises cancels.
 
     Raises
@@ -92,7 +93,7 @@ class _Cost:
     """Two models' weights in float64 and the groups that stand on them."""
 
     def __init__(
-        self, a: StateDict, b: StateDict, spec: PermutationSpec, exclude: tuple[str, ...]
+        self, a: StateDict, b: StateDict, spec: PermutationSpec, exclude: str | tuple[str, ...]
     ) -> None:
         for group in spec.groups.values():
             if group.parents:
@@ -122,7 +123,8 @@ class _Cost:
         if a[name].shape == b[name].shape:
             return False
         for dim, (size_a, size_b) in enumerate(zip(a[name].shape, b[name].shape, strict=True)):
-            if size_a != size_b and self.spec.pinned.get(f"{name}:{dim}") != "output":
+            pinned = self.spec.pinned.get(f"{name}:{dim}")
+            if size_a != size_b and self.spec.outputs and pinned != "output":
                 raise ValueError(
                     f"nlm.align: the models have the same shapes, got {list(a[name].shape)} and "
                     f"{list(b[name].shape)} for {name!r}"

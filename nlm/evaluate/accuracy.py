@@ -18,21 +18,31 @@ def accuracy(
     *,
     forward: Forward | None = None,
     max_samples: int | None = None,
+    device: torch.device | str | None = None,
     **kwargs: Any,
 ) -> float:
     """The share of samples whose largest output is their label.
 
     Parameters
     ----------
-    data : a re-iterable of (inputs, labels) batches, labels int64 [n].
+    data : a re-iterable of (inputs, labels) batches; the model's output is [n, ..., classes] and
+        labels are integers [n, ...].
+    forward : runs the model as ``forward(model, batch, **kwargs)``, labels included, instead.
+    max_samples : how many samples are used, all by default.
+    device : where batches are moved to.
     kwargs : passed on to the model, such as ``task="digits"``.
 
     Raises
     ------
     ValueError
-        No sample, batches without labels, or outputs that are not finite.
+        No sample, batches without labels, labels of another shape than the outputs, or outputs that
+        are not finite.
+    TypeError
+        Labels that are no tensor of integers, outputs that are no tensor.
     """
-    return ensemble_accuracy([model], data, forward=forward, max_samples=max_samples, **kwargs)
+    return ensemble_accuracy(
+        [model], data, forward=forward, max_samples=max_samples, device=device, **kwargs
+    )
 
 
 def ensemble_accuracy(
@@ -41,24 +51,38 @@ def ensemble_accuracy(
     *,
     forward: Forward | None = None,
     max_samples: int | None = None,
+    device: torch.device | str | None = None,
     **kwargs: Any,
 ) -> float:
-    """The accuracy of the mean of several models' class probabilities; arguments as above."""
+    """The accuracy of the mean of several models' class probabilities; arguments as above.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As above; also no model, or models of other classes.
+    """
+    if not models:
+        raise ValueError("nlm.evaluate: an ensemble has at least one model, got none")
     right = total = 0
     with evaluation(*models):
-        for batch in batches(data, max_samples, caller="nlm.evaluate"):
-            inputs, labels = _labelled(batch)
-            probabilities: Tensor | int = 0
-            for model in models:
-                logits = run(model, inputs, forward, **kwargs)
-                if count_not_finite(logits):
-                    raise ValueError(
-                        f"nlm.evaluate: outputs are finite, got NaN or inf from "
-                        f"{type(model).__name__}"
-                    )
-                probabilities = probabilities + logits.double().softmax(-1)
-            right += int((torch.as_tensor(probabilities).argmax(-1) == labels).sum())
-            total += len(labels)
+        for batch in batches(data, max_samples, device, "nlm.evaluate"):
+            _, labels = labelled(batch)
+            outputs = [_probabilities(model, batch, forward, kwargs) for model in models]
+            if len(shapes := {tuple(output.shape) for output in outputs}) > 1:
+                raise ValueError(
+                    f"nlm.evaluate: the models of an ensemble have the same classes, got outputs "
+                    f"of the shapes {', '.join(str(list(shape)) for shape in sorted(shapes))}"
+                )
+            predicted = torch.stack(outputs).mean(0).argmax(-1)
+            if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+                raise TypeError(f"nlm.evaluate: labels are integers, got {labels.dtype}")
+            if labels.shape != predicted.shape:
+                raise ValueError(
+                    f"nlm.evaluate: there is one label per row of outputs "
+                    f"{list(outputs[0].shape)}, got labels {list(labels.shape)}"
+                )
+            right += int((predicted == labels.to(predicted.device)).sum())
+            total += labels.numel()
     return right / total
 
 
@@ -90,7 +114,36 @@ def normalized_accuracy(
     return {**ratios, "average": sum(ratios.values()) / len(ratios), "worst": min(ratios.values())}
 
 
-def _labelled(batch: Any) -> tuple[Any, Tensor]:
+def labelled(batch: Any) -> tuple[Any, Tensor]:
+    """The inputs and the labels of a batch, which must be a pair of them."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise ValueError(f"nlm.evaluate: a batch is (inputs, labels), got {type(batch).__name__}")
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise ValueError(
+            f"nlm.evaluate: a batch is (inputs, labels), got {type(batch).__name__}{size}"
+        )
+    if not isinstance(batch[1], Tensor):
+        raise TypeError(f"nlm.evaluate: labels are a tensor, got {type(batch[1]).__name__}")
     return batch[0], batch[1]
+
+
+def outputs_of(
+    model: nn.Module, batch: Any, forward: Forward | None, kwargs: Mapping[str, Any]
+) -> Any:
+    """What a model computes for a labelled batch; inputs may be a dict of arguments."""
+    return run(model, labelled(batch)[0] if forward is None else batch, forward, **kwargs)
+
+
+def _probabilities(
+    model: nn.Module, batch: Any, forward: Forward | None, kwargs: Mapping[str, Any]
+) -> Tensor:
+    logits = outputs_of(model, batch, forward, kwargs)
+    if not isinstance(logits, Tensor) or logits.dim() == 0:
+        raise TypeError(
+            f"nlm.evaluate: outputs are one tensor with the classes last, got "
+            f"{type(logits).__name__} from {type(model).__name__}"
+        )
+    if count_not_finite(logits):
+        raise ValueError(
+            f"nlm.evaluate: outputs are finite, got NaN or inf from {type(model).__name__}"
+        )
+    return logits.double().softmax(-1)

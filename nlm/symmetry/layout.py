@@ -130,7 +130,13 @@ def pin(layout: Layout, groups: set[str]) -> Layout:
     return layout
 
 
-_TOKEN = re.compile(r"\s*([A-Za-z_][\w.\-]*|\d+|[:()<>|+])")
+_NAME = r"[A-Za-z_][\w.\-]*"
+_TOKEN = re.compile(rf"\s*({_NAME}|\d+|[:()<>|+])")
+
+
+def is_name(text: str) -> bool:
+    """Whether a group can be called so in the text of a layout."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 def parse(text: str) -> Layout:

@@ -29,6 +29,11 @@ _POOLING = (
 )  # fmt: skip
 Shape = tuple[int, ...]
 
+BY_HAND = (
+    "for other networks, write the specification (nlm.PermutationSpec, or its from_axes_to_perm) "
+    "and prove it with its verify"
+)
+
 
 def discover(model: nn.Module, example: Tensor) -> PermutationSpec:
     """The specification of a network made of nested ``nn.Sequential`` containers; not verified.
@@ -39,13 +44,13 @@ def discover(model: nn.Module, example: Tensor) -> PermutationSpec:
         A module that is not known here, used twice, or whose groups cannot be followed.
     """
     walk = _Walk([Fixed(size) for size in example.shape])
-    activation = example
+    activation = example.clone()  # the first module may write into it
     seen: dict[int, str] = {}
     for name, module in _leaves(model, ""):
         if id(module) in seen:
             raise ValueError(
                 f"nlm.trace: a module stands once in a sequential network, got {name!r} and "
-                f"{seen[id(module)]!r} for the same one"
+                f"{seen[id(module)]!r} for the same one; {BY_HAND}"
             )
         seen[id(module)] = name
         rule = _rule(name, module)
@@ -72,7 +77,7 @@ def _rule(name: str, module: nn.Module) -> "_Rule":
     raise ValueError(
         f"nlm.trace: a sequential network is made of linear, convolution, normalisation, pooling, "
         f"flatten and element-wise modules in nn.Sequential containers, got "
-        f"{type(module).__name__} at {name!r}"
+        f"{type(module).__name__} at {name!r}; {BY_HAND}"
     )
 
 
@@ -88,6 +93,12 @@ class _Walk:
     def step(self, name: str, module: nn.Module, rule: "_Rule", shape: Shape) -> None:
         """Passes one module, whose output has the given shape."""
         self.layouts = rule(self, name, module, shape)
+        for key in module.state_dict():
+            if (f"{name}.{key}" if name else key) not in self.params:
+                raise ValueError(
+                    f"nlm.trace: the entries of a {type(module).__name__} are known by name, got "
+                    f"{key!r} at {name!r}; {BY_HAND}"
+                )
         if (expected := tuple(layout.size for layout in self.layouts)) != shape:
             raise ValueError(
                 f"nlm.trace: the output of {name!r} has the shape {list(expected)} that follows "

@@ -6,8 +6,10 @@ anything is matched with it (:meth:`PermutationSpec.verify`): none of the publis
 tables was, and several are wrong.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from nlm import ops
 from nlm.symmetry import permutation as permutations
 from nlm.symmetry.gather import gathers
-from nlm.symmetry.layout import Layout, Product, Ref, pin, references
+from nlm.symmetry.layout import Layout, Product, Ref, is_name, pin, references
 from nlm.symmetry.permutation import AxisGroup, Permutation
 
 if TYPE_CHECKING:
@@ -41,13 +43,15 @@ class Verification:
 
     ``max_error`` is the largest change of the outputs under random permutations and ``control`` the
     smallest change when a group is permuted everywhere except in one parameter, both relative to
-    the largest output; the error must vanish against the control.
+    the largest output; the error must vanish against the control. Without groups there is no
+    control. ``digest`` is that of the specification that was proven: a changed one is not.
     """
 
     dtype: str
     seeds: int
     max_error: float
-    control: float
+    control: float | None
+    digest: str = ""
 
 
 @dataclass
@@ -62,7 +66,7 @@ class PermutationSpec:
     outputs : names of the selected outputs; their axes are pinned.
     opaque_ops : operations that were not understood, with how often; they pin what they touch.
     pinned : group id or "parameter:dimension" -> why it stays as it is.
-    verified : the proof, once :meth:`verify` has been passed.
+    verified : the proof, once :meth:`verify` has been passed; see :attr:`proven`.
     """
 
     groups: dict[str, AxisGroup]
@@ -75,6 +79,11 @@ class PermutationSpec:
 
     def __post_init__(self) -> None:
         for name, group in self.groups.items():
+            if not is_name(name):
+                raise ValueError(
+                    f"nlm.symmetry: a group's name is made of letters, digits, '_', '.' and '-' "
+                    f"and starts with a letter or '_', got {name!r}"
+                )
             missing = [parent for parent in group.parents if parent not in self.groups]
             if name != group.id or missing:
                 raise ValueError(
@@ -133,7 +142,8 @@ class PermutationSpec:
         permutation : group id -> int64 ``[*parent sizes, size]``; absent groups are left as they
             are.
         state_dict : name -> tensor of any dtype. A dimension that no group touches may have another
-            size than in the specification: an expert's head may have other classes.
+            size than in the specification: an expert's head may have other classes. The result
+            carries no gradients.
         strict : with False, entries that the specification does not know are copied.
 
         Raises
@@ -149,7 +159,7 @@ class PermutationSpec:
             for name in names
         ]
         moved = ops.permute(
-            [state_dict[name] for name in names],
+            [state_dict[name].detach() for name in names],
             [
                 [gather.index.to(state_dict[name].device) for gather in plan]
                 for name, plan in zip(names, plans, strict=True)
@@ -174,7 +184,7 @@ class PermutationSpec:
                     f"nlm.symmetry: a kept group keeps its parents, got {name!r} without "
                     f"{sorted(lost)}"
                 )
-        return replace(
+        restricted = replace(
             self,
             groups={name: group for name, group in self.groups.items() if name in kept},
             params={
@@ -187,7 +197,11 @@ class PermutationSpec:
                 if any(references(layout := pin(site.layout, dropped)))
             },
             pinned=self.pinned | dict.fromkeys(sorted(dropped), "left out by restrict"),
+            verified=None,
         )
+        if self.verified is not None and self.proven:  # of fewer permutations, hence of these
+            restricted.verified = replace(self.verified, digest=restricted.digest())
+        return restricted
 
     # --- checks -----------------------------------------------------------------------------------
 
@@ -219,6 +233,8 @@ class PermutationSpec:
         example_inputs: Any,
         kwargs: Mapping[str, Any] | None = None,
         seeds: int = 3,
+        *,
+        forward: "Callable[[nn.Module, Any], Any] | None" = None,
     ) -> Verification:
         """Proves the specification on a model and keeps the proof in :attr:`verified`.
 
@@ -226,6 +242,13 @@ class PermutationSpec:
         copy of the model (with norms, biases and zero parameters perturbed, so that nothing is
         hidden), and the outputs must not change; each group permuted everywhere but in one
         parameter must change them (a dead network proves nothing).
+
+        Parameters
+        ----------
+        model : the network; it is not changed.
+        example_inputs, kwargs : its input, or a tuple of its inputs, and keyword arguments.
+        seeds : how many permutations of all groups at once are tried.
+        forward : runs the model as ``forward(model, example_inputs, **kwargs)`` instead.
 
         Raises
         ------
@@ -235,8 +258,22 @@ class PermutationSpec:
         from nlm.symmetry.verify import verify
 
         self.verified = None
-        self.verified = verify(self, model, example_inputs, dict(kwargs or {}), seeds)
+        self.verified = verify(self, model, example_inputs, dict(kwargs or {}), seeds, forward)
         return self.verified
+
+    @property
+    def proven(self) -> bool:
+        """Whether there is a proof, of this specification as it is now."""
+        return self.verified is not None and self.verified.digest == self.digest()
+
+    def digest(self) -> str:
+        """A hash of what the proof is about: the groups, the layouts and the sites."""
+        content = [
+            sorted((name, group.size, group.parents) for name, group in self.groups.items()),
+            sorted((name, list(map(str, dims))) for name, dims in self.params.items()),
+            [(name, site.dim, str(site.layout)) for name, site in self.sites.items()],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -283,11 +320,11 @@ class PermutationSpec:
         for name, layouts in self.params.items():
             lines.append(f"  {name:<{width}}  [{', '.join(map(str, layouts))}]")
         proof = self.verified
-        if proof is None:
+        if proof is None or not self.proven:
             lines.append("not verified")
         else:
-            sizes = f"error {proof.max_error:.1e}, control {proof.control:.1e}"
-            lines.append(f"verified in {proof.dtype}: {sizes}")
+            control = "" if proof.control is None else f", control {proof.control:.1e}"
+            lines.append(f"verified in {proof.dtype}: error {proof.max_error:.1e}{control}")
         return "\n".join(lines)
 
     # --- files ------------------------------------------------------------------------------------
@@ -300,7 +337,10 @@ class PermutationSpec:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PermutationSpec":
-        """Reads a specification from JSON or YAML; a hand-written one is not verified."""
+        """Reads a specification from JSON or YAML; a hand-written one is not verified.
+
+        The proof of a file that was edited since is dropped, with a warning.
+        """
         from nlm.symmetry.text import read
 
         return read(path)

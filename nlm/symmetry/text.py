@@ -11,6 +11,7 @@ One mapping with the attributes of :class:`PermutationSpec`; layouts in their co
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> Permutatio
         if text["version"] != _VERSION:
             raise ValueError(f"version {_VERSION} is read, got {text['version']!r}")
         proof = text.get("verified")
-        return PermutationSpec(
+        spec = PermutationSpec(
             groups={
                 str(group): AxisGroup(
                     str(group), int(of["size"]), tuple(of.get("parents", ())), of.get("origin", "")
@@ -76,6 +77,14 @@ def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> Permutatio
             f"nlm.symmetry: a specification is a mapping with version, groups and params, got "
             f"{name} ({type(error).__name__}: {error})"
         ) from error
+    if spec.verified is not None and not spec.proven:
+        spec.verified = None
+        warnings.warn(
+            f"nlm.symmetry: a proof is of the specification as it was proven, got one that was "
+            f"changed since in {name}; it is not verified",
+            stacklevel=4,
+        )
+    return spec
 
 
 def write(spec: PermutationSpec, path: str | os.PathLike[str], force: bool) -> None:
@@ -85,7 +94,7 @@ def write(spec: PermutationSpec, path: str | os.PathLike[str], force: bool) -> N
         if _is_yaml(path):
             temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=100))
         else:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read(path: str | os.PathLike[str]) -> PermutationSpec:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nlm._modules import evaluation
-from nlm.symmetry.sequential import discover
+from nlm.symmetry.sequential import BY_HAND, discover
 from nlm.symmetry.spec import PermutationSpec
 
 
@@ -37,7 +37,9 @@ def trace(
     Raises
     ------
     ValueError
-        The network is built in a way that is not understood; the message names the module.
+        The network is built in a way that is not understood; the message names the module. A
+        specification written by hand (:class:`nlm.PermutationSpec`) and proven with its ``verify``
+        serves as well.
     SymmetryError
         The proof failed; the message names the group.
 
@@ -49,7 +51,7 @@ def trace(
     if len(args) != 1 or not isinstance(args[0], Tensor) or kwargs or outputs:
         raise ValueError(
             f"nlm.trace: a sequential network takes one tensor, got {len(args)} inputs, "
-            f"keywords {list(kwargs or ())} and selected outputs {list(outputs or ())}"
+            f"keywords {list(kwargs or ())} and selected outputs {list(outputs or ())}; {BY_HAND}"
         )
     with evaluation(model):
         spec = discover(model, args[0])

@@ -1,5 +1,10 @@
 """Planted permutations come back; the reports say how; bad input is named."""
 
+import inspect
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
@@ -126,13 +131,29 @@ def test_biases_are_matched_as_vectors():
     assert recovered(spec, permutation, result.permutation) == 1.0
 
 
+class Quadratic(nn.Module):
+    """sum_ij v_i tanh(x w_ij) v_j: the units of ``p`` stand on both axes of w."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 8))
+        self.v = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return torch.einsum("i,nij,j->n", self.v, torch.tanh(x[:, None, None] * self.w), self.v)
+
+
 def test_a_group_on_two_axes_of_one_parameter_never_loses():
-    spec = nlm.PermutationSpec.from_axes_to_perm({"w": ("p", "p")}, {"w": torch.zeros(8, 8)})
-    spec.verified = nlm.trace(mlp(), vectors(8)).verified
+    model = Quadratic()
+    table = {"w": ("p", "p"), "v": ("p",)}
+    spec = nlm.PermutationSpec.from_axes_to_perm(table, model.state_dict())
+    spec.verify(model, torch.randn(16))
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
-        a, b = (torch.randn(8, 8, generator=generator) for _ in range(2))
-        objective = nlm.align({"w": a}, {"w": b}, spec, seed=seed).report.objective
+        a, b = (
+            {"w": torch.randn(8, 8, generator=generator), "v": torch.zeros(8)} for _ in range(2)
+        )
+        objective = nlm.align(a, b, spec, seed=seed).report.objective
         assert objective == sorted(objective)
 
 
@@ -215,3 +236,102 @@ def test_bad_calls():
         nlm.align(a, b, spec, "activations", data=[vectors(1)])
     with pytest.raises(ValueError, match="observed where it stands alone"):
         nlm.align(a, b, spec, "activations", data=[vectors(8)], observe={"g0": "4"})
+    with pytest.raises(ValueError, match=r"what is observed are groups .* got 'g7'"):
+        nlm.align(a, b, spec, "activations", data=[vectors(8)], observe={"g7": "1"})
+    with pytest.raises(ValueError, match=r"a dimension of its size, got \[5, 5\] for 'g0' of 24"):
+        nlm.align(a, b, spec, "activations", data=[vectors(8)], observe={"g0": ("4", 1)})
+    with pytest.raises(ValueError, match=r"observed on one dimension, got 1 and 0 of '1'"):
+        observe = {"g0": ("1", 1), "g1": ("1", 0)}
+        nlm.align(a, b, spec, "activations", data=[vectors(24)], observe=observe)
+    with pytest.raises(ValueError, match="prove a specification on a module, got OrderedDict"):
+        nlm.align(a.state_dict(), b.state_dict(), spec, example_inputs=vectors(8))
+
+
+def test_a_changed_specification_is_not_matched_with():
+    a, b = mlp(0), mlp(1)
+    spec = nlm.trace(a, vectors(8))
+    spec.params["2.weight"] = spec.params["2.weight"][:1] + spec.params["0.weight"][:1]
+    nlm.align(a, b, spec)  # the same layouts again
+    spec.params["2.weight"] = spec.params["2.weight"][1:] + spec.params["2.weight"][:1]
+    with pytest.raises(nlm.SymmetryError, match="got one that is changed since it was verified"):
+        nlm.align(a, b, spec)
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_the_proof_is_repeated_on_the_model_at_hand(method):
+    class Ramp(nn.Sequential):
+        def forward(self, x):
+            first = self[1](self[0](x))
+            return self[4](self[3](self[2](first * torch.arange(24.0, dtype=x.dtype))))
+
+    spec = nlm.trace(mlp(), vectors(8))
+    a, b = Ramp(*mlp(0)), Ramp(*mlp(1))
+    with pytest.raises(nlm.SymmetryError, match="group 'g0'"):
+        nlm.align(a, b, spec, method, data=[vectors(64)])
+
+
+def test_data_proves_a_table_and_observe_places_it():
+    a, b = mlp(0), mlp(0, classes=7)  # the same but for the head
+    spec = nlm.PermutationSpec.from_axes_to_perm(
+        nlm.trace(a, vectors(8)).to_axes_to_perm(), a.state_dict()
+    )
+    permutation = spec.random(3)
+    b.load_state_dict(spec.apply(permutation, b.state_dict()))
+    batches = [{"input": vectors(256)}]
+    with pytest.raises(ValueError, match=r"or at observe=.*got no module for 'g0' at None"):
+        nlm.align(a, b, spec, "activations", data=batches)
+    spec.verified = None
+    result = nlm.align(
+        a, b, spec, "activations", data=batches, observe={"g0": ("1", 1), "g1": ("3", -1)}
+    )
+    assert recovered(spec, permutation, result.permutation) == 1.0
+    assert nlm.align(a, b, spec).report.excluded == ["4.weight"]
+
+
+def test_the_contract_of_forward_and_progress_with_activations():
+    a, b = mlp(0), mlp(1)
+    spec = nlm.trace(a, vectors(8))
+    data = [(vectors(32, 1), torch.zeros(32)), (vectors(32, 2), torch.zeros(32))]
+    seen = []
+    result = nlm.align(
+        a, b, spec, "activations", data=data, progress=lambda *report: seen.append(report),
+        forward=lambda model, batch: model(batch[0]),
+    )  # fmt: skip
+    assert [number for number, _ in seen] == [1, 2] and 0 < seen[0][1] < seen[1][1]
+    assert result.report.samples == {"g0": 64, "g1": 64}
+
+    def stop(batch, seconds):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nlm.align(a, b, spec, "activations", data=data, progress=stop)
+
+
+def test_a_plain_string_is_one_pattern():
+    a, b = mlp(0), mlp(1)
+    spec = nlm.trace(a, vectors(8))
+    assert nlm.align(a, b, spec, exclude="4").report.excluded == ["4.weight"]
+    assert nlm.align(a, b, spec, exclude="2.weight").report.excluded == ["2.weight"]
+
+
+def test_the_rooms_can_be_called_after_their_modules_were_imported():
+    code = """
+import nlm.align.weights as weights
+import nlm.merge.ties as ties
+import nlm
+assert weights is nlm.align.weights and ties is nlm.merge.ties
+for room in (nlm.align, nlm.merge):
+    try:
+        room()
+    except TypeError as error:
+        assert "() missing" in str(error), error
+    else:
+        raise SystemExit(f"{room} was called without arguments")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_callable_room_has_the_signature_of_its_function():
+    assert inspect.signature(nlm.align) == inspect.signature(nlm.align.align)
+    assert nlm.align.__doc__ == nlm.align.align.__doc__
+    assert pickle.loads(pickle.dumps(nlm.align)) is nlm.align

@@ -124,6 +124,47 @@ def test_files(traced, tmp_path, suffix):
         PermutationSpec.load(path)
 
 
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_the_proof_of_an_edited_file_is_dropped(tmp_path, suffix):
+    path = tmp_path / f"spec.{suffix}"
+    nlm.trace(mlp(), vectors(8)).save(path)
+    assert PermutationSpec.load(path).proven
+    text = path.read_text()
+    assert text.count("g1:24") > 1
+    path.write_text(text.replace("g1:24", "24", 1))
+    with pytest.warns(UserWarning, match="changed since in .* it is not verified"):
+        assert PermutationSpec.load(path).verified is None
+
+
+def test_a_restriction_of_a_proven_specification_is_proven(traced):
+    assert traced.restrict(["g1"]).proven
+    changed = nlm.trace(mlp(), vectors(8))
+    changed.sites.pop("1")
+    assert not changed.proven and not changed.restrict(["g1"]).proven
+    assert "not verified" in changed.show()
+
+
+def test_a_specification_without_groups_is_saved_as_json(tmp_path):
+    spec = nlm.trace(torch.nn.Sequential(torch.nn.Linear(4, 3)), torch.randn(2, 4))
+    assert spec.groups == {} and spec.verified.control is None and "verified in" in spec.show()
+    spec.save(tmp_path / "spec.json")
+    assert "Infinity" not in (tmp_path / "spec.json").read_text()
+    assert PermutationSpec.load(tmp_path / "spec.json") == spec
+
+
+@pytest.mark.parametrize("name", ["P/1", "1", "a b", ""])
+def test_a_name_that_no_file_could_hold_is_refused(name):
+    with pytest.raises(ValueError, match="a group's name is made of letters"):
+        PermutationSpec.from_axes_to_perm({"w": (name,)}, {"w": torch.zeros(4)})
+
+
+def test_what_is_permuted_keeps_no_graph(traced):
+    state = convnet().state_dict(keep_vars=True)
+    assert any(tensor.requires_grad for tensor in state.values())
+    moved = traced.apply(traced.random(0), state)
+    assert not any(tensor.requires_grad for tensor in moved.values())
+
+
 def test_tables_of_git_re_basin():
     model = mlp()
     spec = nlm.trace(model, vectors(8))

@@ -80,3 +80,76 @@ def test_the_model_is_left_as_it_was():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     nlm.trace(model, images(8))
     assert model.training and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-3, 1e3])
+def test_networks_of_any_scale_are_proven(scale):
+    model = mlp()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= scale
+    assert nlm.trace(model, vectors(8)).proven
+
+
+def test_the_example_is_left_as_it_was():
+    x = vectors(8).double()
+    before = x.clone()
+    model = nn.Sequential(nn.ReLU(inplace=True), *mlp()).double()
+    spec = nlm.trace(model, x)
+    spec.verify(model, x)
+    assert torch.equal(x, before)
+
+
+def test_buffers_that_are_not_saved_are_used():
+    class Scaled(nn.Sequential):
+        def __init__(self, *modules):
+            super().__init__(*modules)
+            self.register_buffer("scale", torch.full((1,), 2.0), persistent=False)
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    plain = nlm.trace(mlp(), vectors(8))
+    spec = PermutationSpec(plain.groups, plain.params)
+    spec.verify(Scaled(*mlp()), vectors(8))
+    assert spec.proven
+
+
+def test_shared_parameters():
+    tied = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    tied[2].weight = tied[0].weight
+    message = r"shared has one layout under all its names, got \[g0:8, 8\] for '0.weight' and"
+    with pytest.raises(nlm.SymmetryError, match=message):
+        nlm.trace(tied, torch.randn(8, 8))
+    same = nn.Sequential(
+        nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 2)
+    )
+    same[3].weight, same[3].bias = same[1].weight, same[1].bias
+    assert nlm.trace(same, torch.randn(8, 4)).proven
+
+
+def test_entries_that_are_not_known_are_named():
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
+    with pytest.raises(ValueError, match=r"'parametrizations.weight.original0' at '0'; .* verify"):
+        nlm.trace(nn.Sequential(normed, nn.ReLU(), nn.Linear(6, 2)), torch.randn(2, 4))
+
+    class Gained(nn.Linear):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.gain = nn.Parameter(torch.ones(()))
+
+    with pytest.raises(ValueError, match="entries of a Gained are known by name, got 'gain'"):
+        nlm.trace(nn.Sequential(Gained(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(2, 4))
+
+
+def test_what_is_not_read_says_what_to_do():
+    with pytest.raises(ValueError, match=r"write the specification .* prove it with its verify"):
+        nlm.trace(nn.Sequential(nn.Linear(4, 6), nn.Softmax(-1)), torch.ones(2, 4))
+    with pytest.raises(ValueError, match="write the specification"):
+        nlm.trace(mlp(), (vectors(2), vectors(2)))
+
+
+def test_a_batch_is_run_as_told():
+    spec = nlm.trace(mlp(), vectors(8))
+    spec.verify(mlp(1), {"x": vectors(8)}, forward=lambda model, batch: model(batch["x"]))
+    assert spec.proven
