@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nlm._modules import NORMS, submodule
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_FOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, *NORMS)
+_FOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, *NORMS, nn.SyncBatchNorm)
 
 
 def fold_points(network: nn.Module, corrections: Mapping[str, tuple[Tensor, Tensor]]) -> None:

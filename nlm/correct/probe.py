@@ -64,10 +64,10 @@ def linear_probe(
     labels: list[Tensor] = []
     outputs = [module.out_features]
 
-    def keep(module: nn.Module, args: Any) -> None:
+    def keep(module: Any, args: Any) -> None:
         check_activation("nlm.linear_probe", head, args[0])
         features.append(args[0].detach().reshape(-1, args[0].shape[-1]))
-        outputs[:] = [len(module.get_parameter("weight"))]  # a task's head has its own size
+        outputs[:] = [module.weight.shape[0]]  # a task's head has its own size
 
     handle = module.register_forward_pre_hook(keep)
     try:

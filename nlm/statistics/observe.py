@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from nlm._modules import evaluation, output_hooks
+from nlm._modules import OutputHook, evaluation, output_hooks
 from nlm._state_dict import count_not_finite
 from nlm.statistics.data import Data, Forward, Mask, batches, run
 from nlm.statistics.moments import CrossMoments, Moments
@@ -135,17 +135,16 @@ def collect_cross_moments(
 
         return collect
 
-    keepers = {point: keeper(point) for point in points}
-    collectors = {point: collector(point, dim) for point, dim in points.items()}
-    with (
-        evaluation(model_x, model_y),
-        output_hooks(model_x, keepers),
-        output_hooks(model_y, collectors),
-    ):
+    keepers: Mapping[str, OutputHook] = {point: keeper(point) for point in points}
+    collectors: Mapping[str, OutputHook] = {
+        point: collector(point, dim) for point, dim in points.items()
+    }
+    with evaluation(model_x, model_y):
         for batch in batches(data, max_samples, device, caller):
             current[0] = None if mask is None else mask(batch)
-            run(model_x, batch, forward)
-            run(model_y, batch, forward)
+            for model, hooks in ((model_x, keepers), (model_y, collectors)):
+                with output_hooks(model, hooks):  # one at a time: both may be the same model
+                    run(model, batch, forward)
             if progress is not None:
                 seen += 1
                 progress(seen)
