@@ -49,12 +49,7 @@ class Correction(Wrapper):
         self.points = dict(points)
         self.rows = dict(rows)
         for number, point in enumerate(self.points):
-            sizes = sorted({len(row[point][0]) for row in fitted})
-            if len(sizes) > 1:
-                raise ValueError(
-                    f"nlm.correct: a point has as many channels for every task (heads are no "
-                    f"points), got {', '.join(map(str, sizes))} at {point!r}"
-                )
+            check_channels("nlm.correct", point, [len(row[point][0]) for row in fitted])
             for part, name in enumerate(("scale", "shift")):
                 table = torch.stack([row[point][part] for row in fitted])  # [rows, channels]
                 self.register_buffer(f"{name}_{number}", table)
@@ -245,6 +240,15 @@ class Correction(Wrapper):
             if moved.dtype not in (torch.float32, torch.float64):
                 self._buffers[name] = table.to(moved.device, torch.float32)
         return self
+
+
+def check_channels(caller: str, point: str, counts: Sequence[int]) -> None:
+    """Raises ValueError where the tasks' numbers of channels at a point differ."""
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"{caller}: a point has as many channels for every task (heads are no points), got "
+            f"{', '.join(map(str, counts))} at {point!r}"
+        )
 
 
 def refuse_corrected(caller: str, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from nlm.correct.correction import Correction, exclusive
+from nlm.correct.correction import Correction, check_channels, exclusive
 from nlm.correct.fitting import ExpertMoments, prepare
 from nlm.correct.sequential import fit_sequential
 from nlm.statistics import Data, Forward, Mask
@@ -62,6 +62,7 @@ class Repair(Correction):
             own = [setup.expert_moments(task) for task in setup.tasks]
             targets = {}
             for point in setup.points:
+                check_channels("nlm.Repair", point, [len(of[point].mean) for of in own])
                 mean = torch.stack([of[point].mean for of in own]).mean(0)
                 deviation = torch.stack([of[point].variance.sqrt() for of in own]).mean(0)
                 targets[point] = (mean, deviation.square())

@@ -90,8 +90,9 @@ def test_heads_of_a_multi_task_model_are_no_points():
     model = nlm.merge(own, TwoHeads(3), scale=0.5, heads=("head",)).model(own["a"])
     tact = nlm.Tact.fit(model, own, {"a": [vectors()], "b": [vectors()]})
     assert list(tact.points) == ["body"]
-    with pytest.raises(ValueError, match=r"as many channels for every task .* 3, 4 at 'head'"):
-        nlm.Tact.fit(model, own, {"a": [vectors()], "b": [vectors()]}, points=["head"])
+    for kind in (nlm.Tact, nlm.Repair):
+        with pytest.raises(ValueError, match=r"as many channels for every task .* 3, 4 at 'head'"):
+            kind.fit(model, own, {"a": [vectors()], "b": [vectors()]}, points=["head"])
 
 
 @pytest.mark.parametrize(
