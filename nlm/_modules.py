@@ -1,13 +1,38 @@
 """Borrowing a user's model: it comes back in the mode and with the hooks that it had."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 OutputHook = Callable[[Tensor], Tensor | None]
+
+#: Every batch norm, SyncBatchNorm among them.
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+_CHANNELS_SECOND = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._LPPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
+)  # fmt: skip
+_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+
+_locks: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
+_making_a_lock = threading.Lock()
+
+
+def lock_of(network: nn.Module) -> AbstractContextManager[bool]:
+    """The lock of a network that is hooked while it runs: one per network, for as long as it lives.
+
+    The thread that holds it may take it again. It is kept beside the module, not on it, so that
+    copies and pickles of the module are none the wiser.
+    """
+    with _making_a_lock:
+        return _locks.setdefault(network, threading.RLock())
 
 
 @contextmanager
@@ -25,17 +50,16 @@ def evaluation(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def output_hooks(
-    model: nn.Module, hooks: Mapping[str, OutputHook], first: bool = False
-) -> Iterator[None]:
+def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[None]:
     """Calls ``hooks[name](output)`` for the named modules; what it returns replaces the output.
 
-    With ``first`` they run before hooks that are there already, which then see the new output.
+    They run before the hooks that are there already, a user's among them, which see the new output:
+    what is measured is what the module itself computes, where a correction stands at run time too.
     """
     with ExitStack() as stack:
         for name, hook in hooks.items():
             module = submodule(model, name)
-            handle = module.register_forward_hook(_only_output(name, hook), prepend=first)
+            handle = module.register_forward_hook(_only_output(name, hook), prepend=True)
             stack.callback(handle.remove)
         yield
 
@@ -56,13 +80,31 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def channel_dim(module: nn.Module) -> int:
-    """The dimension of a module's output on which its units stand: 1 for images, else the last."""
-    convolutional = (
-        nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU,
-        nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
-    )  # fmt: skip
-    return 1 if isinstance(module, convolutional) else -1
+def channel_dim(name: str, module: nn.Module) -> int:
+    """The dimension of a module's output on which its units stand, of kinds that fix it.
+
+    Raises
+    ------
+    ValueError
+        A module of another kind: an activation function's depends on what it is given.
+    """
+    if isinstance(module, _CHANNELS_SECOND):
+        return 1
+    if isinstance(module, _CHANNELS_LAST):
+        return -1
+    raise ValueError(
+        f"nlm: the channel dimension is known for linear, convolution, normalisation, pooling and "
+        f"embedding modules; any other point is given with it, as in {{{name!r}: 1}}, got "
+        f"{type(module).__name__} at {name!r}"
+    )
+
+
+def channel_count(module: nn.Module) -> int | None:
+    """The number of channels of a module's output, where the module says it."""
+    for attribute in ("out_features", "out_channels", "num_features", "num_channels"):
+        if isinstance(count := getattr(module, attribute, None), int):
+            return count
+    return None
 
 
 def _only_output(name: str, hook: OutputHook) -> Callable[..., Any]:

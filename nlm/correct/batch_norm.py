@@ -1,23 +1,33 @@
 """BatchNorm reset: running statistics estimated anew, in forward order, on pooled moments."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlm._modules import evaluation
+from nlm._modules import NORMS, evaluation
 from nlm._multitask import MultiTaskModel, network_of
+from nlm.correct.correction import exclusive
 from nlm.correct.fitting import run_task
 from nlm.statistics import Data, Forward, Moments
 from nlm.statistics.data import micro_batches
 from nlm.statistics.observe import check_activation
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
 
 class _Reached(Exception):
     """Ends a forward pass at the norm that was waited for."""
+
+
+@dataclass
+class _Statistics:
+    """Running statistics of a norm, and the moments that they will be."""
+
+    name: str
+    mean: Tensor
+    variance: Tensor
+    moments: Moments
 
 
 def reset_batch_norm(
@@ -28,6 +38,7 @@ def reset_batch_norm(
     micro_batch: int | None = None,
     forward: Forward | None = None,
     device: torch.device | str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
     """Re-estimates the running mean and variance of every batch norm of a model, in place.
 
@@ -37,9 +48,12 @@ def reset_batch_norm(
 
     Parameters
     ----------
-    model : any module, or a :class:`MultiTaskModel`, whose shared statistics are reset.
-    data : a re-iterable of batches, or task -> such for a multi-task model, which are pooled.
+    model : any module, or a :class:`MultiTaskModel`: statistics that its tasks share are those of
+        all tasks' data together, those that each task has for itself those of its own.
+    data : a re-iterable of batches, or task -> such for a multi-task model.
     max_samples : per task.
+    micro_batch, forward, device : as for :meth:`Tact.fit`.
+    progress : called with (norm, norms done, norms); what it raises cancels.
 
     Returns
     -------
@@ -48,8 +62,11 @@ def reset_batch_norm(
 
     Raises
     ------
+    TypeError
+        Data that cannot be iterated again and again, or batches of no known form.
     ValueError
-        No data, one value per channel, NaN or inf in an activation.
+        No data, one value per channel, NaN or inf in an activation, norms that do not run in one
+        order for all data.
     """
     network = network_of(model)
     if isinstance(model, MultiTaskModel) != isinstance(data, Mapping):
@@ -66,24 +83,29 @@ def reset_batch_norm(
         )
     ]
     done: set[str] = set()
-    with evaluation(network):
+    total = sum(map(_is_kept, network.modules()))
+    with exclusive(model), evaluation(network):
         while (name := _reset_next(network, calls, done)) is not None:
             done.add(name)
+            if progress is not None:
+                progress(name, len(done), total)
     return len(done)
 
 
 def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[str]) -> str | None:
     """Resets the first norm that runs and is not yet reset; its name, or None when all are."""
-    found: dict[str, Moments] = {}
-    statistics: list[tuple[Tensor | None, Tensor | None]] = []
+    found: dict[int, _Statistics] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            check_activation("nlm.reset_batch_norm", name, args[0])
             moments = Moments.of(args[0], 1)
-            found[name] = found[name] + moments if name in found else moments
-            running = module._buffers
-            statistics[:] = [(running["running_mean"], running["running_var"])]
+            check_activation("nlm.reset_batch_norm", name, args[0])
+            mean, variance = module._buffers["running_mean"], module._buffers["running_var"]
+            assert mean is not None and variance is not None  # hooked only where they are kept
+            key = mean.data_ptr()  # a task with statistics of its own has them in memory of its own
+            if key in found:
+                moments = found[key].moments + moments
+            found[key] = _Statistics(name, mean, variance, moments)
             raise _Reached
 
         return measure
@@ -91,7 +113,7 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
     handles = [
         module.register_forward_pre_hook(hook(name))
         for name, module in network.named_modules()
-        if isinstance(module, _NORMS) and module.running_mean is not None and name not in done
+        if _is_kept(module) and name not in done
     ]
     try:
         for call in calls:
@@ -102,16 +124,23 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
-        return None
-    [(name, moments)] = found.items()
-    if int(moments.count) < 2:
+    names = sorted({own.name for own in found.values()})
+    if len(names) > 1:
         raise ValueError(
-            f"nlm.reset_batch_norm: a variance needs at least two values per channel, got "
-            f"{int(moments.count)} at {name!r}"
+            f"nlm.reset_batch_norm: all data run through the norms in one order, got "
+            f"{' and '.join(names)} at one place"
         )
-    for mean, variance in statistics:
-        assert mean is not None and variance is not None  # hooked only where they are kept
-        mean.copy_(moments.mean)
-        variance.copy_(moments.m2 / (moments.count - 1))
-    return name
+    for own in found.values():
+        if int(own.moments.count) < 2:
+            raise ValueError(
+                f"nlm.reset_batch_norm: a variance needs at least two values per channel, got "
+                f"{int(own.moments.count)} at {own.name!r}"
+            )
+        own.mean.copy_(own.moments.mean)
+        own.variance.copy_(own.moments.m2 / (own.moments.count - 1))
+    return names[0] if names else None
+
+
+def _is_kept(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with running statistics."""
+    return isinstance(module, NORMS) and module.running_mean is not None

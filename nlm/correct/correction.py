@@ -3,20 +3,21 @@
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nlm import ops
-from nlm._modules import output_hooks
+from nlm._kinds import read_kind
+from nlm._modules import OutputHook, channel_count, lock_of, output_hooks
 from nlm._multitask import MultiTaskModel, Wrapper, network_of
 from nlm.correct.folding import fold_points
-from nlm.correct.points import ordered_points
 from nlm.correct.sequential import Fitted
+from nlm.correct.tasks import Task, task_by_task, task_ids
 
-Task = str | int | Tensor | Sequence[str] | None
 _Self = TypeVar("_Self", bound="Correction")
 
 
@@ -24,7 +25,7 @@ class Correction(Wrapper):
     """``y * scale[row] + shift[row]`` on the output of each point's module.
 
     Made by :meth:`Tact.fit`, :meth:`Repair.fit` or :meth:`load`. The model itself is neither
-    changed nor copied: it is hooked while it runs.
+    changed nor copied: it is hooked while it runs, and runs in one thread at a time.
 
     Attributes
     ----------
@@ -33,6 +34,8 @@ class Correction(Wrapper):
     rows : task -> row of the corrections.
     """
 
+    _kind: ClassVar[str] = "Correction"  # what its files are called, those of subclasses too
+
     def __init__(
         self,
         model: nn.Module,
@@ -40,11 +43,13 @@ class Correction(Wrapper):
         rows: Mapping[str, int],
         fitted: Sequence[Fitted],
     ) -> None:
+        refuse_corrected("nlm.correct", model)
         super().__init__()
         self.model = model
         self.points = dict(points)
         self.rows = dict(rows)
         for number, point in enumerate(self.points):
+            check_channels("nlm.correct", point, [len(row[point][0]) for row in fitted])
             for part, name in enumerate(("scale", "shift")):
                 table = torch.stack([row[point][part] for row in fitted])  # [rows, channels]
                 self.register_buffer(f"{name}_{number}", table)
@@ -63,7 +68,15 @@ class Correction(Wrapper):
         return sum(table.nbytes for table in self.buffers(recurse=False))
 
     def correction(self, point: str) -> tuple[Tensor, Tensor]:
-        """Scale and shift of one point, [rows, channels]."""
+        """Scale and shift of one point, [rows, channels].
+
+        float64 where the activations that they were fitted on are, else float32.
+
+        Raises
+        ------
+        ValueError
+            The name is none of the points.
+        """
         if point not in self.points:
             raise ValueError(
                 f"nlm.correct: the point is one of {', '.join(self.points)}, got {point!r}"
@@ -76,27 +89,31 @@ class Correction(Wrapper):
 
         Parameters
         ----------
-        task : a task's name or id for all samples, or an int64 tensor of ids or a list of names
-            with one per sample. May be left out where there is one row for all.
+        task : a task's name or id for all samples, or ids or names with one per sample. May be
+            left out where there is one row for all. A :class:`MultiTaskModel` is run once per task
+            of the batch, on that task's samples.
 
         Raises
         ------
+        TypeError
+            Task ids that are no integers.
         ValueError
-            An unknown task, or several tasks in one batch of a model whose tasks have heads of
-            their own.
+            An unknown task, not one per sample, or several tasks in one batch whose outputs have
+            other shapes.
         """
         ids = self._ids(task)
-        if isinstance(self.model, MultiTaskModel):
-            kwargs["task"] = self._name_for_weights(task, ids)
-        rows = self._rows_of(ids)
-        hooks = {
-            point: lambda output, point=point: ops.scale_shift(
-                output, *self.correction(point), rows, self.points[point]
-            )
-            for point in self.points
-        }
-        with output_hooks(network_of(self), hooks, first=True):
-            return self.model(*args, **kwargs)
+        with exclusive(self.model):
+            if not isinstance(self.model, MultiTaskModel):
+                return self._run(args, kwargs, self._rows_of(ids))
+
+            def run(place: int, args: Any, kwargs: dict[str, Any]) -> Any:
+                kwargs = {**kwargs, "task": self.tasks[place]}
+                return self._run(args, kwargs, self._rows_of(place))
+
+            if isinstance(ids, Tensor):
+                return task_by_task(run, ids, args, kwargs)
+            assert ids is not None  # a multi-task model needs a task
+            return run(ids, args, kwargs)
 
     def fold(self, task: str | int | None = None) -> nn.Module:
         """An ordinary module that computes what this one does for a task, at no cost.
@@ -109,13 +126,15 @@ class Correction(Wrapper):
             An unknown task, or a point that has no weight and bias of its own to fold into.
         """
         ids = self._ids(task)
-        row = self._rows_of(ids)
-        if isinstance(row, Tensor):
+        if isinstance(ids, Tensor):
             raise ValueError(f"nlm.correct: one task is folded at a time, got {task!r}")
-        if isinstance(self.model, MultiTaskModel):
-            plain = self.model.for_task(self._name_for_weights(task, ids))
-        else:
-            plain = copy.deepcopy(network_of(self))
+        row = self._rows_of(ids)
+        with exclusive(self.model):
+            if isinstance(self.model, MultiTaskModel):
+                assert ids is not None  # a multi-task model needs a task
+                plain = self.model.for_task(self.tasks[ids])
+            else:
+                plain = copy.deepcopy(network_of(self))
         corrections = {
             point: (scale[row], shift[row])
             for point in self.points
@@ -139,7 +158,7 @@ class Correction(Wrapper):
             for name, table in zip(("scale", "shift"), self.correction(point), strict=True):
                 tensors[f"{point}.{name}"] = table
         metadata = {"points": json.dumps(self.points), "rows": json.dumps(self.rows)}
-        write_tensors(path, tensors, {"nlm": type(self).__name__, **metadata}, force)
+        write_tensors(path, tensors, {"nlm": self._kind, **metadata}, force)
 
     @classmethod
     def load(cls: type[_Self], path: str | os.PathLike[str], model: nn.Module) -> _Self:
@@ -148,87 +167,107 @@ class Correction(Wrapper):
         Raises
         ------
         ValueError
-            The file holds something else, is damaged, or a point is no module of the model.
+            The file holds something else, is damaged, or a point is no module of the model or has
+            another number of channels there.
         """
-        from nlm.checkpoint import read_tensors
-
-        tensors, metadata = read_tensors(path)
-        if metadata.get("nlm") != cls.__name__:
+        tensors, metadata = read_kind(path, cls._kind, "nlm.correct")
+        try:
+            points, rows = json.loads(metadata["points"]), json.loads(metadata["rows"])
+            tables = {p: (tensors[f"{p}.scale"], tensors[f"{p}.shift"]) for p in points}
+        except (KeyError, ValueError) as error:
             raise ValueError(
-                f"nlm.correct: a file of {cls.__name__} is read, got "
-                f"{metadata.get('nlm', 'another kind')} in {os.fspath(path)!r}"
-            )
-        points, rows = json.loads(metadata["points"]), json.loads(metadata["rows"])
+                f"nlm.correct: a file of corrections names its points and rows and has tables for "
+                f"every point, got none of {error} in {os.fspath(path)!r}"
+            ) from error
         modules = dict(network_of(model).named_modules())
         if unknown := [point for point in points if point not in modules]:
             raise ValueError(
                 f"nlm.correct: the points are modules of the model, got {', '.join(unknown)} in "
                 f"{os.fspath(path)!r}"
             )
-        count = 1 + max(rows.values())
+        for point, (scale, _) in tables.items():
+            count = channel_count(modules[point])
+            if count not in (None, scale.shape[-1]):
+                raise ValueError(
+                    f"nlm.correct: corrections have the model's channels, got {scale.shape[-1]} "
+                    f"for {count} at {point!r}"
+                )
+        home = next((tensor.device for tensor in model.state_dict().values()), None)
         fitted = [
-            {p: (tensors[f"{p}.scale"][row], tensors[f"{p}.shift"][row]) for p in points}
-            for row in range(count)
+            {p: (scale[row].to(home), shift[row].to(home)) for p, (scale, shift) in tables.items()}
+            for row in range(1 + max(rows.values()))
         ]
         return cls(model, points, rows, fitted)
 
-    # --- tasks ------------------------------------------------------------------------------------
+    # --- running ----------------------------------------------------------------------------------
 
     def _ids(self, task: Task) -> int | Tensor | None:
         """A task's place, one per sample, or None where none is needed."""
-        if task is None:
-            if len(set(self.rows.values())) > 1 or isinstance(self.model, MultiTaskModel):
-                raise ValueError(
-                    f"nlm.correct: the task is one of {', '.join(self.tasks)}, got none"
-                )
-            return None
-        if isinstance(task, str):
-            if task not in self.rows:
-                raise ValueError(
-                    f"nlm.correct: the task is one of {', '.join(self.tasks)}, got {task!r}"
-                )
-            return self.tasks.index(task)
-        if isinstance(task, int):
-            ids: Tensor = torch.tensor([task])
-        elif isinstance(task, Tensor):
-            ids = task
-        else:
-            ids = torch.tensor([self._ids(name) for name in task])
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise ValueError(
-                f"nlm.correct: task ids are int64 with one per sample, got {ids.dtype} of shape "
-                f"{list(ids.shape)}"
-            )
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < len(self.rows)):
-            raise ValueError(
-                f"nlm.correct: task ids lie in 0 to {len(self.rows) - 1}, got "
-                f"{int(ids.min())} to {int(ids.max())}"
-            )
-        return task if isinstance(task, int) else ids
+        if task is not None:
+            return task_ids(task, self.tasks)
+        if len(set(self.rows.values())) > 1 or isinstance(self.model, MultiTaskModel):
+            raise ValueError(f"nlm.correct: the task is one of {', '.join(self.tasks)}, got none")
+        return None
 
     def _rows_of(self, ids: int | Tensor | None) -> int | Tensor:
         row_of = list(self.rows.values())
-        if ids is None:
-            return 0
         if isinstance(ids, int):
             return row_of[ids]
-        if len(set(row_of)) == 1:
+        if ids is None or len(set(row_of)) == 1:
             return row_of[0]
         return torch.tensor(row_of, device=ids.device)[ids]
 
-    def _name_for_weights(self, task: Task, ids: int | Tensor | None) -> str:
-        distinct = sorted(set(ids.tolist())) if isinstance(ids, Tensor) else [ids]
-        if len(distinct) != 1 or distinct[0] is None:
+    def _run(self, args: Any, kwargs: dict[str, Any], rows: int | Tensor) -> Any:
+        def hook(point: str) -> OutputHook:
+            scale, shift = self.correction(point)
+
+            def correct(output: Tensor) -> Tensor:
+                chosen = rows.to(output.device) if isinstance(rows, Tensor) else rows
+                return ops.scale_shift(output, scale, shift, chosen, self.points[point])
+
+            return correct
+
+        with output_hooks(network_of(self), {point: hook(point) for point in self.points}):
+            return self.model(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves the tables with the model; they stay float32 where it becomes float16 or such."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, table in before.items():
+            moved = self._buffers[name]
+            assert table is not None and moved is not None  # all of them are registered as tensors
+            if moved.dtype not in (torch.float32, torch.float64):
+                self._buffers[name] = table.to(moved.device, torch.float32)
+        return self
+
+
+def check_channels(caller: str, point: str, counts: Sequence[int]) -> None:
+    """Raises ValueError where the tasks' numbers of channels at a point differ."""
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"{caller}: a point has as many channels for every task (heads are no points), got "
+            f"{', '.join(map(str, counts))} at {point!r}"
+        )
+
+
+def refuse_corrected(caller: str, model: nn.Module) -> None:
+    """Raises ValueError where a model is corrected already: its points would be hooked twice."""
+    while isinstance(model, Wrapper):
+        if isinstance(model, Correction):
             raise ValueError(
-                f"nlm.correct: a batch for a model whose tasks have heads of their own is of one "
-                f"task, got {len(distinct)}"
+                f"{caller}: a model is corrected once (fold the earlier correction into it, or "
+                f"correct its .model instead), got a {type(model).__name__}"
             )
-        return self.tasks[int(distinct[0])]
+        model = model.inner()
 
 
-def points_in_order(
-    network: nn.Module, call: Any, points: Sequence[str] | Mapping[str, int]
-) -> dict[str, int]:
-    """The points that a user gave, checked; a mapping also names their channel dimensions."""
-    found = ordered_points(network, call, points)
-    return {name: points[name] for name in found} if isinstance(points, Mapping) else found
+@contextmanager
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """No other thread hooks or runs the model's network in the block.
+
+    A multi-task model's own lock is taken where it has one: its calls take it too.
+    """
+    own = getattr(model, "lock", None) if isinstance(model, MultiTaskModel) else None
+    with own if own is not None else lock_of(network_of(model)):
+        yield

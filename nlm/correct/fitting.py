@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nlm._multitask import MultiTaskModel, network_of
-from nlm.correct.correction import points_in_order
-from nlm.correct.points import default_points
+from nlm.correct.correction import refuse_corrected
+from nlm.correct.points import default_points, points_in_order
 from nlm.correct.sequential import Stream
 from nlm.statistics import Data, Forward, Mask, Moments, collect_moments, run
 from nlm.statistics.data import micro_batches
@@ -64,21 +64,8 @@ class Setup:
 def run_task(model: nn.Module, task: str, batch: Any, forward: Forward | None) -> Any:
     """The merged model on a batch, with a task's weights where it has them."""
     if isinstance(model, MultiTaskModel):
-        if forward is not None:
-            return forward(_OneTask(model, task), batch)
-        return run(model, batch, task=task)
+        return run(model, batch, forward, task=task)
     return run(model, batch, forward)
-
-
-class _OneTask(nn.Module):
-    """A multi-task model with the task chosen, for a user's ``forward(model, batch)``."""
-
-    def __init__(self, model: MultiTaskModel, task: str) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, task=self.task, **kwargs)
 
 
 def prepare(
@@ -95,6 +82,12 @@ def prepare(
     moments: ExpertMoments | None = None,
 ) -> Setup:
     """Checks the tasks, cuts the data into micro-batches and finds the points."""
+    refuse_corrected(caller, model)
+    if strangers := [task for task in experts if not isinstance(task, str)]:
+        raise TypeError(
+            f"{caller}: a task is named by a string, got {strangers[0]!r} "
+            f"({type(strangers[0]).__name__})"
+        )
     if not experts or set(experts) != set(data):
         raise ValueError(
             f"{caller}: there is data for every expert, got experts for "
@@ -115,12 +108,18 @@ def prepare(
         return run_task(model, task, batches[task][0], forward)
 
     if points is None:
-        found = default_points(network, call)
+        found = default_points(network, call, _heads(model))
     else:
         found = points_in_order(network, call, points)
     if not found:
         raise ValueError(f"{caller}: there is at least one point to correct, got none")
     return Setup(caller, model, dict(experts), batches, found, forward, mask, moments or {})
+
+
+def _heads(model: nn.Module) -> set[str]:
+    """The modules whose weights each task of a multi-task model has for itself."""
+    own = getattr(model.states, "heads", {}) if isinstance(model, MultiTaskModel) else {}
+    return {name.rpartition(".")[0] for entries in own.values() for name in entries}
 
 
 def expert_moments(

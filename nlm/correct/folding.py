@@ -1,14 +1,18 @@
-"""Folding corrections into weights: s (W x + b) + t = (s W) x + (s b + t)."""
+"""Folding corrections into weights: s (W x + b) + t = (s W) x + (s b + t).
+
+The output channels are the rows of a weight, but for a transposed convolution of g groups, whose
+weight is [in, out / g, ...]: the channels of group k are the columns of its rows k in/g onwards.
+"""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from nlm._modules import submodule
+from nlm._modules import NORMS, submodule
 
-_ROWS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, *NORMS, nn.SyncBatchNorm)
 
 
 def fold_points(network: nn.Module, corrections: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -22,7 +26,8 @@ def fold_points(network: nn.Module, corrections: Mapping[str, tuple[Tensor, Tens
     Raises
     ------
     ValueError
-        A point of another kind, or whose weight another module shares.
+        A point of another kind, among them one whose weight is computed (weight norm) or whose
+        forward is its own, or one whose weight another module shares.
     """
     users: dict[int, int] = {}
     for module in network.modules():
@@ -30,10 +35,11 @@ def fold_points(network: nn.Module, corrections: Mapping[str, tuple[Tensor, Tens
             users[id(parameter)] = users.get(id(parameter), 0) + 1
     for point, (scale, shift) in corrections.items():
         module = submodule(network, point)
-        if not isinstance(module, _ROWS_FIRST + _NORMS):
+        if not _is_affine(module):
             raise ValueError(
                 f"nlm.correct: a correction is folded into a linear, convolution or batch norm "
-                f"module, got {type(module).__name__} at {point!r}"
+                f"module with a weight and a forward of the usual kind, got "
+                f"{type(module).__name__} at {point!r}"
             )
         if any(users[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
             raise ValueError(
@@ -51,7 +57,20 @@ def _fold(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     weight, bias = parameters["weight"], parameters["bias"]
     ones = torch.ones_like(scale) if weight is None else weight.detach().double()
     zeros = torch.zeros_like(shift) if bias is None else bias.detach().double()
-    rows = scale.reshape(-1, *[1] * (ones.dim() - 1))
+    factors = scale.reshape(-1, *[1] * (ones.dim() - 1))
+    if isinstance(module, _TRANSPOSED):
+        columns = scale.reshape(module.groups, -1)  # [g, out / g]
+        columns = columns.repeat_interleave(ones.shape[0] // module.groups, 0)  # [in, out / g]
+        factors = columns.reshape(*columns.shape, *[1] * (ones.dim() - 2))
     dtype = like.dtype if like.is_floating_point() else torch.float32
-    module.weight = nn.Parameter((ones * rows).to(dtype))
-    module.bias = nn.Parameter((zeros * scale + shift).to(dtype))
+    trained = all(p.requires_grad for p in (weight, bias) if p is not None)
+    module.weight = nn.Parameter((ones * factors).to(dtype), trained)
+    module.bias = nn.Parameter((zeros * scale + shift).to(dtype), trained)
+    if isinstance(module, NORMS):
+        module.affine = True
+
+
+def _is_affine(module: nn.Module) -> bool:
+    """Whether a module computes W x + b from a weight and a bias that are parameters of its own."""
+    usual = any(type(module).forward is kind.forward for kind in _FOLDED)
+    return usual and {"weight", "bias"} <= module._parameters.keys()

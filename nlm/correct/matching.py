@@ -3,7 +3,8 @@
     scale = sqrt(var_target / var),     shift = mean_target - scale * mean.
 
 A channel is dead where its variance is not above the rounding noise of its mean, or below 1e-8 of
-the layer's median variance: its scale would be a quotient of rounding errors.
+the median variance of the layer's channels that vary at all: its scale would be a quotient of
+rounding errors.
 
 =============  =============  ==================================================================
 merged         target         result
@@ -36,5 +37,6 @@ def match(
 def is_dead(mean: Tensor, variance: Tensor, dtype: torch.dtype) -> Tensor:
     """Whether a channel never really varies, bool [channels]."""
     noise = (torch.finfo(dtype).eps * mean).square()
-    median = variance.median() if variance.numel() else variance.new_zeros(())
+    varying = variance[variance > 0]
+    median = varying.median() if varying.numel() else variance.new_zeros(())
     return variance <= torch.maximum(noise, _MEDIAN_SHARE * median)

@@ -3,15 +3,19 @@
 The targets are the means over the experts of their activations' means and standard deviations; the
 merged model's statistics are taken over all tasks' samples together. It needs no task id at run
 time, and it has less to give the more tasks there are.
+
+As published, the target variance is that within tasks, while the variance over all samples also
+holds that between the tasks' means. So where the tasks' inputs differ, REPAIR shrinks activations
+even of a merge that equals its experts: it is the identity there only if all inputs are alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from nlm.correct.correction import Correction
+from nlm.correct.correction import Correction, check_channels, exclusive
 from nlm.correct.fitting import ExpertMoments, prepare
 from nlm.correct.sequential import fit_sequential
 from nlm.statistics import Data, Forward, Mask
@@ -28,6 +32,8 @@ class Repair(Correction):
     arXiv:2211.08403, section 4.
     """
 
+    _kind = "Repair"
+
     @classmethod
     def fit(
         cls: type[_Self],
@@ -42,18 +48,26 @@ class Repair(Correction):
         mask: Mask | None = None,
         device: torch.device | str | None = None,
         moments: ExpertMoments | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> _Self:
-        """Fits one correction; arguments and errors as for :meth:`Tact.fit`."""
-        setup = prepare(
-            "nlm.Repair", model, experts, data, points, max_samples, micro_batch, forward, mask,
-            device, moments,
-        )  # fmt: skip
-        own = [setup.expert_moments(task) for task in setup.tasks]
-        targets = {}
-        for point in setup.points:
-            mean = torch.stack([of[point].mean for of in own]).mean(0)
-            deviation = torch.stack([of[point].variance.sqrt() for of in own]).mean(0)
-            targets[point] = (mean, deviation.square())
-        streams = [setup.stream(task) for task in setup.tasks]
-        fitted = fit_sequential(setup.network, streams, setup.points, targets, "nlm.Repair")
+        """Fits one correction; arguments and errors as for :meth:`Tact.fit`.
+
+        ``progress`` is called with (point, points done, points); what it raises cancels.
+        """
+        with exclusive(model):
+            setup = prepare(
+                "nlm.Repair", model, experts, data, points, max_samples, micro_batch, forward, mask,
+                device, moments,
+            )  # fmt: skip
+            own = [setup.expert_moments(task) for task in setup.tasks]
+            targets = {}
+            for point in setup.points:
+                check_channels("nlm.Repair", point, [len(of[point].mean) for of in own])
+                mean = torch.stack([of[point].mean for of in own]).mean(0)
+                deviation = torch.stack([of[point].variance.sqrt() for of in own]).mean(0)
+                targets[point] = (mean, deviation.square())
+            streams = [setup.stream(task) for task in setup.tasks]
+            fitted = fit_sequential(
+                setup.network, streams, setup.points, targets, "nlm.Repair", progress
+            )
         return cls(model, setup.points, dict.fromkeys(setup.tasks, 0), [fitted])

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 from nlm import ops
 from nlm._modules import evaluation, output_hooks
+from nlm._state_dict import count_not_finite
 from nlm.correct.matching import match
 from nlm.statistics import Moments
-from nlm.statistics.observe import check_activation
+from nlm.statistics.observe import check_activation, check_reached
+
+Progress = Callable[[str, int, int], None]
 
 Target = tuple[Tensor, Tensor]  # mean and variance, float64 [channels]
 Fitted = dict[str, tuple[Tensor, Tensor]]  # point -> scale and shift, [channels]
@@ -47,28 +50,36 @@ def fit_sequential(
     points: Mapping[str, int],
     targets: Mapping[str, Target],
     caller: str,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Fitted:
-    """Scale and shift for every point, each fitted with the earlier ones in place."""
+    """Scale and shift for every point, each fitted with the earlier ones in place.
+
+    ``progress`` is called with (point, points done, points); what it raises cancels.
+    """
     fitted: Fitted = {}
     alone = sum(len(stream.batches) for stream in streams) == 1
+
+    def keep(point: str, moments: Moments, dtype: torch.dtype) -> None:
+        fitted[point] = _fit(point, moments, targets, dtype, caller)
+        if progress is not None:
+            progress(point, len(fitted), len(points))
+
     with evaluation(network):
         if alone:
             [stream] = [stream for stream in streams if stream.batches]
 
             def fit_here(point: str, output: Tensor, moments: Moments) -> Tensor:
-                fitted[point] = _fit(point, moments, targets, output.dtype, caller)
+                keep(point, moments, output.dtype)
                 return ops.scale_shift(output, *fitted[point], None, points[point])
 
             with _measuring(network, points, caller, stream, stream.batches[0], fit_here):
                 stream.call(stream.batches[0])
-            return fitted
-        for number, point in enumerate(points):
-            with _applying(network, points, fitted):
-                pooled, dtype = _pooled(network, point, points[point], streams, caller)
-            fitted[point] = _fit(point, pooled, targets, dtype, caller)
-            if progress is not None:
-                progress(number + 1)
+        else:
+            for point in points:
+                with _applying(network, points, fitted):
+                    pooled, dtype = _pooled(network, point, points[point], streams, caller)
+                keep(point, pooled, dtype)
+    check_reached(caller, points, fitted)
     return fitted
 
 
@@ -92,6 +103,7 @@ def fit_at_once(
             for batch in stream.batches:
                 with _measuring(network, points, caller, stream, batch, collect):
                     stream.call(batch)
+    check_reached(caller, points, pooled)
     return {point: _fit(point, pooled[point], targets, dtypes[point], caller) for point in points}
 
 
@@ -114,6 +126,8 @@ def _pooled(
                     stream.call(batch)
                 except _Reached:
                     pass
+    if not total:
+        check_reached(caller, [point], ())
     return total[0], dtypes[0]
 
 
@@ -131,8 +145,9 @@ def _measuring(
 
     def hook(point: str, dim: int) -> Callable[[Tensor], Tensor | None]:
         def measure(output: Tensor) -> Tensor | None:
-            check_activation(caller, point, output)
-            return use(point, output, Moments.of(output, dim, mask))
+            moments = Moments.of(output, dim, mask)
+            check_activation(caller, point, output, dim, mask)
+            return use(point, output, moments)
 
         return measure
 
@@ -169,5 +184,10 @@ def _fit(
             f"{len(moments.mean)} at {point!r}"
         )
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
-    scale, shift = match(moments, mean, variance, dtype)
-    return scale.to(parameters), shift.to(parameters)
+    scale, shift = (part.to(parameters) for part in match(moments, mean, variance, dtype))
+    if bad := count_not_finite(torch.stack([scale, shift])):
+        raise ValueError(
+            f"{caller}: a correction is finite in {parameters}, got {bad} NaN or inf in the scales "
+            f"and shifts of {point!r}, whose variances lie too far from their targets"
+        )
+    return scale, shift

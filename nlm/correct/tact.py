@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from nlm.correct.correction import Correction
+from nlm.correct.correction import Correction, exclusive
 from nlm.correct.fitting import ExpertMoments, Setup, prepare
 from nlm.correct.sequential import fit_at_once, fit_sequential
 from nlm.statistics import Data, Forward, Mask
@@ -31,6 +31,8 @@ class Tact(Correction):
     ----------
     Sharma, Roy, Dziugaite: The Non-Local Model Merging Problem, arXiv:2410.12766, section 4.
     """
+
+    _kind = "Tact"
 
     @classmethod
     def fit(
@@ -68,28 +70,40 @@ class Tact(Correction):
             before; the experts are not run then.
         progress : called with (task, tasks done, tasks); what it raises cancels.
 
+        Returns
+        -------
+        Tact
+            With one row of corrections per task, in the order of ``experts``: for a point of C
+            channels, scale and shift of shape [tasks, C], float64 where the point's activations
+            are, else float32 (also for float16 and bfloat16).
+
         Raises
         ------
+        TypeError
+            A task that is not named by a string; data that cannot be iterated again and again, or
+            batches of no known form.
         ValueError
             No data, one value per channel, NaN or inf in an activation, tasks that differ between
-            experts and data, a point that does not run exactly once.
+            experts and data, a point that does not run exactly once or whose channel dimension is
+            neither known nor given, a correction that overflows, a model that is corrected already.
         """
         if mode not in MODES:
             raise ValueError(f"nlm.Tact: the mode is one of {', '.join(MODES)}, got {mode!r}")
-        setup: Setup = prepare(
-            "nlm.Tact", model, experts, data, points, max_samples, micro_batch, forward, mask,
-            device, moments,
-        )  # fmt: skip
         fitted = []
-        for number, task in enumerate(setup.tasks):
-            targets = {
-                point: (moments.mean, moments.variance)
-                for point, moments in setup.expert_moments(task).items()
-            }
-            fit = fit_sequential if mode == "sequential" else fit_at_once
-            fitted.append(
-                fit(setup.network, [setup.stream(task)], setup.points, targets, "nlm.Tact")
-            )
-            if progress is not None:
-                progress(task, number + 1, len(setup.tasks))
+        with exclusive(model):
+            setup: Setup = prepare(
+                "nlm.Tact", model, experts, data, points, max_samples, micro_batch, forward, mask,
+                device, moments,
+            )  # fmt: skip
+            for number, task in enumerate(setup.tasks):
+                targets = {
+                    point: (moments.mean, moments.variance)
+                    for point, moments in setup.expert_moments(task).items()
+                }
+                fit = fit_sequential if mode == "sequential" else fit_at_once
+                fitted.append(
+                    fit(setup.network, [setup.stream(task)], setup.points, targets, "nlm.Tact")
+                )
+                if progress is not None:
+                    progress(task, number + 1, len(setup.tasks))
         return cls(model, setup.points, {task: row for row, task in enumerate(setup.tasks)}, fitted)

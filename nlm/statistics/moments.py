@@ -38,16 +38,16 @@ class _Summable:
 
     @classmethod
     def load(cls: type[_Self], path: str | os.PathLike[str]) -> _Self:
-        """Reads what :meth:`save` wrote."""
-        from nlm.checkpoint import read_tensors
+        """Reads what :meth:`save` wrote.
 
-        tensors, metadata = read_tensors(path)
-        if metadata.get("nlm") != cls.__name__:
-            raise ValueError(
-                f"nlm.statistics: a file of {cls.__name__} is read, got "
-                f"{metadata.get('nlm', 'another kind')} in {os.fspath(path)!r}"
-            )
-        return cls(**tensors)
+        Raises
+        ------
+        ValueError
+            The file holds something else, or is damaged.
+        """
+        from nlm._kinds import read_kind
+
+        return cls(**read_kind(path, cls.__name__, "nlm.statistics")[0])
 
     def all_reduce(self: _Self, process_group: Any = None) -> _Self:
         """The moments of all processes of a torch.distributed group, the same on each of them."""
@@ -147,6 +147,11 @@ class CrossMoments(_Summable):
         )  # fmt: skip
 
     def __add__(self, other: CrossMoments) -> CrossMoments:
+        if (self.mean_y is None) != (other.mean_y is None):
+            raise ValueError(
+                "nlm.statistics: cross-moments of two streams and of a stream against itself have "
+                "no sum, got one of each"
+            )
         x, y = self.x + other.x, self.y + other.y
         weight = self.count.double() * other.count.double() / x.count.clamp(min=1).double()
         delta = torch.outer(other.mean_x - self.mean_x, other.y.mean - self.y.mean)

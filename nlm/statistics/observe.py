@@ -1,24 +1,35 @@
 """Collecting moments of activations from models over data: one walk, nothing stored but moments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from nlm._modules import evaluation, output_hooks
+from nlm._modules import OutputHook, evaluation, output_hooks
 from nlm._state_dict import count_not_finite
 from nlm.statistics.data import Data, Forward, Mask, batches, run
 from nlm.statistics.moments import CrossMoments, Moments
 
-Progress = Callable[[str, int], None]
 
-
-def check_activation(caller: str, point: str, activation: Tensor) -> None:
-    """Raises ValueError where an activation holds NaN or inf."""
-    if bad := count_not_finite(activation):
+def check_activation(
+    caller: str, point: str, activation: Tensor, dim: int = 1, mask: Tensor | None = None
+) -> None:
+    """Raises ValueError where an activation holds NaN or inf, at the positions that count."""
+    bad = count_not_finite(activation)
+    if bad and mask is not None:
+        bad = count_not_finite(activation.movedim(dim, -1)[mask])
+    if bad:
         raise ValueError(
             f"{caller}: activations are finite, got {bad} NaN or inf of {activation.numel()} at "
             f"{point!r}"
+        )
+
+
+def check_reached(caller: str, points: Iterable[str], reached: Container[str]) -> None:
+    """Raises ValueError where a point's module did not run."""
+    if missing := [point for point in points if point not in reached]:
+        raise ValueError(
+            f"{caller}: the module of a point runs on the data, got no run of {', '.join(missing)}"
         )
 
 
@@ -38,21 +49,28 @@ def collect_moments(
     Parameters
     ----------
     points : module name -> channel dimension of its output.
-    data, forward, mask, max_samples, device : see :mod:`nlm.statistics.data`; ``mask(batch)`` gives
-        bool of the output's shape without the channel dimension.
+    data, forward, mask, max_samples, device : see :mod:`nlm.statistics.data`.
+
+    Returns
+    -------
+    dict
+        point -> moments, in the points' order.
 
     Raises
     ------
+    TypeError
+        The data cannot be iterated again and again, or a batch is of no known form.
     ValueError
-        No sample, NaN or inf in an activation.
+        No sample; a point that is no module or does not run; NaN or inf in an activation, at a
+        position that counts.
     """
     found: dict[str, Moments] = {}
     current: list[Tensor | None] = [None]
 
     def collector(point: str, dim: int) -> Callable[[Tensor], None]:
         def collect(output: Tensor) -> None:
-            check_activation(caller, point, output)
             new = Moments.of(output, dim, current[0])
+            check_activation(caller, point, output, dim, current[0])
             found[point] = found[point] + new if point in found else new
 
         return collect
@@ -62,6 +80,7 @@ def collect_moments(
         for batch in batches(data, max_samples, device, caller):
             current[0] = None if mask is None else mask(batch)
             run(model, batch, forward)
+    check_reached(caller, points, found)
     return {point: found[point] for point in points}
 
 
@@ -75,42 +94,59 @@ def collect_cross_moments(
     mask: Mask | None = None,
     max_samples: int | None = None,
     device: torch.device | str | None = None,
+    progress: Callable[[int], None] | None = None,
     caller: str = "nlm.statistics",
 ) -> dict[str, CrossMoments]:
     """The cross-moments between two models' outputs of the same modules over the same data.
 
-    Arguments and errors as for :func:`collect_moments`.
+    Arguments as for :func:`collect_moments`; ``progress`` is called with the number of batches done
+    after each, and what it raises cancels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`collect_moments`; also outputs of the two models whose shapes differ beside
+        the channel dimension.
     """
+    seen = 0
     found: dict[str, CrossMoments] = {}
     outputs: dict[str, Tensor] = {}
     current: list[Tensor | None] = [None]
 
     def keeper(point: str) -> Callable[[Tensor], None]:
         def keep(output: Tensor) -> None:
-            check_activation(caller, point, output)
             outputs[point] = output.clone()  # a later module may write into it in place
 
         return keep
 
     def collector(point: str, dim: int) -> Callable[[Tensor], None]:
         def collect(output: Tensor) -> None:
-            check_activation(caller, point, output)
+            if point not in outputs:
+                raise ValueError(
+                    f"{caller}: the module of a point runs once in both models, got other runs of "
+                    f"{point!r}"
+                )
             x = outputs.pop(point)
             if point not in found:
                 found[point] = CrossMoments.zeros(x.shape[dim], output.shape[dim], output.device)
             found[point].update(x, output, dim, current[0])
+            for activation in (x, output):
+                check_activation(caller, point, activation, dim, current[0])
 
         return collect
 
-    keepers = {point: keeper(point) for point in points}
-    collectors = {point: collector(point, dim) for point, dim in points.items()}
-    with (
-        evaluation(model_x, model_y),
-        output_hooks(model_x, keepers),
-        output_hooks(model_y, collectors),
-    ):
+    keepers: Mapping[str, OutputHook] = {point: keeper(point) for point in points}
+    collectors: Mapping[str, OutputHook] = {
+        point: collector(point, dim) for point, dim in points.items()
+    }
+    with evaluation(model_x, model_y):
         for batch in batches(data, max_samples, device, caller):
             current[0] = None if mask is None else mask(batch)
-            run(model_x, batch, forward)
-            run(model_y, batch, forward)
+            for model, hooks in ((model_x, keepers), (model_y, collectors)):
+                with output_hooks(model, hooks):  # one at a time: both may be the same model
+                    run(model, batch, forward)
+            if progress is not None:
+                seen += 1
+                progress(seen)
+    check_reached(caller, points, found)
     return {point: found[point] for point in points}

@@ -56,6 +56,38 @@ def test_batch_norm_reset_of_a_multi_task_model():
         nlm.reset_batch_norm(convnet(), [])
 
 
+def test_norms_of_the_tasks_own_are_reset_from_their_own_data():
+    own = {"a": convnet(1), "b": convnet(2)}
+    model = nlm.merge(own, convnet(0), scale=0.5, heads=("1", "10")).model(own["a"])
+    data = {"a": [images(40)], "b": [images(40, 1) * 3 + 1]}
+    calls = []
+    nlm.reset_batch_norm(model, data, micro_batch=16, progress=lambda *call: calls.append(call))
+    assert calls == [("1", 1, 2), ("5", 2, 2)]
+    for task, batches in data.items():
+        plain = model.for_task(task)
+        moments = collect_moments(plain, {"0": 1}, batches)["0"]
+        torch.testing.assert_close(plain[1].running_mean.double(), moments.mean)
+    both = [collect_moments(model.for_task(task), {"4": 1}, data[task])["4"] for task in data]
+    torch.testing.assert_close(plain[5].running_mean.double(), (both[0] + both[1]).mean)
+
+
+def test_every_batch_norm_is_reset_and_in_one_order():
+    model = nn.Sequential(nn.Linear(12, 6), nn.SyncBatchNorm(6)).eval()
+    assert nlm.reset_batch_norm(model, [vectors() + 4]) == 1
+    assert not torch.equal(model[1].running_mean, torch.zeros(6))
+
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(12), nn.BatchNorm1d(12)
+
+        def forward(self, x):
+            return self.first(x) if x.mean() > 5 else self.second(x)
+
+    with pytest.raises(ValueError, match="norms in one order, got first and second at one place"):
+        nlm.reset_batch_norm(Either(), [vectors(8), vectors(8) + 10], micro_batch=8)
+
+
 def test_a_probe_learns_what_the_features_hold():
     torch.manual_seed(0)
     centres = torch.randn(5, 12) * 3
@@ -69,6 +101,28 @@ def test_a_probe_learns_what_the_features_hold():
     assert accuracy(model, [(inputs[300:], labels[300:])]) > 0.9
     few = linear_probe(model, [(inputs[:300], labels[:300])], "2", max_samples=8)
     assert not torch.equal(few.weight, head.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_probe_of_other_types_and_of_tokens(dtype):
+    model, x = mlp().to(dtype), vectors(60).view(12, 5, 12)
+    labels = x.argmax(-1) % 5
+    head = linear_probe(model, [(x.to(dtype), labels)], "4", max_samples=10)
+    assert head.weight.dtype == dtype and head.weight.shape == (5, 24)
+    whole = linear_probe(
+        model, [(x, labels)], "4", max_samples=10, device="cpu",
+        forward=lambda model, batch: model(batch[0].to(dtype)),
+    )  # fmt: skip
+    assert torch.equal(whole.weight, head.weight)
+
+
+def test_a_probe_of_a_multi_task_model():
+    own = {"a": mlp(1, classes=5), "b": mlp(2, classes=7)}
+    model = nlm.merge(own, mlp(0, classes=3), scale=0.5, heads=("4",)).model(own["a"])
+    data = [(vectors(), torch.arange(64) % 7)]
+    head = linear_probe(model, data, "4", task="b")
+    assert head.weight.shape == (7, 24)
+    assert torch.equal(linear_probe(model.for_task("b"), data, "4").weight, head.weight)
 
 
 def test_logistic_regression_agrees_with_scikit_learn():
@@ -92,3 +146,12 @@ def test_bad_probes():
         linear_probe(mlp(), [vectors()], "4")
     with pytest.raises(ValueError, match="at least one sample"):
         linear_probe(mlp(), [], "4")
+    for labels, message in [
+        (torch.zeros(64), "labels are int64, got torch.float32"),
+        (torch.zeros(64, 2).long(), r"one label per row of features, got labels \[64, 2\]"),
+        (torch.arange(64), "labels lie in 0 to 4, got 0 to 63"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            linear_probe(mlp(), [(vectors(), labels)], "4")
+    with pytest.raises(ValueError, match=r"nlm.linear_probe: activations are finite, got .* '4'"):
+        linear_probe(mlp(), [(vectors() * float("nan"), torch.zeros(64).long())], "4")

@@ -187,7 +187,7 @@ def test_multi_task_models_keep_their_heads():
             found = tact(x, task=task)
             assert found.shape == (9, classes)
             torch.testing.assert_close(tact.fold(task)(x), found, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="heads of their own is of one task, got 2"):
+    with pytest.raises(ValueError, match=r"outputs have one shape, got 2 tasks .*\[5\].*\[7\]"):
         tact(x, task=["a"] * 4 + ["b"] * 5)
 
 
@@ -278,12 +278,11 @@ def test_bad_calls():
         ("c", "the task is one of a, b, got 'c'"),
         (2, "task ids lie in 0 to 1, got 2 to 2"),
         (torch.tensor([0, 1, -1]), "task ids lie in 0 to 1, got -1 to 1"),
-        (
-            torch.tensor([0.0, 1.0, 1.0]),
-            "task ids are int64 with one per sample, got torch.float32",
-        ),
+        (torch.tensor([0.0, 1.0, 1.0]), "task ids are integers, got torch.float32"),
+        (torch.tensor([[0], [1], [1]]), r"one task id for all samples or one for each, got .*3, 1"),
+        (torch.tensor([0, 1]), "one id per sample"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             tact(x, task=task)
     with pytest.raises(ValueError, match="the mode is one of sequential, at_once, got 'both'"):
         nlm.Tact.fit(averaged(mlp), experts(mlp), calibration(vectors), mode="both")
