@@ -208,6 +208,7 @@ def choose(
     correct_options: Mapping[str, Any] | None = None,
     forward: Forward | None = None,
     device: torch.device | str | None = None,
+    expert_scores: Mapping[str, float] | None = None,
     progress: Callable[[float, float], None] | None = None,
     **options: Any,
 ) -> Choice:
@@ -227,6 +228,7 @@ def choose(
         ``mask`` or ``micro_batch``; ``moments`` found before spare a run of the experts.
     forward, device : see :mod:`nlm.statistics.data`; both kinds of data go to the device, where the
         models are.
+    expert_scores : task -> its expert's accuracy on the validation data, where it is known before.
     progress : called with each scale and its score; what it raises cancels.
     options : passed on to :func:`nlm.merge`.
 
@@ -257,8 +259,10 @@ def choose(
         model = merged.model(network)
         return merged, correct(model, experts, samples, correction, **fitting)
 
+    known = expert_scores or {}
     own = {
-        task: accuracy(expert, labelled[task], forward=forward) for task, expert in experts.items()
+        task: known[task] if task in known else accuracy(expert, labelled[task], forward=forward)
+        for task, expert in experts.items()
     }
     tried = "mask_threshold" if method == "tall_mask" else "scale"
     values = {"tall_mask": mask_thresholds, "linear": (1.0,)}.get(method, scales)

@@ -113,6 +113,15 @@ def test_no_expert_is_changed(world):
         assert all(torch.equal(tensor, old[name]) for name, tensor in model.state_dict().items())
 
 
+def test_known_scores_of_the_experts_spare_their_run(world):
+    foundations, experts, spec, data = world
+    aligned = align_experts(foundations, experts, spec, heads=("4",))
+    options = {"correction": "none", "heads": ("4",), "scales": (0.3,)}
+    found = choose(aligned, data, data, **options).scores[0.3]
+    halved = choose(aligned, data, data, expert_scores=dict.fromkeys(TASKS, 0.5), **options)
+    assert halved.scores[0.3] == pytest.approx(2 * found)  # the experts themselves score 1
+
+
 def test_what_was_tried_is_named(world):
     foundations, experts, spec, data = world
     aligned = align_experts(foundations, experts, spec, heads="4")
