@@ -138,7 +138,8 @@ def compare(
     """
     aligned = world.aligned(setting, count)
     names = list(aligned.experts)
-    calibration, validation = world.calibration, world.validation
+    calibration = {name: world.calibration[name] for name in names}
+    validation = world.validation
     choices: dict[str, Choice] = {}
     scores: dict[str, dict[str, float]] = {}
 
