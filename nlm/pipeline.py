@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nlm._multitask import MultiTaskModel
@@ -19,7 +20,8 @@ from nlm.align import AlignmentResult, align
 from nlm.correct import Correction, Repair, Tact, expert_moments
 from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.merge import Merged, merge
-from nlm.statistics import Data
+from nlm.statistics import Data, Forward
+from nlm.statistics.data import batches
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.permutation import Permutation
 
@@ -47,20 +49,25 @@ class Aligned:
 
 @dataclass
 class Choice:
-    """A merge and correction, with the scale that validation data chose.
+    """A merge and correction, with the scale (or the mask thresholds) that validation data chose.
 
     Attributes
     ----------
     model : call it as ``model(x, task=...)``.
     merged : the merged weights.
-    scale : the chosen factor on the task vector.
-    scores : scale -> average normalised accuracy on validation data.
+    scale : the chosen factor on the task vector; 1 for methods without one.
+    scores : what was tried -> average normalised accuracy on validation data. The keys are values
+        of ``tried``.
+    tried : "scale", or "mask_threshold" for TALL-mask.
+    mask_thresholds : task -> its threshold, for TALL-mask alone.
     """
 
     model: Model
     merged: Merged
     scale: float
     scores: dict[float, float]
+    tried: str = "scale"
+    mask_thresholds: dict[str, float] = field(default_factory=dict)
 
 
 def align_experts(
@@ -69,7 +76,7 @@ def align_experts(
     spec: PermutationSpec,
     method: str | None = "weights",
     *,
-    heads: Sequence[str] = ("head",),
+    heads: str | Sequence[str] = ("head",),
     base: str | int = "mean",
     permutations: Sequence[Permutation] | None = None,
     **options: Any,
@@ -82,19 +89,18 @@ def align_experts(
     method : as for :func:`nlm.align`, or None to permute nothing (the control).
     base : "mean" of the aligned foundations, or the number of one.
     permutations : permutations found before, one per further foundation, instead of a method.
+    heads : patterns of entries that are left out of the mean; foundations may lack them.
     options : passed on to :func:`nlm.align`.
 
     Raises
     ------
     ValueError
-        An expert of a foundation that is not there, and what :func:`nlm.align` raises.
+        No foundation or expert, an expert or a base of a foundation that is not there, another
+        number of permutations than there are further foundations, and what :func:`nlm.align`
+        raises.
     """
-    for task, (number, _) in experts.items():
-        if not 0 <= number < len(foundations):
-            raise ValueError(
-                f"nlm.pipeline: an expert belongs to one of {len(foundations)} foundations, got "
-                f"number {number} for {task!r}"
-            )
+    _check_foundations(foundations, experts, base, permutations)
+    patterns = (heads,) if isinstance(heads, str) else tuple(heads)
     results: list[AlignmentResult] = []
     moves: list[Permutation] = [spec.identity()]
     for number, foundation in enumerate(foundations[1:]):
@@ -111,16 +117,49 @@ def align_experts(
     ]
     if base == "mean":
         named = {f"foundation {number}": state for number, state in enumerate(states)}
-        start = dict(merge(named, method="linear", heads=heads))
+        found = [p for p in patterns if any(matches(name, (p,)) for name in states[0])]
+        start = dict(merge(named, method="linear", heads=found))
     else:
         start = {
-            name: tensor for name, tensor in states[int(base)].items() if not matches(name, heads)
+            name: tensor.clone()
+            for name, tensor in states[int(base)].items()
+            if not matches(name, patterns)
         }
     moved = {}
     for task, (number, expert) in experts.items():
         moved[task] = copy.deepcopy(expert)
         moved[task].load_state_dict(spec.apply(moves[number], expert.state_dict()))
     return Aligned(start, moved, states, results)
+
+
+def _check_foundations(
+    foundations: Sequence[nn.Module],
+    experts: Mapping[str, tuple[int, nn.Module]],
+    base: str | int,
+    permutations: Sequence[Permutation] | None,
+) -> None:
+    count = len(foundations)
+    if not count or not experts:
+        raise ValueError(
+            f"nlm.pipeline: there is at least one foundation and one expert, got {count} and "
+            f"{len(experts)}"
+        )
+    for task, (number, _) in experts.items():
+        if not 0 <= number < count:
+            raise ValueError(
+                f"nlm.pipeline: an expert belongs to one of {count} foundations, got number "
+                f"{number} for {task!r}"
+            )
+    if base != "mean" and not (isinstance(base, int) and 0 <= base < count):
+        raise ValueError(
+            f"nlm.pipeline: the base is 'mean' or the number of one of {count} foundations, got "
+            f"{base!r}"
+        )
+    if permutations is not None and len(permutations) != count - 1:
+        raise ValueError(
+            f"nlm.pipeline: there is one permutation per further foundation ({count - 1}), got "
+            f"{len(permutations)}"
+        )
 
 
 def correct(
@@ -130,16 +169,24 @@ def correct(
     correction: str = "tact",
     **options: Any,
 ) -> Model:
-    """The merged model with one of the corrections: "none", "tact", "tact_at_once" or "repair".
+    """The merged model with one of the corrections.
 
-    ``options`` are passed on to :meth:`Tact.fit` or :meth:`Repair.fit`.
+    Parameters
+    ----------
+    experts : task -> its aligned expert.
+    calibration : task -> unlabelled batches, at least for the experts' tasks.
+    correction : "none", "tact", "tact_at_once" or "repair".
+    options : passed on to :meth:`Tact.fit` or :meth:`Repair.fit`.
+
+    Raises
+    ------
+    ValueError
+        An unknown correction, an expert without calibration data, and what the fit raises.
     """
-    if correction not in CORRECTIONS:
-        raise ValueError(
-            f"nlm.pipeline: the correction is one of {', '.join(CORRECTIONS)}, got {correction!r}"
-        )
+    _check_correction(correction)
     if correction == "none":
         return model
+    _check_data("calibration", calibration, experts)
     data = {task: calibration[task] for task in experts}
     if correction == "repair":
         return Repair.fit(model, experts, data, **options)
@@ -156,57 +203,115 @@ def choose(
     correction: str = "tact",
     scales: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
     mask_thresholds: Sequence[float] = (0.2, 0.3, 0.4, 0.5, 0.6),
-    heads: Sequence[str] = ("head",),
+    heads: str | Sequence[str] = ("head",),
     max_samples: int | None = 128,
+    correct_options: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    expert_scores: Mapping[str, float] | None = None,
     progress: Callable[[float, float], None] | None = None,
     **options: Any,
 ) -> Choice:
     """Merges at each scale, corrects, and keeps the scale that is best on validation data.
 
+    Calibration and validation data are drawn once: loaders that shuffle give the same samples to
+    the experts and to every scale.
+
     Parameters
     ----------
     calibration : task -> unlabelled batches for the correction.
     validation : task -> (inputs, labels) batches, disjoint from calibration and test data.
-    scales : the factors to try; TALL-mask has none and tries ``mask_thresholds`` for each task.
+    scales : the factors to try; the linear mean has none, and TALL-mask tries ``mask_thresholds``
+        for each task instead.
     max_samples : calibration samples used per task.
+    correct_options : passed on to :meth:`Tact.fit` or :meth:`Repair.fit`, such as ``points``,
+        ``mask`` or ``micro_batch``; ``moments`` found before spare a run of the experts.
+    forward, device : see :mod:`nlm.statistics.data`; both kinds of data go to the device, where the
+        models are.
+    expert_scores : task -> its expert's accuracy on the validation data, where it is known before.
     progress : called with each scale and its score; what it raises cancels.
     options : passed on to :func:`nlm.merge`.
+
+    Raises
+    ------
+    ValueError
+        No scale to try, an expert without data, an unknown correction, and what the merge, the fit
+        and :func:`nlm.evaluate.accuracy` raise.
     """
     if not scales or not mask_thresholds:
         raise ValueError("nlm.pipeline: there is at least one scale to try, got none")
-    network = next(iter(aligned.experts.values()))
-    samples = {task: calibration[task] for task in aligned.experts}
-    fitting: dict[str, Any] = {"max_samples": max_samples}
+    _check_correction(correction)
+    experts = aligned.experts
+    _check_data("calibration", calibration, experts)
+    _check_data("validation", validation, experts)
+    network = next(iter(experts.values()))
+    samples = _drawn(calibration, experts, max_samples, device)
+    fitting: dict[str, Any] = {}
     if correction != "none":
-        fitting["moments"] = expert_moments(aligned.experts, samples, max_samples=max_samples)
-    own = {task: accuracy(expert, validation[task]) for task, expert in aligned.experts.items()}
+        fitting = {"max_samples": None, "forward": forward, **(correct_options or {})}
+        if "moments" not in fitting:
+            shared = {n: fitting[n] for n in ("points", "mask", "forward") if n in fitting}
+            fitting["moments"] = expert_moments(experts, samples, max_samples=None, **shared)
+    labelled = _drawn(validation, experts, None, device)
 
     def build(**setting: Any) -> tuple[Merged, Model]:
-        merged = merge(aligned.experts, aligned.base, method, heads=heads, **options, **setting)
+        merged = merge(experts, aligned.base, method, heads=heads, **options, **setting)
         model = merged.model(network)
-        return merged, correct(model, aligned.experts, samples, correction, **fitting)
+        return merged, correct(model, experts, samples, correction, **fitting)
 
-    def validated(model: Model) -> dict[str, float]:
-        return {task: accuracy(model, validation[task], task=task) for task in aligned.experts}
-
+    known = expert_scores or {}
+    own = {
+        task: known[task] if task in known else accuracy(expert, labelled[task], forward=forward)
+        for task, expert in experts.items()
+    }
+    tried = "mask_threshold" if method == "tall_mask" else "scale"
+    values = {"tall_mask": mask_thresholds, "linear": (1.0,)}.get(method, scales)
     scores: dict[float, float] = {}
     per_task: dict[float, dict[str, float]] = {}
     best: Choice | None = None
-    by_mask = method == "tall_mask"
-    for value in mask_thresholds if by_mask else scales:
-        merged, model = build(**{"mask_threshold" if by_mask else "scale": value})
-        per_task[value] = validated(model)
+    for value in values:
+        merged, model = build(**{tried: value})
+        per_task[value] = {
+            task: accuracy(model, labelled[task], forward=forward, task=task) for task in experts
+        }
         scores[value] = normalized_accuracy(per_task[value], own)["average"]
         if best is None or scores[value] > scores[best.scale]:
             best = Choice(model, merged, value, scores)
         if progress is not None:
             progress(value, scores[value])
-    if by_mask:
+    if tried == "mask_threshold":
         chosen = {task: max(per_task, key=lambda value: per_task[value][task]) for task in own}
         merged, model = build(mask_threshold=chosen)
-        return Choice(model, merged, 1.0, scores)
+        return Choice(model, merged, 1.0, scores, tried, chosen)
     assert best is not None  # there is at least one scale
     return best
+
+
+def _check_correction(correction: str) -> None:
+    if correction not in CORRECTIONS:
+        raise ValueError(
+            f"nlm.pipeline: the correction is one of {', '.join(CORRECTIONS)}, got {correction!r}"
+        )
+
+
+def _check_data(kind: str, data: Mapping[str, Data], experts: Mapping[str, nn.Module]) -> None:
+    if lost := [task for task in experts if task not in data]:
+        raise ValueError(
+            f"nlm.pipeline: there is {kind} data for every expert, got none for {', '.join(lost)}"
+        )
+
+
+def _drawn(
+    data: Mapping[str, Data],
+    experts: Mapping[str, nn.Module],
+    max_samples: int | None,
+    device: torch.device | str | None,
+) -> dict[str, Data]:
+    """task -> its batches, held in memory."""
+    return {
+        task: list(batches(data[task], max_samples, device, f"nlm.pipeline ({task})"))
+        for task in experts
+    }
 
 
 def merge_nonlocal(
@@ -220,17 +325,30 @@ def merge_nonlocal(
     method: str = "task_arithmetic",
     correction: str = "tact",
     base: str | int = "mean",
-    heads: Sequence[str] = ("head",),
+    heads: str | Sequence[str] = ("head",),
     align_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Choice, Aligned]:
     """Aligns, permutes, merges, corrects and chooses the scale: :func:`align_experts`, then
-    :func:`choose`, whose arguments ``options`` are.
+    :func:`choose`, whose arguments ``options`` are (``correct_options``, ``forward`` and ``device``
+    among them).
+
+    Parameters
+    ----------
+    foundations, experts, spec, base : as for :func:`align_experts`; ``alignment`` is its method.
+    calibration, validation, method, correction : as for :func:`choose`.
+    heads : patterns of entries that every task keeps for itself.
+    align_options : passed on to :func:`nlm.align`.
 
     Returns
     -------
     Choice, Aligned
         ``choice.model(x, task="digits")`` is the multi-task model.
+
+    Raises
+    ------
+    ValueError
+        What :func:`align_experts` and :func:`choose` raise.
     """
     aligned = align_experts(
         foundations, experts, spec, alignment, heads=heads, base=base, **(align_options or {})

@@ -77,11 +77,104 @@ def test_theta_init_may_be_any_foundation(world):
     assert not torch.allclose(raw.base["0.weight"], foundations[0][0].weight, atol=1e-2)
 
 
+class Shuffled:
+    """Batches in another order at every pass."""
+
+    def __init__(self, inputs, labels=None):
+        self.inputs, self.labels, self.passes = inputs, labels, 0
+
+    def __iter__(self):
+        self.passes += 1
+        order = torch.randperm(len(self.inputs))
+        for part in order.split(50):
+            yield self.inputs[part] if self.labels is None else (
+                self.inputs[part], self.labels[part],
+            )  # fmt: skip
+
+
+def test_data_are_drawn_once(world):
+    foundations, experts, spec, data = world
+    aligned = align_experts(foundations, experts, spec, heads=("4",))
+    calibration = {task: Shuffled(data[task][0][0]) for task in TASKS}
+    validation = {task: Shuffled(*data[task][0]) for task in TASKS}
+    choose(aligned, calibration, validation, heads=("4",), scales=(0.3, 0.5), max_samples=20)
+    assert {loader.passes for loader in [*calibration.values(), *validation.values()]} == {1}
+
+
+def test_no_expert_is_changed(world):
+    foundations, experts, spec, data = world
+    aligned = align_experts(foundations, experts, spec, heads=("4",), base=1)
+    models = [*foundations, *aligned.experts.values()]
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    choice = choose(aligned, data, data, heads=("4",), scales=(0.5,))
+    for tensor in [*choice.merged.tensors().values(), *aligned.base.values()]:
+        tensor.zero_()
+    for model, old in zip(models, before, strict=True):
+        assert all(torch.equal(tensor, old[name]) for name, tensor in model.state_dict().items())
+
+
+def test_known_scores_of_the_experts_spare_their_run(world):
+    foundations, experts, spec, data = world
+    aligned = align_experts(foundations, experts, spec, heads=("4",))
+    options = {"correction": "none", "heads": ("4",), "scales": (0.3,)}
+    found = choose(aligned, data, data, **options).scores[0.3]
+    halved = choose(aligned, data, data, expert_scores=dict.fromkeys(TASKS, 0.5), **options)
+    assert halved.scores[0.3] == pytest.approx(2 * found)  # the experts themselves score 1
+
+
+def test_what_was_tried_is_named(world):
+    foundations, experts, spec, data = world
+    aligned = align_experts(foundations, experts, spec, heads="4")
+    masked = choose(
+        aligned, data, data, method="tall_mask", correction="none", mask_thresholds=(0.2, 0.5),
+        heads="4",
+    )  # fmt: skip
+    assert masked.tried == "mask_threshold" and list(masked.scores) == [0.2, 0.5]
+    assert set(masked.mask_thresholds) == set(TASKS) and masked.scale == 1.0
+    linear = choose(aligned, data, data, method="linear", correction="none", heads="4")
+    assert linear.tried == "scale" and list(linear.scores) == [1.0]
+
+
+@pytest.mark.parametrize("correction", ["tact", "repair"])
+def test_options_reach_the_fit(world, correction):
+    foundations, experts, spec, data = world
+    aligned = align_experts(foundations, experts, spec, heads=("4",))
+    seen = []
+
+    def forward(model, batch, **kwargs):
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        seen.append(len(inputs))
+        return model(inputs, **kwargs)
+
+    def mask(batch):
+        return torch.arange(len(batch[0])) < 40
+
+    choice, _ = nlm.merge_nonlocal(
+        foundations, experts, spec, data, data, correction=correction, heads=("4",), scales=(0.3,),
+        forward=forward, device="cpu", max_samples=64,
+        correct_options={"points": ["0"], "mask": mask},
+    )  # fmt: skip
+    assert list(choice.model.points) == ["0"] and set(seen) >= {64, 300}
+    few = {task: [(data[task][0][0][:40],)] for task in TASKS}
+    fit = {"tact": nlm.Tact, "repair": nlm.Repair}[correction].fit
+    expected = fit(choice.merged.model(mlp()), aligned.experts, few, points=["0"])
+    torch.testing.assert_close(choice.model.correction("0"), expected.correction("0"))
+
+
 def test_bad_calls(world):
     foundations, experts, spec, data = world
     with pytest.raises(ValueError, match="one of 2 foundations, got number 2 for 'a'"):
         align_experts(foundations, {"a": (2, experts["a"][1])}, spec)
+    for base in ("median", 7, -1, 0.5):
+        with pytest.raises(ValueError, match=f"'mean' or the number of one of 2 .* got {base!r}"):
+            align_experts(foundations, experts, spec, base=base)
+    with pytest.raises(ValueError, match=r"one permutation per further foundation \(1\), got 0"):
+        align_experts(foundations, experts, spec, permutations=[])
+    with pytest.raises(ValueError, match="at least one foundation and one expert, got 2 and 0"):
+        align_experts(foundations, {}, spec)
     aligned = align_experts(foundations, experts, spec, heads=("4",))
+    with pytest.raises(ValueError, match="there is validation data for every expert, got none for"):
+        choose(aligned, data, {"a": data["a"]}, heads=("4",))
     with pytest.raises(ValueError, match="the correction is one of none, tact"):
         choose(aligned, data, data, correction="magic", heads=("4",))
     with pytest.raises(ValueError, match="at least one scale to try"):

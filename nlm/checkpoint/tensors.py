@@ -34,9 +34,16 @@ def write_tensors(
     ------
     FileExistsError, FileNotFoundError
         See :func:`nlm.checkpoint.refuse_existing`.
+    TypeError
+        Torch tensors beside NumPy arrays.
     """
     arrays = {name: _own_storage(value) for name, value in tensors.items()}
-    is_torch = any(type(value).__module__.startswith("torch") for value in arrays.values())
+    is_torch = any(map(_is_torch, arrays.values()))
+    if strangers := [name for name, value in arrays.items() if _is_torch(value) != is_torch]:
+        raise TypeError(
+            f"nlm: the tensors of one file are all torch tensors or all NumPy arrays, got both "
+            f"({type(arrays[strangers[0]]).__name__} for {strangers[0]!r})"
+        )
     save_file: Any
     if is_torch:
         from safetensors.torch import save_file
@@ -75,7 +82,11 @@ def read_tensors(
 
 def _own_storage(value: Any) -> Any:
     """The values in contiguous host memory that no other entry shares (the format requires it)."""
-    if type(value).__module__.startswith("torch"):
+    if _is_torch(value):
         host = value.detach().cpu()
         return host.contiguous() if not host.is_contiguous() else host.clone()
-    return value
+    return value.copy(order="C")
+
+
+def _is_torch(value: Any) -> bool:
+    return type(value).__module__.startswith("torch")

@@ -21,7 +21,7 @@ from torch import nn
 
 import nlm
 from nlm.align import AlignmentResult, align
-from nlm.correct import default_points, linear_probe
+from nlm.correct import default_points, expert_moments, linear_probe
 from nlm.demo.tasks import TASKS
 from nlm.demo.world import Demo, load
 from nlm.evaluate import (
@@ -51,7 +51,7 @@ class World:
     spec: nlm.PermutationSpec
     alignments: dict[str, AlignmentResult]
     samples: int = CALIBRATION
-    experts: dict[tuple[str, int], float] = field(default_factory=dict)
+    experts: dict[tuple[str, int, str], float] = field(default_factory=dict)
 
     @property
     def calibration(self) -> dict[str, list[torch.Tensor]]:
@@ -88,13 +88,16 @@ class World:
         found = self.alignments[method].permutation
         return align_experts(self.demo.foundations, experts, self.spec, permutations=[found])
 
-    def expert_accuracy(self, setting: str, names: Sequence[str]) -> dict[str, float]:
-        """The test accuracies of a setting's experts."""
+    def expert_accuracy(
+        self, setting: str, names: Sequence[str], part: str = "test"
+    ) -> dict[str, float]:
+        """The accuracies of a setting's experts on "test" or "validation" data, measured once."""
         scores = {}
         for name in names:
-            key = (name, self.origin(setting, name))
+            key = (name, self.origin(setting, name), part)
             if key not in self.experts:
-                self.experts[key] = accuracy(self.demo.experts[name][key[1]], self.test[name])
+                data = (self.test if part == "test" else self.validation)[name]
+                self.experts[key] = accuracy(self.demo.experts[name][key[1]], data)
             scores[name] = self.experts[key]
         return scores
 
@@ -135,16 +138,20 @@ def compare(
     """
     aligned = world.aligned(setting, count)
     names = list(aligned.experts)
-    calibration, validation = world.calibration, world.validation
+    calibration = {name: world.calibration[name] for name in names}
+    validation = world.validation
     choices: dict[str, Choice] = {}
     scores: dict[str, dict[str, float]] = {}
 
     scales = [round(multiple / count, 4) for multiple in SCALES_TIMES_TASKS]
+    known = {"moments": expert_moments(aligned.experts, calibration, max_samples=None)}
+    expert_scores = world.expert_accuracy(setting, names, "validation")
 
     def choose_with(correction: str, scales: Sequence[float]) -> Choice:
         return choose(
             aligned, calibration, validation, method=method, correction=correction,
-            scales=scales, max_samples=None, **options,
+            scales=scales, max_samples=None, correct_options=known, expert_scores=expert_scores,
+            **options,
         )  # fmt: skip
 
     for name in corrections:

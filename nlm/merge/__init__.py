@@ -5,7 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nlm._state_dict import check_alike, is_statistic, state_of
+from nlm._state_dict import (
+    StateDict,
+    check_alike,
+    count_not_finite,
+    is_statistic,
+    matches,
+    state_of,
+)
 from nlm.merge.linear import linear
 from nlm.merge.result import Merged
 from nlm.merge.tall_mask import tall_masks
@@ -25,6 +32,14 @@ __all__ = [
 
 METHODS = ("linear", "task_arithmetic", "ties", "tall_mask")
 
+# option -> its default and the methods that read it
+_OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "scale": (1.0, ("task_arithmetic", "ties")),
+    "density": (0.2, ("ties",)),
+    "dialect": ("global", ("ties",)),
+    "mask_threshold": (0.4, ("tall_mask",)),
+}
+
 
 def merge(
     experts: Mapping[str, nn.Module | Mapping[str, Tensor]],
@@ -33,7 +48,7 @@ def merge(
     *,
     scale: float = 1.0,
     weights: Mapping[str, float] | None = None,
-    heads: Sequence[str] = (),
+    heads: str | Sequence[str] = (),
     density: float = 0.2,
     dialect: str = "global",
     mask_threshold: float | Mapping[str, float] = 0.4,
@@ -50,6 +65,7 @@ def merge(
         validation data, after the correction that will be used.
     weights : task -> weight of its expert ("linear", "task_arithmetic", "ties"); 1 by default.
     heads : patterns of entries that are never merged, such as ("head",): each task keeps its own.
+        Every pattern matches an entry of some expert.
     density : share of each task vector that TIES keeps.
     dialect : which TIES: "global", "mergekit" or "peft"; see :func:`nlm.merge.ties`.
     mask_threshold : lambda of TALL-mask, one or per task.
@@ -57,17 +73,19 @@ def merge(
     Returns
     -------
     Merged
-        A dict of the shared entries, in the dtype of the base; ``.for_task(task)`` is the complete
-        state dict of one task. BatchNorm's running statistics are the experts' means (to be
-        re-estimated, never extrapolated); other integer entries are the base's.
+        A dict of the shared entries, in the dtype of the base, no tensor of which is the experts'
+        or the base's; ``.for_task(task)`` is the complete state dict of one task. BatchNorm's
+        running statistics are the experts' means (to be re-estimated, never extrapolated); other
+        integer entries are the base's.
 
     Raises
     ------
     ValueError
-        Missing or extra entries, differing shapes, NaN or inf, an unknown method or task, a value
-        out of range.
+        Missing or extra entries, differing shapes or devices, NaN or inf in a model or in the
+        result, heads that match nothing or leave nothing, an unknown method or task, a value out of
+        range, an option that the method does not have.
     TypeError
-        Integer or complex weights.
+        Integer or complex weights, a task's name that is no string.
 
     References
     ----------
@@ -77,9 +95,17 @@ def merge(
     """
     if method not in METHODS:
         raise ValueError(f"nlm.merge: the method is one of {', '.join(METHODS)}, got {method!r}")
-    states = {task: state_of(expert) for task, expert in experts.items()}
-    if not states:
-        raise ValueError("nlm.merge: there is at least one expert, got none")
+    given = {
+        "scale": scale, "density": density, "dialect": dialect, "mask_threshold": mask_threshold,
+    }  # fmt: skip
+    for option, (default, readers) in _OPTIONS.items():
+        if method not in readers and given[option] != default:
+            raise ValueError(
+                f"nlm.merge: {option} is an option of {' and '.join(readers)}, got "
+                f"{given[option]!r} for {method!r}"
+            )
+    states = _states(experts)
+    patterns = _patterns(states, heads)
     factors = _weights(states, weights)
     if base is None:
         if method != "linear":
@@ -87,9 +113,15 @@ def merge(
         start = next(iter(states.values()))
     else:
         start = state_of(base)
-    shared = check_alike("nlm.merge", {"base": start, **states}, heads)
+    _one_device(start, states)
+    shared = check_alike("nlm.merge", {"the base": start, **states}, patterns)
     floating = [name for name in shared if start[name].is_floating_point()]
     learned = [name for name in floating if not is_statistic(name)]
+    if not learned:
+        raise ValueError(
+            f"nlm.merge: there is at least one weight to merge, got none beside the heads "
+            f"{', '.join(patterns) or 'of no name'}"
+        )
     origin = {name: start[name].detach() for name in learned}
     vectors = {
         task: {name: state[name].detach() for name in learned} for task, state in states.items()
@@ -98,7 +130,8 @@ def merge(
     merged = {name: _carried(name, start, states) for name in shared if name not in origin}
     masks: dict[str, dict[str, Tensor]] = {}
     if method == "linear":
-        merged |= linear(vectors, factors)
+        mean = linear(vectors, factors)
+        merged |= {name: mean[name].to(start.dtype) for name, start in origin.items()}
     elif method == "task_arithmetic":
         merged |= task_arithmetic(vectors, origin, scale, factors)
     elif method == "ties":
@@ -106,11 +139,52 @@ def merge(
     else:
         merged |= task_arithmetic(vectors, origin, 1.0, factors)
         masks = tall_masks(vectors, origin, merged, mask_threshold)
+    for name in learned:
+        if bad := count_not_finite(merged[name]):
+            raise ValueError(
+                f"nlm.merge: merged weights are finite, got {bad} NaN or inf of "
+                f"{merged[name].numel()} in {name!r} ({merged[name].dtype}) at scale {scale}"
+            )
     kept = {
-        task: {name: value.detach() for name, value in state.items() if name not in merged}
+        task: {name: value.detach().clone() for name, value in state.items() if name not in merged}
         for task, state in states.items()
     }
-    return Merged({name: merged[name] for name in shared}, kept, masks, origin if masks else {})
+    kept_base = {name: tensor.clone() for name, tensor in origin.items()} if masks else {}
+    return Merged({name: merged[name] for name in shared}, kept, masks, kept_base)
+
+
+def _states(experts: Mapping[str, nn.Module | StateDict]) -> dict[str, StateDict]:
+    """task -> state dict, after checking the tasks' names."""
+    if not experts:
+        raise ValueError("nlm.merge: there is at least one expert, got none")
+    for task in experts:
+        if not isinstance(task, str):
+            raise TypeError(
+                f"nlm.merge: a task's name is a string, got {type(task).__name__} {task!r}"
+            )
+    return {task: state_of(expert) for task, expert in experts.items()}
+
+
+def _patterns(states: Mapping[str, StateDict], heads: str | Sequence[str]) -> tuple[str, ...]:
+    """The heads' patterns, each of which matches an entry of some expert."""
+    patterns = (heads,) if isinstance(heads, str) else tuple(heads)
+    names = {name for state in states.values() for name in state}
+    for pattern in patterns:
+        if not any(matches(name, (pattern,)) for name in names):
+            raise ValueError(
+                f"nlm.merge: a pattern of heads matches an entry of an expert, got {pattern!r}"
+            )
+    return patterns
+
+
+def _one_device(base: StateDict, states: Mapping[str, StateDict]) -> None:
+    for task, state in states.items():
+        for name, start in base.items():
+            if name in state and state[name].device != start.device:
+                raise ValueError(
+                    f"nlm.merge: an entry is on one device in all models, got {start.device} and "
+                    f"{state[name].device} for {name!r} of {task!r}"
+                )
 
 
 def _weights(states: Mapping[str, Any], weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """The result of a merge: a plain state dict of what is shared, and what each task keeps."""
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ class Merged(dict[str, Tensor]):
     ----------
     heads : task -> the entries that were not merged.
     masks : task -> name -> bool mask on the merged task vector (TALL-mask), else empty.
+    base : where the merged task vector starts, for the masks; else empty.
     """
 
     def __init__(
@@ -27,8 +30,8 @@ class Merged(dict[str, Tensor]):
         super().__init__(shared)
         self.heads = {task: dict(own) for task, own in heads.items()}
         self.masks = {task: dict(own) for task, own in masks.items()}
-        self._base = dict(base)
-        self._masked: dict[str, dict[str, Tensor]] = {}
+        self.base = dict(base)
+        self._masked: dict[str, tuple[list[tuple[Tensor, int]], dict[str, Tensor]]] = {}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -45,13 +48,95 @@ class Merged(dict[str, Tensor]):
         """
         if task not in self.heads:
             raise ValueError(f"nlm.merge: the task is one of {', '.join(self.tasks)}, got {task!r}")
-        if task in self.masks and task not in self._masked:
-            self._masked[task] = {
-                name: torch.where(mask, self[name], self._base[name])
-                for name, mask in self.masks[task].items()
-            }
-        return {**self, **self._masked.get(task, {}), **self.heads[task]}
+        return {**self, **self._with_mask(task), **self.heads[task]}
 
     def model(self, network: nn.Module) -> MultiTaskModel:
         """The merged model: ``network`` run with the weights of the task at hand."""
         return MultiTaskModel(network, self)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by names of their own: shared.*, base.*, heads.TASK.* and masks.TASK.*."""
+        flat = {f"shared.{name}": tensor for name, tensor in self.items()}
+        flat |= {f"base.{name}": tensor for name, tensor in self.base.items()}
+        for kind, per_task in (("heads", self.heads), ("masks", self.masks)):
+            for task, own in per_task.items():
+                flat |= {f"{kind}.{_escaped(task)}.{name}": t for name, t in own.items()}
+        return flat
+
+    def replaced(self, tensors: Mapping[str, Tensor]) -> "Merged":
+        """The same merge with other tensors, named as in :meth:`tensors`."""
+        return _assembled(self.tasks, tensors)
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Writes the merged weights, with all heads and masks, as safetensors.
+
+        Raises
+        ------
+        FileExistsError
+            The file exists and ``force`` is false.
+        """
+        from nlm.checkpoint import write_tensors
+
+        write_tensors(
+            path, self.tensors(), {"nlm": "Merged", "tasks": json.dumps(self.tasks)}, force
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Merged":
+        """The merged weights that :meth:`save` wrote, on the CPU.
+
+        Raises
+        ------
+        ValueError
+            The file holds something else or is damaged.
+        """
+        from nlm.checkpoint import read_tensors
+
+        tensors, metadata = read_tensors(path)
+        if metadata.get("nlm") != "Merged" or "tasks" not in metadata:
+            raise ValueError(
+                f"nlm.merge: a file of Merged is read, got {metadata.get('nlm', 'another kind')} "
+                f"in {os.fspath(path)!r}"
+            )
+        return _assembled(json.loads(metadata["tasks"]), tensors)
+
+    def _with_mask(self, task: str) -> dict[str, Tensor]:
+        """The entries that a task's mask changes, kept until one of their sources changes."""
+        masks = self.masks.get(task, {})
+        if torch.compiler.is_compiling():
+            return self._masked_now(masks)
+        sources = [t for name, mask in masks.items() for t in (mask, self[name], self.base[name])]
+        if any(tensor.is_inference() for tensor in sources):  # without a version to compare
+            return self._masked_now(masks)
+        seen, found = self._masked.get(task, ([], {}))
+        if len(seen) != len(sources) or any(
+            old is not new or version != new._version
+            for (old, version), new in zip(seen, sources, strict=True)
+        ):
+            found = self._masked_now(masks)
+            self._masked[task] = ([(tensor, tensor._version) for tensor in sources], found)
+        return found
+
+    def _masked_now(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: torch.where(mask, self[n], self.base[n]) for n, mask in masks.items()}
+
+
+def _assembled(tasks: Iterable[str], tensors: Mapping[str, Tensor]) -> Merged:
+    """The merge whose :meth:`Merged.tensors` these are."""
+    parts: dict[str, dict[str, Tensor]] = {"shared": {}, "base": {}}
+    per_task: dict[str, dict[str, dict[str, Tensor]]] = {"heads": {}, "masks": {}}
+    names = {_escaped(task): task for task in tasks}
+    per_task["heads"] = {task: {} for task in names.values()}
+    for full, tensor in tensors.items():
+        kind, _, name = full.partition(".")
+        if kind in parts:
+            parts[kind][name] = tensor
+        else:
+            task, _, name = name.partition(".")
+            per_task[kind].setdefault(names[task], {})[name] = tensor
+    return Merged(parts["shared"], per_task["heads"], per_task["masks"], parts["base"])
+
+
+def _escaped(task: str) -> str:
+    """A task's name without dots, so that a name after it stays apart from it."""
+    return task.replace("%", "%25").replace(".", "%2E")

@@ -23,6 +23,20 @@ def test_tensors_come_back(tmp_path):
     np.testing.assert_array_equal(arrays["a"], tensors["a"].numpy())
 
 
+def test_arrays_come_back_however_they_lie_in_memory(tmp_path):
+    array = np.arange(12.0).reshape(3, 4)
+    arrays = {"T": array.T, "step": array[::2, ::-1], "fortran": np.asfortranarray(array),
+              "scalar": np.array(3.0)}  # fmt: skip
+    write_tensors(tmp_path / "a", arrays)
+    found, _ = read_tensors(tmp_path / "a", framework="np")
+    for name, expected in arrays.items():
+        assert found[name].shape == expected.shape
+        np.testing.assert_array_equal(found[name], expected)
+    with pytest.raises(TypeError, match=r"all NumPy arrays, got both \(ndarray for 'a'\)"):
+        write_tensors(tmp_path / "b", {"a": array, "t": torch.ones(2)})
+    assert not (tmp_path / "b").exists()
+
+
 def test_an_existing_file_is_refused(tmp_path):
     path = tmp_path / "t.safetensors"
     write_tensors(path, {"a": torch.zeros(1)})

@@ -162,8 +162,42 @@ def test_inputs_are_not_changed():
     for method in METHODS:
         merged = nlm.merge(experts, base, method)
         merged["0.weight"].zero_()
+        headed = nlm.merge(experts, base, method, heads=("4",))
+        for tensor in headed.tensors().values():
+            tensor.zero_()
     assert all(torch.equal(base[name], before[name]) for name in base)
-    assert experts["a"][0].weight.any()
+    assert experts["a"][0].weight.any() and experts["a"][4].weight.any()
+
+
+def test_the_dtype_is_the_bases():
+    experts = {"a": mlp(0).half(), "b": mlp(1).half()}
+    for method in METHODS:
+        merged = nlm.merge(experts, mlp(2), method)
+        assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
+
+
+def test_a_result_that_is_not_finite_is_refused():
+    experts = {"a": mlp(0).half(), "b": mlp(1).half()}
+    for scale in (1e7, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"merged weights are finite, got .* in '0.weight'"):
+            nlm.merge(experts, mlp(2).half(), scale=scale)
+
+
+def test_a_task_may_be_called_base():
+    merged = nlm.merge({"base": mlp(0), "b": mlp(1)}, mlp(2), scale=0.0)
+    assert torch.equal(merged["0.weight"], mlp(2)[0].weight)
+    with pytest.raises(ValueError, match="the same shapes"):
+        nlm.merge({"base": mlp(0)}, mlp(2, width=8))
+
+
+def test_tasks_are_named_by_strings():
+    with pytest.raises(TypeError, match="a task's name is a string, got int 0"):
+        nlm.merge({0: mlp(0), 1: mlp(1)}, mlp(2))
+
+
+def test_one_pattern_of_heads_is_no_list_of_letters():
+    merged = nlm.merge({"a": mlp(0), "b": mlp(1)}, method="linear", heads="4")
+    assert set(merged.heads["a"]) == {"4.weight", "4.bias"}
 
 
 def _with(change):
@@ -183,6 +217,7 @@ def _with(change):
         (_with(lambda s: s.update(x=torch.ones(1))), ValueError, "none missing and 'x' extra"),
         (mlp(1, width=8), ValueError, "the models have the same shapes"),
         (convnet(), ValueError, "the models have the same entries"),
+        (mlp(1).to("meta"), ValueError, "on one device in all models, got cpu and meta"),
         (_with(lambda s: s.update({"0.bias": torch.ones(24).int()})), TypeError, "got torch.int32"),
         (_with(lambda s: s["0.bias"].fill_(float("nan"))), ValueError, "24 NaN or inf of 24 in"),
     ],
@@ -202,6 +237,11 @@ def test_bad_experts(expert, error, message):
         ({"method": "tall_mask", "mask_threshold": -1}, "a mask threshold is positive, got -1"),
         ({"method": "tall_mask", "mask_threshold": {"a": 1}}, "got none for 'b'"),
         ({"weights": {"a": 1}}, "one weight per expert"),
+        ({"heads": ("4", "head")}, "a pattern of heads matches an entry of an expert, got 'head'"),
+        ({"method": "ties", "heads": ("*",)}, r"got none beside the heads \*"),
+        ({"method": "linear", "scale": 0.5}, "scale is an option of .* got 0.5 for 'linear'"),
+        ({"method": "tall_mask", "scale": 0.5}, "scale is an option of task_arithmetic and ties"),
+        ({"density": 0.5}, "density is an option of ties, got 0.5 for 'task_arithmetic'"),
         ({"method": "linear", "weights": {"a": 1, "b": -1}}, "do not sum to zero"),
     ],
 )
