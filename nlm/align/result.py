@@ -48,12 +48,7 @@ class AlignmentResult:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AlignmentResult":
         """Reads what :meth:`save` wrote."""
-        from nlm.checkpoint import read_tensors
+        from nlm.checkpoint import read_kind
 
-        permutation, metadata = read_tensors(path)
-        if metadata.get("nlm") != cls.__name__:
-            raise ValueError(
-                f"nlm.align: a file of {cls.__name__} is read, got "
-                f"{metadata.get('nlm', 'another kind')} in {os.fspath(path)!r}"
-            )
+        permutation, metadata = read_kind(path, cls.__name__, "nlm.align")
         return cls(permutation, AlignmentReport(**json.loads(metadata["report"])))

@@ -80,6 +80,22 @@ def read_tensors(
         ) from error
 
 
+def read_kind(
+    path: str | os.PathLike[str], kind: str, caller: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors and the metadata of a file whose metadata entry "nlm" is ``kind``.
+
+    Raises
+    ------
+    ValueError
+        The file holds something else.
+    """
+    tensors, metadata = read_tensors(path)
+    if (found := metadata.get("nlm", "another kind")) != kind:
+        raise ValueError(f"{caller}: a file of {kind} is read, got {found} in {os.fspath(path)!r}")
+    return tensors, metadata
+
+
 def _own_storage(value: Any) -> Any:
     """The values in contiguous host memory that no other entry shares (the format requires it)."""
     if _is_torch(value):

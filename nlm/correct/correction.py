@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nlm import ops
-from nlm._kinds import read_kind
 from nlm._modules import OutputHook, channel_count, lock_of, output_hooks
 from nlm._multitask import MultiTaskModel, Wrapper, network_of
+from nlm.checkpoint import read_kind
 from nlm.correct.folding import fold_points
 from nlm.correct.sequential import Fitted
 from nlm.correct.tasks import Task, task_by_task, task_ids

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nlm._modules import NORMS, channel_dim, evaluation, submodule
-from nlm._state_dict import matches
+from nlm._state_dict import as_patterns, matches
 
 _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -51,7 +51,7 @@ def default_points(
     dict
         module name -> channel dimension of its output, in the order of execution.
     """
-    apart = tuple(apart)
+    apart = as_patterns(apart)
     runs, outputs = _record(network, call, _LAYERS + NORMS)
     names = [run.name for run in runs]
     norms = [run for run in runs if isinstance(submodule(network, run.name), NORMS)]

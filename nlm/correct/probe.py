@@ -74,6 +74,8 @@ def linear_probe(
         with evaluation(model):
             for batch in batches(data, max_samples, device, "nlm.linear_probe"):
                 own = labelled(batch, "nlm.linear_probe")[1]
+                if own.dtype != torch.int64:
+                    raise ValueError(f"nlm.linear_probe: labels are int64, got {own.dtype}")
                 run(model, batch, forward, **kwargs)
                 labels.append(own.flatten())
                 if sum(map(len, features)) != sum(map(len, labels)):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nlm._modules import evaluation
 from nlm._state_dict import count_not_finite
 from nlm.statistics import Data, Forward, run
-from nlm.statistics.data import batches
+from nlm.statistics.data import batches, labelled
 
 
 def accuracy(
@@ -66,7 +66,7 @@ def ensemble_accuracy(
     right = total = 0
     with evaluation(*models):
         for batch in batches(data, max_samples, device, "nlm.evaluate"):
-            _, labels = labelled(batch)
+            _, labels = labelled(batch, "nlm.evaluate")
             outputs = [_probabilities(model, batch, forward, kwargs) for model in models]
             if len(shapes := {tuple(output.shape) for output in outputs}) > 1:
                 raise ValueError(
@@ -114,23 +114,12 @@ def normalized_accuracy(
     return {**ratios, "average": sum(ratios.values()) / len(ratios), "worst": min(ratios.values())}
 
 
-def labelled(batch: Any) -> tuple[Any, Tensor]:
-    """The inputs and the labels of a batch, which must be a pair of them."""
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-        raise ValueError(
-            f"nlm.evaluate: a batch is (inputs, labels), got {type(batch).__name__}{size}"
-        )
-    if not isinstance(batch[1], Tensor):
-        raise TypeError(f"nlm.evaluate: labels are a tensor, got {type(batch[1]).__name__}")
-    return batch[0], batch[1]
-
-
 def outputs_of(
     model: nn.Module, batch: Any, forward: Forward | None, kwargs: Mapping[str, Any]
 ) -> Any:
     """What a model computes for a labelled batch; inputs may be a dict of arguments."""
-    return run(model, labelled(batch)[0] if forward is None else batch, forward, **kwargs)
+    inputs = labelled(batch, "nlm.evaluate")[0] if forward is None else batch
+    return run(model, inputs, forward, **kwargs)
 
 
 def _probabilities(

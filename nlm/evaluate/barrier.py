@@ -17,8 +17,9 @@ from torch.nn import functional
 from nlm._modules import evaluation
 from nlm._multitask import with_state
 from nlm._state_dict import check_alike
-from nlm.evaluate.accuracy import labelled, outputs_of
+from nlm.evaluate.accuracy import outputs_of
 from nlm.statistics import Data, Forward, batches
+from nlm.statistics.data import labelled
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _mean_loss(
     total = count = 0.0
     with evaluation(model):
         for batch in samples:
-            _, targets = labelled(batch)
+            _, targets = labelled(batch, "nlm.evaluate")
             total += float(loss(outputs_of(model, batch, forward, kwargs), targets)) * len(targets)
             count += len(targets)
     return total / count

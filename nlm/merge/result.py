@@ -90,13 +90,12 @@ class Merged(dict[str, Tensor]):
         ValueError
             The file holds something else or is damaged.
         """
-        from nlm.checkpoint import read_tensors
+        from nlm.checkpoint import read_kind
 
-        tensors, metadata = read_tensors(path)
-        if metadata.get("nlm") != "Merged" or "tasks" not in metadata:
+        tensors, metadata = read_kind(path, "Merged", "nlm.merge")
+        if "tasks" not in metadata:
             raise ValueError(
-                f"nlm.merge: a file of Merged is read, got {metadata.get('nlm', 'another kind')} "
-                f"in {os.fspath(path)!r}"
+                f"nlm.merge: a file of Merged names its tasks, got {os.fspath(path)!r} without them"
             )
         return _assembled(json.loads(metadata["tasks"]), tensors)
 

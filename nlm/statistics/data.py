@@ -85,17 +85,16 @@ def labelled(batch: Any, caller: str) -> tuple[Any, Tensor]:
     Raises
     ------
     ValueError
-        The batch is no pair, or its labels are not int64.
+        The batch is no pair.
+    TypeError
+        The labels are no tensor.
     """
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise ValueError(f"{caller}: a batch is (inputs, labels), got {type(batch).__name__}")
-    inputs, labels = batch
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"{caller}: labels are int64, got "
-            f"{labels.dtype if isinstance(labels, Tensor) else type(labels).__name__}"
-        )
-    return inputs, labels
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise ValueError(f"{caller}: a batch is (inputs, labels), got {type(batch).__name__}{size}")
+    if not isinstance(batch[1], Tensor):
+        raise TypeError(f"{caller}: labels are a tensor, got {type(batch[1]).__name__}")
+    return batch[0], batch[1]
 
 
 def micro_batches(

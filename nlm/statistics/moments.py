@@ -45,7 +45,7 @@ class _Summable:
         ValueError
             The file holds something else, or is damaged.
         """
-        from nlm._kinds import read_kind
+        from nlm.checkpoint import read_kind
 
         return cls(**read_kind(path, cls.__name__, "nlm.statistics")[0])
 

@@ -1,9 +1,8 @@
 """Streamed moments equal those of all samples at once."""
 
-import os
-
 import pytest
 import torch
+from _distributed import reduce_moments
 from _networks import convnet, images
 
 from nlm.statistics import CrossMoments, Moments, collect_cross_moments, collect_moments
@@ -146,25 +145,16 @@ def test_models_come_back_as_they_were_after_an_exception():
         collect_moments(first, {"no": 1}, [images()])
 
 
-def _reduced(rank: int, port: int, folder: str) -> None:
-    import torch.distributed as distributed
-
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    part = Moments.of(stream(8)[rank * 1000 : 1000 + rank * 3000]).all_reduce()
-    part.save(f"{folder}/{rank}.safetensors")
-    distributed.destroy_process_group()
-
-
 def test_moments_of_two_processes_add_up(tmp_path):
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_reduced, (port, str(tmp_path)), nprocs=2)
     x = stream(8)
-    expected = Moments.of(x[:1000]) + Moments.of(x[1000:4000])
+    parts = [x[:1000], x[1000:]]
+    torch.multiprocessing.spawn(reduce_moments, (port, str(tmp_path), parts), nprocs=2)
+    expected = Moments.of(parts[0]) + Moments.of(parts[1])
     for rank in range(2):
         found = Moments.load(tmp_path / f"{rank}.safetensors")
         torch.testing.assert_close(found.m2, expected.m2, rtol=1e-12, atol=0)
