@@ -58,7 +58,8 @@ class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _CALLABLE_ROOMS and isinstance(value, ModuleType):
             value.__class__ = _CallableRoom
-            value.__doc__ = _function(value).__doc__
+            function = _function(value)
+            value.__doc__ = f"{name}{signature(function)}\n\n{function.__doc__}"
         super().__setattr__(name, value)
 
 

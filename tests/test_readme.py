@@ -1,6 +1,5 @@
 """README tells the truth: its table is that of the results, its code runs, CI runs its command."""
 
-import copy
 import re
 import runpy
 from pathlib import Path
@@ -35,7 +34,7 @@ def test_the_code_runs(tmp_path, monkeypatch):
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     images = torch.randn(64, 1, 16, 16)
     names = {
-        "copy": copy, "images": images, "digit_images": images[:40], "greek_images": images[20:],
+        "images": images, "digit_images": images[:40], "greek_images": images[20:],
         "model_a": network(30, 0), "model_b": network(30, 1),
         "digits_from_a": network(10, 2), "greek_from_b": network(24, 3),
     }  # fmt: skip

@@ -44,7 +44,8 @@ def _explain(error: Exception) -> int:
     """Print an error as a sentence; return 2 for a wrong use of the command line, else 1."""
     usage = getattr(error, "format_message", None)
     if usage is not None:
-        print(f"nlm: {usage()}", file=sys.stderr)
+        if sentence := usage():  # none where the help was shown instead
+            print(f"nlm: {sentence}", file=sys.stderr)
         return int(getattr(error, "exit_code", 2))
     message = missing_package(error) or str(error) or type(error).__name__
     print(message if message.startswith("nlm") else f"nlm: {message}", file=sys.stderr)

@@ -254,12 +254,18 @@ class PermutationSpec:
         ------
         SymmetryError
             The specification does not hold; the message names the group.
+        ValueError
+            The inputs are not finite; an earlier proof stands.
         """
         from nlm.symmetry.verify import verify
 
-        self.verified = None
-        self.verified = verify(self, model, example_inputs, dict(kwargs or {}), seeds, forward)
-        return self.verified
+        try:
+            proof = verify(self, model, example_inputs, dict(kwargs or {}), seeds, forward)
+        except SymmetryError:
+            self.verified = None
+            raise
+        self.verified = proof
+        return proof
 
     @property
     def proven(self) -> bool:

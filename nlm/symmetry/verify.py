@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from nlm._state_dict import count_not_finite
 from nlm.symmetry.spec import PermutationSpec, SymmetryError, Verification
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -34,6 +35,12 @@ def verify(
     """Proves ``spec`` on ``model``; see :meth:`PermutationSpec.verify`."""
     spec.check_state_dict(model.state_dict())
     _check_shared(spec, model)
+    for leaf in tree_leaves((example_inputs, dict(kwargs))):
+        if isinstance(leaf, Tensor) and (bad := count_not_finite(leaf)):
+            raise ValueError(
+                f"nlm.symmetry: a specification is proven on finite inputs, got {bad} NaN or inf "
+                f"of {leaf.numel()}"
+            )
     subject = _Subject(model, example_inputs, kwargs, forward)
     all_groups = list(spec.groups)
     worst = 0.0

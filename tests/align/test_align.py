@@ -333,5 +333,14 @@ for room in (nlm.align, nlm.merge):
 
 def test_a_callable_room_has_the_signature_of_its_function():
     assert inspect.signature(nlm.align) == inspect.signature(nlm.align.align)
-    assert nlm.align.__doc__ == nlm.align.align.__doc__
+    assert nlm.align.__doc__.startswith("align(model_a")
+    assert nlm.align.__doc__.endswith(nlm.align.align.__doc__)
     assert pickle.loads(pickle.dumps(nlm.align)) is nlm.align
+
+
+def test_data_that_is_not_finite_leaves_the_proof_as_it_was():
+    a, b = mlp(0), mlp(1)
+    spec = nlm.trace(a, vectors(8))
+    with pytest.raises(ValueError, match="proven on finite inputs, got 96 NaN or inf of 96"):
+        nlm.align(a, b, spec, "activations", data=[vectors(8) * float("nan")])
+    assert spec.proven and nlm.align(a, b, spec).report.method == "weights"
