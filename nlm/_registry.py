@@ -110,6 +110,11 @@ def register(
     qualified = f"nlm::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, checked_reference, "CompositeExplicitAutograd")
+    writes = [
+        argument.alias_info is not None for argument in torch._C.parse_schema(schema).arguments
+    ]
+    if any(writes):
+        kernels = {device: _counting(kernel, writes) for device, kernel in kernels.items()}
     for device, kernel in kernels.items():
         _LIBRARY.impl(name, kernel, _DISPATCH_KEYS[device])
     torch.library.register_fake(qualified, out, lib=_LIBRARY)
@@ -142,6 +147,22 @@ def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
             return kernel(*args)
 
     return guarded
+
+
+def _counting(kernel: Callable[..., Any], writes: list[bool]) -> Callable[..., Any]:
+    """``kernel``, after which autograd knows that the arguments written to have changed."""
+
+    @functools.wraps(kernel)
+    def counted(*args: Any) -> Any:
+        result = kernel(*args)
+        for value, written in zip(args, writes, strict=True):
+            if written and value is not None:
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if not tensor.is_inference():
+                        torch.autograd.graph.increment_version(tensor)
+        return result
+
+    return counted
 
 
 def operations() -> Mapping[str, Operation]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nlm import _native
 from nlm._registry import register
+from nlm.ops._arguments import check_tensor, without_gradient
 from nlm.ops._channels import (
     channels_view,
     check_float,
@@ -87,6 +88,8 @@ def channel_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and sum of squared deviations per channel.
 
+    Not differentiable: the results do not require gradients.
+
     Parameters
     ----------
     x : Tensor
@@ -108,4 +111,7 @@ def channel_moments(
     >>> count.item(), mean.tolist(), (m2 / count).tolist()
     (2, [2.0, 5.0], [1.0, 0.0])
     """
-    return _OPERATION.default(x, dim, mask)
+    check_tensor("channel_moments", "x", x)
+    if mask is not None:
+        check_tensor("channel_moments", "mask", mask)
+    return _OPERATION.default(without_gradient("channel_moments", x), dim, mask)

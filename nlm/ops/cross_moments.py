@@ -29,6 +29,7 @@ from torch import Tensor
 
 from nlm import _native
 from nlm._registry import register
+from nlm.ops._arguments import check_apart, check_tensor, check_written, without_gradient
 from nlm.ops._channels import (
     channels_view,
     check_device,
@@ -52,6 +53,7 @@ def reference(
     dim: int,
     mask: Tensor | None,
 ) -> None:
+    _check_memory((count, mean_x, m2_x, mean_y, m2_y, comoment), x, y, mask)
     n, batch_mean_x, batch_m2_x, deviations_x = _centre(x, dim % x.dim(), mask)
     batch_mean_y, batch_m2_y, deviations_y = None, None, deviations_x
     if y is not None:
@@ -72,6 +74,7 @@ def _centre(x: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor, T
     return torch.tensor(n, device=x.device), mean, deviations.square().sum(1), deviations
 
 
+_STATE = ("count", "mean_x", "m2_x", "mean_y", "m2_y", "comoment")
 State = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
 
 
@@ -137,6 +140,15 @@ def _out(
     _check_state("comoment", comoment, torch.float64, (channels_x, channels_y), x)
 
 
+def _check_memory(state: State, x: Tensor, y: Tensor | None, mask: Tensor | None) -> None:
+    written = zip(_STATE, state, strict=True)
+    check_apart(
+        "cross_moments_",
+        [(label, tensor) for label, tensor in written if tensor is not None],
+        [(label, t) for label, t in (("x", x), ("y", y), ("mask", mask)) if t is not None],
+    )
+
+
 def _check_second_stream(x: Tensor, y: Tensor, dim: int) -> None:
     if y.dtype != x.dtype:
         raise TypeError(f"nlm.cross_moments_: y must have the dtype of x, {x.dtype}, got {y.dtype}")
@@ -178,6 +190,7 @@ def _cpu(
     mask: Tensor | None,
 ) -> None:
     _out(count, mean_x, m2_x, mean_y, m2_y, comoment, x, y, dim, mask)
+    _check_memory((count, mean_x, m2_x, mean_y, m2_y, comoment), x, y, mask)
     dim %= x.dim()
     x3 = channels_view(x, dim)
     y3 = None if y is None else channels_view(y, dim)
@@ -204,6 +217,7 @@ def _cuda(
     from nlm.kernels.cross_moments import cross_moments as launch
 
     _out(count, mean_x, m2_x, mean_y, m2_y, comoment, x, y, dim, mask)
+    _check_memory((count, mean_x, m2_x, mean_y, m2_y, comoment), x, y, mask)
     dim %= x.dim()
     y3 = None if y is None else channels_view(y, dim)
     mask2 = None if mask is None else positions_view(mask, dim)
@@ -237,13 +251,16 @@ def cross_moments_(
 ) -> None:
     """Adds a batch to the running joint moments of x and y, in place.
 
+    Not differentiable: no gradient reaches x and y.
+
     Parameters
     ----------
     count : Tensor of int64, shape []
     mean_x, m2_x : Tensor of float64, shape [cx]
     mean_y, m2_y : Tensor of float64, shape [cy], or None where y is None
     comoment : Tensor of float64, shape [cx, cy]
-        The state, all zero before the first batch; contiguous, written to.
+        The state, all zero before the first batch; contiguous, written to, and in memory apart
+        from each other and from x, y and mask.
     x : Tensor
         Any float type, any layout; a non-contiguous tensor is read in place where possible.
     y : Tensor, optional
@@ -264,4 +281,13 @@ def cross_moments_(
     >>> count.item(), mean.tolist(), comoment.tolist()
     (2, [2.0, 3.0], [[2.0, -4.0], [-4.0, 8.0]])
     """
-    _OPERATION.default(count, mean_x, m2_x, mean_y, m2_y, comoment, x, y, dim, mask)
+    values = (count, mean_x, m2_x, mean_y, m2_y, comoment)
+    for label, value in zip(_STATE, values, strict=True):
+        if value is not None or label not in ("mean_y", "m2_y"):
+            check_written("cross_moments_", label, value)
+    for label, value in (("x", x), ("y", y), ("mask", mask)):
+        if value is not None or label == "x":
+            check_tensor("cross_moments_", label, value)
+    state = [None if t is None else without_gradient("cross_moments_", t) for t in values]
+    streams = [None if t is None else without_gradient("cross_moments_", t) for t in (x, y)]
+    _OPERATION.default(*state, *streams, dim, mask)

@@ -30,6 +30,13 @@ from torch import Tensor
 
 from nlm import _native
 from nlm._registry import register
+from nlm.ops._arguments import (
+    as_numbers,
+    check_apart,
+    check_tensor,
+    check_written,
+    without_gradient,
+)
 
 _MAX_DIMS = 16  # kPermuteMaxAxes of csrc/permute.h
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -62,7 +69,7 @@ def reference_add(
 ) -> None:
     gathers = _unflatten(*flat)
     _check_ranges("permute_add_", gathers)
-    _check_apart(out, tensors)
+    _check_memory(out, tensors, gathers)
     for t, (target, x, weight) in enumerate(zip(out, tensors, weights, strict=True)):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         gathered = _gather(x, [g for g in gathers if g.owner == t])
@@ -193,23 +200,11 @@ def _check_ranges(op: str, gathers: list[_Gather]) -> None:
             )
 
 
-def _check_apart(out: list[Tensor], tensors: list[Tensor]) -> None:
-    for t, (target, x) in enumerate(zip(out, tensors, strict=True)):
-        begin, end = _extent(target)
-        other_begin, other_end = _extent(x)
-        if begin < other_end and other_begin < end:
-            raise ValueError(
-                "nlm.permute_add_: out must not share memory with its tensor, "
-                f"got an overlap for tensor {t}"
-            )
-
-
-def _extent(x: Tensor) -> tuple[int, int]:
-    """The first address of a tensor and the one behind its last."""
-    if x.numel() == 0:
-        return (0, 0)
-    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+def _check_memory(out: list[Tensor], tensors: list[Tensor], gathers: list[_Gather]) -> None:
+    written = [(f"out[{t}]", target) for t, target in enumerate(out)]
+    read = [(f"tensors[{t}]", x) for t, x in enumerate(tensors)]
+    read += [(f"the index of {gather}", gather.where) for gather in gathers]
+    check_apart("permute_add_", written, read)
 
 
 def _items(
@@ -242,8 +237,8 @@ def _cpu(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
 
 def _cpu_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any) -> None:
     _out_add(out, tensors, weights, *flat)
-    _check_apart(out, tensors)
-    items, _alive = _items("permute_add_", tensors, out, flat)
+    items, gathers = _items("permute_add_", tensors, out, flat)
+    _check_memory(out, tensors, gathers)
     dtypes = [_native.DTYPES[x.dtype] for x in tensors]
     _native.cpu.permute_add(items, dtypes, weights, _native.threads())
 
@@ -257,8 +252,8 @@ def _cuda(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
 
 def _cuda_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any) -> None:
     _out_add(out, tensors, weights, *flat)
-    _check_apart(out, tensors)
-    items, _alive = _items("permute_add_", tensors, out, flat)
+    items, gathers = _items("permute_add_", tensors, out, flat)
+    _check_memory(out, tensors, gathers)
     dtypes = [_native.DTYPES[x.dtype] for x in tensors]
     _native.cuda.permute_add(items, dtypes, weights, _native.stream(tensors[0]))
 
@@ -305,6 +300,7 @@ def _flatten(
     for t, (x, own) in enumerate(
         zip(tensors, zip(indices, axes, parents, strict=True), strict=True)
     ):
+        check_tensor(op, f"tensor {t}", x)
         counts = tuple(len(each) for each in own)
         if len(set(counts)) != 1:
             raise ValueError(
@@ -312,6 +308,7 @@ def _flatten(
                 f"got {counts} for tensor {t}"
             )
         for index, axis, axis_parents in zip(*own, strict=True):
+            check_tensor(op, f"the index for axis {axis} of tensor {t}", index)
             flat[0].append(index)
             flat[1].append(t)
             flat[2].append(_from_start(axis, x))
@@ -331,6 +328,8 @@ def permute(
     parents: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> list[Tensor]:
     """Gathers axes of each tensor: new contiguous tensors of the same shapes and types.
+
+    Not differentiable: the results do not require gradients.
 
     Parameters
     ----------
@@ -357,7 +356,8 @@ def permute(
     [[0, 1, 2], [12, 11, 10]]
     """
     flat = _flatten("permute", tensors, indices, axes, parents)
-    return _PERMUTE.default(list(tensors), *flat) if len(tensors) else []
+    detached = [without_gradient("permute", x) for x in tensors]
+    return _PERMUTE.default(detached, *flat) if detached else []
 
 
 def permute_add_(
@@ -370,11 +370,13 @@ def permute_add_(
 ) -> None:
     """Adds ``weights[t]`` times the gathered ``tensors[t]`` to ``out[t]``, in place.
 
+    Not differentiable: no gradient reaches the tensors.
+
     Parameters
     ----------
     out : sequence of Tensor
         Contiguous, of the tensors' shapes and types (float16, bfloat16, float32 or float64), in
-        memory of their own.
+        memory of their own: apart from each other, all tensors and all indices.
     tensors, indices, axes, parents
         As in :func:`permute`.
     weights : float or sequence of float
@@ -389,6 +391,10 @@ def permute_add_(
     [2.0, 1.0, 1.5]
     """
     flat = _flatten("permute_add_", tensors, indices, axes, parents)
-    each = list(weights) if isinstance(weights, Sequence) else [float(weights)] * len(tensors)
-    if len(tensors):
-        _PERMUTE_ADD.default(list(out), list(tensors), each, *flat)
+    each = as_numbers("permute_add_", "weights", weights, len(tensors))
+    for t, target in enumerate(out):
+        check_written("permute_add_", f"out[{t}]", target)
+    targets = [without_gradient("permute_add_", x) for x in out]
+    detached = [without_gradient("permute_add_", x) for x in tensors]
+    if detached:
+        _PERMUTE_ADD.default(targets, detached, each, *flat)

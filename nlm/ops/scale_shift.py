@@ -12,9 +12,12 @@ Bytes: one read of x, one write of y; backward two reads, one write. Flops: 2 pe
 Numerics: float32 (float64 for float64), multiplication and addition rounded separately, so that the
 kernel, the plain expression and what a compiler makes of it agree in every bit. The sums of the
 gradients are taken in float64 and in a fixed order: the same bits for any number of threads.
-Under ``torch.compile`` and ``torch.export`` the plain expression is emitted, which fuses for free.
+Under ``torch.compile`` and ``torch.export`` the plain expression is emitted, which fuses for free;
+a task id out of range, an error in eager code on the CPU, gives NaN there. The transforms of
+``torch.func`` and forward-mode differentiation take the plain expression too.
 """
 
+import operator
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from nlm import _native
 from nlm._registry import register
+from nlm.ops._arguments import check_tensor, is_transformed
 from nlm.ops._channels import (
     channels_view,
     check_device,
@@ -37,9 +41,16 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int) -> Tensor:
-    """``[C]`` or ``[T, C]`` parameters, as they broadcast against x, in the computing type."""
+    """``[C]`` or ``[T, C]`` parameters, as they broadcast against x, in the computing type.
+
+    NaN for an id out of range, which nothing refuses where the expression is compiled.
+    """
     rows = torch.atleast_2d(parameters)  # [T, C]
-    chosen = rows[0] if task is None else rows[task]  # [C] or [N, C]
+    chosen = rows[0]  # [C]
+    if task is not None:
+        known = (task >= 0) & (task < rows.shape[0])
+        chosen = rows[torch.where(known, task, 0)]  # [N, C]
+        chosen = torch.where(known[:, None], chosen, torch.nan)
     shape = [1] * x.dim()
     shape[dim] = chosen.shape[-1]
     if task is not None:
@@ -257,6 +268,18 @@ _FORWARD = register(
 )
 
 
+def _task_number(task: Any) -> int:
+    if not isinstance(task, bool):
+        try:
+            return operator.index(task)
+        except TypeError:
+            pass
+    raise TypeError(
+        "nlm.scale_shift: task must be None, an int or an int64 tensor, "
+        f"got {task!r} of type {type(task).__name__}"
+    )
+
+
 def scale_shift(
     x: Tensor,
     scale: Tensor,
@@ -292,13 +315,16 @@ def scale_shift(
     >>> scale_shift(x, scale, shift, task=1).tolist()
     [[3.0, 4.0], [3.0, 4.0]]
     """
-    if isinstance(task, int):
+    for label, value in (("x", x), ("scale", scale), ("shift", shift)):
+        check_tensor("scale_shift", label, value)
+    if task is not None and not isinstance(task, Tensor):
+        task = _task_number(task)
         tasks = scale.shape[0] if scale.dim() == 2 else 1
         if not 0 <= task < tasks:
             raise ValueError(f"nlm.scale_shift: task must be in [0, {tasks}), got {task}")
         if scale.dim() == 2 and shift.shape == scale.shape:
             scale, shift = scale[task], shift[task]
         task = None
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(map(is_transformed, (x, scale, shift))):
         return reference(x, scale, shift, task, _check(x, scale, shift, task, dim))
     return _FORWARD.default(x, scale, shift, task, dim)

@@ -114,7 +114,13 @@ def mistakes_add() -> Iterator[Mistake]:
     yield Mistake(
         call, ([], [x], *nothing), ValueError, rule + "out, tensors and weights must have one"
     )
-    yield Mistake(call, ([x], [x], *nothing), ValueError, rule + "out must not share memory", True)
+    yield Mistake(
+        call,
+        ([x], [x], *nothing),
+        ValueError,
+        rule + "a tensor that is written to must not share memory",
+        True,
+    )
     yield Mistake(
         call, ([x.clone()], [x], [[index + 1]], [[1]]),
         ValueError, rule + "the values of an index must lie", True,

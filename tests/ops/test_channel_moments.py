@@ -76,3 +76,17 @@ def test_offsets_beyond_32_bits() -> None:
     rows[0], rows[1] = 1, 3
     count, mean, m2 = channel_moments(rows)
     assert (count.item(), mean.tolist(), m2.tolist()) == (2, [2.0] * 4, [2.0] * 4)
+
+
+def test_results_require_no_gradient_and_a_derivative_is_refused() -> None:
+    x = torch.ones(4, 3, requires_grad=True)
+    assert not any(result.requires_grad for result in channel_moments(x))
+    with pytest.raises(TypeError, match=r"nlm\.channel_moments: .* got one of shape \(4, 3\)"):
+        torch.func.jvp(lambda x: channel_moments(x)[1], (x.detach(),), (x.detach(),))
+
+
+def test_arguments_of_other_types_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"nlm\.channel_moments: x must be a tensor, got list"):
+        channel_moments([[1.0]])
+    with pytest.raises(TypeError, match=r"nlm\.channel_moments: mask must be a tensor, got list"):
+        channel_moments(torch.ones(1, 1), mask=[True])

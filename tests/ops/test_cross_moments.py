@@ -241,3 +241,49 @@ def test_errors_name_the_rule_and_the_values(
     }  # fmt: skip
     with pytest.raises(error, match=r"nlm\.cross_moments_: .*" + message):
         cross_moments_(**(arguments | change))
+
+
+def test_state_that_shares_memory_is_refused() -> None:
+    square = torch.zeros(2, 2, dtype=torch.float64)
+    for change, overlap in (
+        ({"m2_x": square[0], "comoment": square}, "m2_x with comoment|comoment with m2_x"),
+        ({"mean_x": square[0], "m2_x": square[0]}, "mean_x with m2_x|m2_x with mean_x"),
+        ({"comoment": square, "x": square}, "comoment with x"),
+    ):
+        state = State(**(vars(State.empty(2)) | {k: v for k, v in change.items() if k != "x"}))
+        with pytest.raises(ValueError, match="must not share memory .* overlap of " + overlap):
+            state.add(change.get("x", torch.ones(4, 2)))
+    assert (square == 0).all()
+
+
+def test_autograd_knows_that_the_state_has_changed() -> None:
+    state, leaf = State.empty(2, 3), torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    product = leaf * state.comoment
+    state.add(_normal(5, 2), _normal(5, 3, seed=1))
+    assert all(tensor._version == 1 for tensor in vars(state).values())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_no_gradient_reaches_the_streams() -> None:
+    state = State.empty(2).add(_normal(5, 2).requires_grad_())
+    assert not any(t.requires_grad for t in vars(state).values() if t is not None)
+    with pytest.raises(TypeError, match=r"nlm\.cross_moments_: .* got one of shape \(5, 2\)"):
+        torch.func.jvp(lambda x: state.add(x).comoment, *[(_normal(5, 2),)] * 2)
+    state.mean_x.requires_grad_()
+    with pytest.raises(ValueError, match=r"nlm\.cross_moments_: mean_x .*got requires_grad True"):
+        state.add(_normal(5, 2))
+
+
+def test_inference_tensors_can_be_written_to() -> None:
+    with torch.inference_mode():
+        assert State.empty(2).add(_normal(5, 2)).count == 5
+
+
+def test_arguments_of_other_types_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"nlm\.cross_moments_: x must be a tensor, got list"):
+        State.empty(1).add([[1.0]])
+    state = State.empty(1)
+    state.count = 0
+    with pytest.raises(TypeError, match=r"nlm\.cross_moments_: count must be a tensor, got int"):
+        state.add(torch.ones(1, 1))

@@ -1,6 +1,7 @@
 """permute and permute_add_ against numpy's indexing."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -195,10 +196,92 @@ def test_an_index_out_of_range_is_refused_before_any_read(value: int, label: str
         permute([torch.ones(2), torch.ones(2, 3)], [[], [index]], [[], [1]])
 
 
-def test_add_refuses_an_overlap() -> None:
-    x = torch.ones(4)
-    with pytest.raises(ValueError, match=r"out must not share memory .* overlap for tensor 0"):
-        permute_add_([x], [x], [[]], [[]])
+X, Y, OUT = torch.ones(4), torch.ones(4), torch.zeros(4)
+INTEGERS = torch.tensor([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("out", "tensors", "index", "overlap"),
+    [
+        ([X], [X], [], r"out\[0\] with tensors\[0\]"),
+        ([OUT, Y], [Y, X], [], r"out\[1\] with tensors\[0\]"),
+        ([OUT, OUT], [X, Y], [], r"out\[\d\] with out\[\d\]"),
+        (
+            [INTEGERS.view(torch.float64)],
+            [torch.ones(4, dtype=torch.float64)],
+            [INTEGERS],
+            r"out\[0\] with the index of axis 0 of tensor 0",
+        ),
+    ],
+)
+def test_add_refuses_an_overlap(
+    out: list[Tensor], tensors: list[Tensor], index: list[Tensor], overlap: str
+) -> None:
+    """With the other item's source, another out and an index, as with its own source."""
+    own = [index] * len(out), [[0]] * len(out) if index else [[]] * len(out)
+    before = [x.clone() for x in out]
+    with pytest.raises(ValueError, match="must not share memory .* overlap of " + overlap):
+        permute_add_(out, tensors, *own)
+    assert all(torch.equal(a, b) for a, b in zip(out, before, strict=True))
+
+
+def test_add_takes_neighbours_in_one_storage() -> None:
+    storage = torch.arange(12.0)
+    first, source, second = storage.split(4)
+    permute_add_([first, second], [source, source], [[], []], [[], []])
+    assert storage.tolist() == [4, 6, 8, 10, 4, 5, 6, 7, 12, 14, 16, 18]
+
+
+def test_results_require_no_gradient() -> None:
+    x, index = torch.ones(3, requires_grad=True), torch.tensor([2, 0, 1])
+    assert not permute([x], [[index]], [[0]])[0].requires_grad
+    out = torch.zeros(3)
+    permute_add_([out], [x], [[index]], [[0]])
+    assert not out.requires_grad
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd, torch.func.jacrev])
+def test_a_derivative_that_is_asked_for_is_refused(transform: Callable) -> None:
+    function = transform(lambda x: permute([x], [[]], [[]])[0].sum())
+    with pytest.raises(TypeError, match=r"nlm\.permute: .* got one of shape \(3,\)"):
+        function(torch.ones(3))
+
+
+def test_add_tells_autograd_that_out_has_changed() -> None:
+    out, leaf = torch.ones(3), torch.ones(3, requires_grad=True)
+    product = leaf * out
+    permute_add_([out], [torch.ones(3)], [[]], [[]])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_add_refuses_an_out_that_requires_a_gradient() -> None:
+    out = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"nlm\.permute_add_: out\[0\] .*got requires_grad True"):
+        permute_add_([out], [torch.ones(3)], [[]], [[]])
+    with torch.no_grad():
+        permute_add_([out], [torch.ones(3)], [[]], [[]])
+    assert out.tolist() == [2, 2, 2] and out._version == 1
+
+
+def test_arguments_of_other_types_are_refused() -> None:
+    x = torch.ones(3)
+    with pytest.raises(TypeError, match=r"nlm\.permute: tensor 0 must be a tensor, got ndarray"):
+        permute([x.numpy()], [[]], [[]])
+    with pytest.raises(TypeError, match=r"nlm\.permute: the index for axis 0 .* got list"):
+        permute([x], [[[0, 1, 2]]], [[0]])
+    with pytest.raises(TypeError, match=r"nlm\.permute_add_: out\[0\] must be .* got ndarray"):
+        permute_add_([x.numpy()], [x], [[]], [[]])
+    for weights in ("ab", None, ["1"], x):
+        with pytest.raises(TypeError, match=r"nlm\.permute_add_: weights must be a number"):
+            permute_add_([torch.ones(3)], [x], [[]], [[]], weights=weights)
+
+
+@pytest.mark.parametrize("weights", [2, np.float32(2), np.array([2.0]), (2.0,)])
+def test_weights_may_be_any_numbers(weights: object) -> None:
+    out = torch.ones(3)
+    permute_add_([out], [torch.ones(3)], [[]], [[]], weights=weights)
+    assert out.tolist() == [3, 3, 3]
 
 
 IDENTITY = torch.arange(3)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,3 +112,55 @@ def test_offsets_beyond_32_bits() -> None:
     rows[0], rows[1] = 1, 3
     y = scale_shift(rows, torch.full((4,), 2.0), torch.ones(4))
     assert y.tolist() == [[3.0] * 4, [7.0] * 4]
+
+
+def _plain(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return x * scale + shift
+
+
+def test_transforms_of_torch_func_agree_with_the_plain_expression() -> None:
+    x, scale, shift = random(4, 3), random(3, seed=1), random(3, seed=2)
+    tangents = random(4, 3, seed=3), random(3, seed=4), random(3, seed=5)
+    ours, plain = (torch.func.jvp(f, (x, scale, shift), tangents)[1] for f in (scale_shift, _plain))
+    torch.testing.assert_close(ours, plain)
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
+        ours, plain = (
+            transform(f, argnums=(0, 1, 2))(x, scale, shift) for f in (scale_shift, _plain)
+        )
+        torch.testing.assert_close(ours, plain)
+
+
+def test_forward_mode_differentiation() -> None:
+    x, tangent = random(4, 3), random(4, 3, seed=1)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        y = scale_shift(dual, torch.full((3,), 2.0), torch.zeros(3))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(y).tangent, 2 * tangent)
+
+
+def test_task_out_of_range_gives_nan_where_it_is_compiled() -> None:
+    torch.compiler.reset()
+    x, scale, shift = random(5, 3), random(2, 3, seed=1), random(2, 3, seed=2)
+    ids = torch.tensor([0, -1, 1, 2, 1 << 40])
+    known = torch.tensor([True, False, True, False, False])
+
+    class Correction(torch.nn.Module):
+        def forward(self, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+            return scale_shift(x, scale, shift, task)
+
+    compiled = torch.compile(Correction(), backend="eager", fullgraph=True)
+    exported = torch.export.export(Correction(), (x, torch.zeros(5, dtype=torch.int64))).module()
+    for correct in (compiled, exported):
+        y = correct(x, ids)
+        assert y[~known].isnan().all()
+        assert torch.equal(y[known], scale_shift(x[known], scale, shift, ids[known]))
+
+
+def test_task_of_any_integer_type_and_no_other() -> None:
+    x, scale, shift = random(4, 3), random(2, 3, seed=1), random(2, 3, seed=2)
+    assert torch.equal(scale_shift(x, scale, shift, np.int64(1)), scale_shift(x, scale, shift, 1))
+    for task in (True, np.True_, [0, 1, 1, 0], 1.0, "1"):
+        with pytest.raises(TypeError, match=r"nlm\.scale_shift: task must be None, an int or"):
+            scale_shift(x, scale, shift, task)
+    with pytest.raises(TypeError, match=r"nlm\.scale_shift: x must be a tensor, got ndarray"):
+        scale_shift(x.numpy(), scale, shift, 1)

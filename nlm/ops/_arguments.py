@@ -1,0 +1,102 @@
+"""Checks of arguments before a raw pointer is written: tensors, memory of their own, no derivative.
+
+The public functions call `check_tensor` and `without_gradient`, in every mode of PyTorch; a kernel
+and its reference call `check_apart`, since a meta tensor has no memory.
+"""
+
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def check_tensor(name: str, label: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"nlm.{name}: {label} must be a tensor, got {type(value).__name__}")
+
+
+def as_numbers(name: str, label: str, values: Any, count: int) -> list[float]:
+    """``values``, a number for all or a sequence of one each, as a list."""
+    if isinstance(values, Real):
+        return [float(values)] * count
+    each = list(values) if isinstance(values, Iterable) else [values]
+    if not all(isinstance(value, Real) for value in each):
+        raise TypeError(
+            f"nlm.{name}: {label} must be a number or a sequence of one number per tensor, "
+            f"got {values!r}"
+        )
+    return [float(value) for value in each]
+
+
+def is_transformed(x: Tensor) -> bool:
+    """``x`` carries a tangent or belongs to a ``torch.func`` transform, which see no kernel."""
+    return (
+        torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or forward_ad.unpack_dual(x).tangent is not None
+    )
+
+
+def without_gradient(name: str, x: Tensor) -> Tensor:
+    """``x`` detached: the result of an operation without a derivative must not require a gradient.
+
+    A derivative that is asked for here and now (``torch.func``, forward mode) would come out as
+    zero, and is refused.
+    """
+    if not torch.compiler.is_compiling() and _is_differentiated(x):
+        raise TypeError(
+            f"nlm.{name}: the inputs of an operation that is not differentiable must be detached "
+            f"under torch.func and forward-mode differentiation, got one of shape {tuple(x.shape)} "
+            "that is being differentiated"
+        )
+    return x.detach()
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_gradtrackingtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+def check_written(name: str, label: str, value: Any) -> None:
+    """``value`` is a tensor that may be written to: the write is not part of a graph."""
+    check_tensor(name, label, value)
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"nlm.{name}: {label} is written to and must not require a gradient outside of "
+            f"torch.no_grad(), got requires_grad True for shape {tuple(value.shape)}"
+        )
+
+
+def check_apart(
+    name: str, written: Iterable[tuple[str, Tensor]], read: Iterable[tuple[str, Tensor]]
+) -> None:
+    """No written tensor shares memory with any other of the call.
+
+    Tensors are taken as intervals from their first to their last element: interleaved views are
+    refused too. One sort, so that many tensors cost n log n.
+    """
+    spans = [(*_extent(x), True, label) for label, x in written if x.numel()]
+    spans += [(*_extent(x), False, label) for label, x in read if x.numel()]
+    spans.sort()
+    furthest: dict[bool, tuple[int, str]] = {}  # by "is written": the furthest end so far
+    for begin, end, is_written, label in spans:
+        for other_is_written, (other_end, other) in furthest.items():
+            if begin < other_end and (is_written or other_is_written):
+                first, second = (label, other) if is_written else (other, label)
+                raise ValueError(
+                    f"nlm.{name}: a tensor that is written to must not share memory with another "
+                    f"argument, got an overlap of {first} with {second}"
+                )
+        if is_written not in furthest or furthest[is_written][0] < end:
+            furthest[is_written] = (end, label)
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """The first address of a tensor with elements, and the one behind its last."""
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
