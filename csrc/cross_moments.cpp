@@ -21,6 +21,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/parallel.h"
 #include "core/simd.h"
@@ -172,9 +173,10 @@ void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
     mean.part[part] = origin.part[part] + sum.part[part] / static_cast<double>(samples);
     for (int64_t lane = 0; lane < kPartLanes; ++lane) {
       const double distance = static_cast<double>(reach[part * kPartLanes + lane]);
-      int exponent = 0;
-      if (distance > 0 && __builtin_isfinite(distance)) std::frexp(distance, &exponent);
-      exponent = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
+      // An infinite distance may be that of finite values: less than twice the largest S.
+      int exponent = distance > 0 ? std::numeric_limits<S>::max_exponent + 1 : 0;
+      if (__builtin_isfinite(distance)) std::frexp(distance, &exponent);
+      exponent = static_cast<int>(larger(-1000, smaller(exponent, 1000)));
       packed.scale.data()[p * kLanes + part * kPartLanes + lane] = std::ldexp(1.0, exponent);
       inverse_scale.part[part][lane] = std::ldexp(1.0, -exponent);
     }
@@ -275,15 +277,13 @@ template <class S>
 void merge_tile(const Packed<S>& x, const Packed<S>& y, bool same, const Region& region,
                 double fraction, const double* tile, double* comoment) {
   constexpr int64_t kLanes = Packed<S>::kLanes;
-  const int64_t row_begin = region.row_begin * kLanes;
-  const int64_t column_begin = region.column_begin * kLanes;
+  const int64_t row_begin = region.row_begin * kLanes, column_begin = region.column_begin * kLanes;
   const int64_t row_end = smaller(region.row_end * kLanes, x.channels);
   const int64_t column_end = smaller(region.column_end * kLanes, y.channels);
   for (int64_t i = row_begin; i < row_end; ++i) {
     const double* sums = tile + (i - row_begin) * kTile - column_begin;
     double* target = comoment + i * y.channels;
-    const double scale = x.scale.data()[i];
-    const double delta = x.delta.data()[i];
+    const double scale = x.scale.data()[i], delta = x.delta.data()[i];
     for (int64_t j = same ? larger(i, column_begin) : column_begin; j < column_end; ++j) {
       target[j] += sums[j] * (scale * y.scale.data()[j]) + fraction * (delta * y.delta.data()[j]);
     }

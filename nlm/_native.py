@@ -28,12 +28,17 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _load(name: str) -> tuple[Any, str | None]:
-    """The module (compiled: nothing is known of its types), or None and why it is missing."""
+    """The module (compiled: nothing is known of its types), or None and why it is missing.
+
+    A module that is there and refuses the user's NLM_ISA must not be replaced in silence.
+    """
     try:
         return import_module(f"nlm.{name}"), None
     except ModuleNotFoundError:
         return None, "not built"
     except ImportError as error:
+        if "NLM_ISA" in str(error):
+            raise
         return None, str(error)
 
 

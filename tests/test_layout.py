@@ -65,7 +65,9 @@ def test_one_stem_five_rooms(stem: str) -> None:
     rooms = {
         "front room": [f"nlm/ops/{stem}.py"],
         "CPU kernel": [f"csrc/{stem}.cpp"],
+        "CPU kernel's header": [f"csrc/{stem}.h"],
         "test": [f"tests/ops/test_{stem}.py"],
+        "conformance samples": [f"tests/ops/samples_{stem}.py"],
         "benchmark": [f"benchmarks/bench_{stem}.py"],
     }
     operators = [each for each in operations().values() if each.stem == stem]
@@ -80,7 +82,10 @@ def test_every_room_belongs_to_an_operation() -> None:
     kernels = [path for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_")]
     front = [path for path in (PACKAGE / "ops").glob("*.py") if not path.stem.startswith("_")]
     sources = [path for path in (ROOT / "csrc").glob("*.c*") if not path.stem.startswith("bind")]
-    assert {path.stem for path in [*kernels, *front, *sources]} == set(STEMS)
+    samples = {
+        path.stem.removeprefix("samples_") for path in (ROOT / "tests/ops").glob("samples_*.py")
+    }
+    assert {path.stem for path in [*kernels, *front, *sources]} | samples == set(STEMS)
 
 
 @pytest.mark.parametrize(

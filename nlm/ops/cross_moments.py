@@ -19,7 +19,8 @@ Numerics: means and m2 in float64 throughout. The kernels take deviations in flo
 float32 (not for float64), and multiply and sum them in float32 over at most 128 samples, then in
 float64, with fused multiply-adds: an entry of comoment errs by < 2e-6 sqrt(m2_x m2_y), by 1e-8 on
 random data. The same bits for any number of threads. The reference is float64 throughout; it goes
-through BLAS and is excepted.
+through BLAS and is excepted. Any finite float32 is in range; of float64 the deviations must stay
+below about 1e150, as their squares are summed in float64.
 Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
 variances", 1979.
 """
