@@ -34,13 +34,13 @@ def run(seed: int) -> dict[str, Any]:
     results = experiment.run(seed, thorough=True)
     world = prepare(seed)
     results["activation_matching"] = {
-        str(count): compare(world, "permuted by activations", count, controls=False)[0]
+        str(count): compare(world, "permuted by activations", count, controls=())[0]
         for count in (4, 8)
     }
     results["mergers"] = {
         method: {
             str(count): compare(
-                world, "permuted", count, method, corrections=("plain", "tact"), controls=False
+                world, "permuted", count, method, corrections=("plain", "tact"), controls=()
             )[0]
             for count in (4, 8)
         }

@@ -36,6 +36,7 @@ from nlm.pipeline import Aligned, Choice, align_experts, choose
 Progress = Callable[[str, float], None]
 
 CORRECTIONS = {"plain": "none", "repair": "repair", "tact": "tact", "tact_once": "tact_at_once"}
+CONTROLS = ("tact_lambda0", "probe", "probe_full")
 CALIBRATION = 128
 PROBE_LABELS = 1500
 SCALES_TIMES_TASKS = (0.4, 0.8, 1.2, 2.0, 2.8)
@@ -128,13 +129,13 @@ def compare(
     count: int,
     method: str = "task_arithmetic",
     corrections: Sequence[str] = tuple(CORRECTIONS),
-    controls: bool = True,
+    controls: Sequence[str] = CONTROLS,
     **options: Any,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Choice], Aligned]:
     """Average and worst normalised test accuracy of one setting under every correction.
 
-    ``controls`` adds "tact_lambda0" (TACT on theta_init, no task vector in it), and linear probes
-    on the merged trunk: "probe" with as many labels as TACT has unlabelled images, "probe_full".
+    The controls are "tact_lambda0" (TACT on theta_init, no task vector in it), and linear probes on
+    the merged trunk: "probe" with as many labels as TACT has unlabelled images, "probe_full".
     """
     aligned = world.aligned(setting, count)
     names = list(aligned.experts)
@@ -157,10 +158,11 @@ def compare(
     for name in corrections:
         choices[name] = choose_with(CORRECTIONS[name], scales)
         scores[name] = _row(world.score(setting, choices[name].model, names), choices[name].scale)
-    if controls:
+    if "tact_lambda0" in controls:
         nothing = choose_with("tact", (0.0,))
         scores["tact_lambda0"] = _row(world.score(setting, nothing.model, names), 0.0)
-        for name, labels in (("probe", CALIBRATION), ("probe_full", PROBE_LABELS)):
+    for name, labels in (("probe", CALIBRATION), ("probe_full", PROBE_LABELS)):
+        if name in controls:
             probed = _probed(world, setting, choices["plain"], names, labels)
             scores[name] = _row(probed, choices["plain"].scale)
     return scores, choices, aligned
@@ -175,8 +177,9 @@ def run(
 ) -> dict[str, Any]:
     """The whole demo, as plain numbers.
 
-    Compares at 2, 4 and all tasks; ``thorough`` adds 6 tasks, and the all-at-once control in every
-    setting. The controls are run at 4 and at all tasks.
+    Compares at 2, 4 and all tasks; the controls are run at 4 and at all tasks. ``thorough`` adds 6
+    tasks, and in every setting the all-at-once statistics and the probe with all labels, which are
+    otherwise run on aligned experts only.
 
     Returns
     -------
@@ -194,10 +197,14 @@ def run(
     jobs = [(setting, count) for setting in ("local", "nonlocal", "permuted") for count in counts]
     for number, (setting, count) in enumerate(jobs):
         _tell(progress, f"merging {count} tasks, {setting}", number / len(jobs))
-        at_once = count in main and (thorough or setting == "permuted")
-        corrections = tuple(CORRECTIONS) if at_once else ("plain", "repair", "tact")
+        corrections: tuple[str, ...] = tuple(CORRECTIONS)
+        controls: tuple[str, ...] = CONTROLS
+        if count not in main:
+            corrections, controls = corrections[:3], ()
+        elif not (thorough or setting == "permuted"):
+            corrections, controls = corrections[:3], controls[:2]
         scores, choices, aligned = compare(
-            world, setting, count, corrections=corrections, controls=count in main
+            world, setting, count, corrections=corrections, controls=controls
         )
         settings.setdefault(setting, {})[str(count)] = scores
         kept[setting, count] = (choices, aligned)
