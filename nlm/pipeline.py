@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm._multitask import MultiTaskModel
-from nlm._state_dict import matches
+from nlm._state_dict import as_patterns, matches
 from nlm.align import AlignmentResult, align
 from nlm.correct import Correction, Repair, Tact, expert_moments
 from nlm.evaluate import accuracy, normalized_accuracy
@@ -100,7 +100,7 @@ def align_experts(
         raises.
     """
     _check_foundations(foundations, experts, base, permutations)
-    patterns = (heads,) if isinstance(heads, str) else tuple(heads)
+    patterns = as_patterns(heads)
     results: list[AlignmentResult] = []
     moves: list[Permutation] = [spec.identity()]
     for number, foundation in enumerate(foundations[1:]):

@@ -133,8 +133,6 @@ def test_core_includes_no_torch() -> None:
     ("module", "unwanted"), [("nlm", "torch"), ("nlm.checkpoint", "torch"), ("nlm", "numpy")]
 )
 def test_import_is_light(module: str, unwanted: str) -> None:
-    if not list(PACKAGE.glob(module.removeprefix("nlm").removeprefix(".") + "*")):
-        pytest.skip(f"{module} is not there yet")
     code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

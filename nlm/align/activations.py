@@ -9,7 +9,6 @@ would be averaged away. Groups are independent of one another: there are no swee
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from torch import nn
 from nlm._state_dict import check_weight
 from nlm.align.assignment import best_assignment, matched
 from nlm.align.result import AlignmentReport, AlignmentResult
-from nlm.statistics import Data, Forward, Mask, collect_cross_moments, run
+from nlm.statistics import Data, Forward, Mask, collect_cross_moments
 from nlm.symmetry import PermutationSpec, Ref
 
 
@@ -69,19 +68,14 @@ def activation_matching(
                 f"nlm.align: a module is observed on one dimension, got {points[module]} and {dim} "
                 f"of {module!r} (for {group!r})"
             )
-    runs = 0
 
-    def reporting(model: nn.Module, batch: Any) -> Any:
-        nonlocal runs
-        outputs = run(model, batch, forward)
-        runs += 1
-        if progress is not None and runs % 2 == 0:  # both models have seen the batch
-            progress(runs // 2, time.perf_counter() - started)
-        return outputs
+    def report_batch(number: int) -> None:
+        if progress is not None:
+            progress(number, time.perf_counter() - started)
 
     moments = collect_cross_moments(
-        model_a, model_b, points, data, forward=reporting, mask=mask, max_samples=max_samples,
-        device=device, caller="nlm.align",
+        model_a, model_b, points, data, forward=forward, mask=mask, max_samples=max_samples,
+        device=device, progress=report_batch, caller="nlm.align",
     )  # fmt: skip
     permutation, correlation, samples = {}, {}, {}
     for group in spec.groups:

@@ -11,13 +11,10 @@ from nlm._modules import NORMS, evaluation
 from nlm._multitask import MultiTaskModel, network_of
 from nlm.correct.correction import exclusive
 from nlm.correct.fitting import run_task
+from nlm.correct.sequential import Reached, advance, check_count
 from nlm.statistics import Data, Forward, Moments
 from nlm.statistics.data import micro_batches
 from nlm.statistics.observe import check_activation
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the norm that was waited for."""
 
 
 @dataclass
@@ -106,7 +103,7 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
             if key in found:
                 moments = found[key].moments + moments
             found[key] = _Statistics(name, mean, variance, moments)
-            raise _Reached
+            raise Reached
 
         return measure
 
@@ -117,10 +114,7 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
     ]
     try:
         for call in calls:
-            try:
-                call()
-            except _Reached:
-                pass
+            advance(call)
     finally:
         for handle in handles:
             handle.remove()
@@ -131,11 +125,7 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
             f"{' and '.join(names)} at one place"
         )
     for own in found.values():
-        if int(own.moments.count) < 2:
-            raise ValueError(
-                f"nlm.reset_batch_norm: a variance needs at least two values per channel, got "
-                f"{int(own.moments.count)} at {own.name!r}"
-            )
+        check_count("nlm.reset_batch_norm", own.name, own.moments)
         own.mean.copy_(own.moments.mean)
         own.variance.copy_(own.moments.m2 / (own.moments.count - 1))
     return names[0] if names else None

@@ -11,8 +11,9 @@ recomputed from the input for each point, so that memory stays that of one micro
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +41,23 @@ class Stream:
     mask: Callable[[Any], Tensor] | None = None
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the point that was waited for."""
+class Reached(Exception):
+    """Raised by a hook: ends a forward pass at the point that was waited for."""
+
+
+def advance(call: Callable[[], Any]) -> None:
+    """Runs a forward pass, which a hook may end at its point."""
+    with suppress(Reached):
+        call()
+
+
+def check_count(caller: str, point: str, moments: Moments) -> None:
+    """Raises ValueError where there are too few values for a variance."""
+    if int(moments.count) < 2:
+        raise ValueError(
+            f"{caller}: a variance needs at least two values per channel, got "
+            f"{int(moments.count)} at {point!r}"
+        )
 
 
 def fit_sequential(
@@ -117,15 +133,12 @@ def _pooled(
     def collect(point: str, output: Tensor, moments: Moments) -> None:
         total[:] = [total[0] + moments] if total else [moments]
         dtypes[:] = [output.dtype]
-        raise _Reached
+        raise Reached
 
     for stream in streams:
         for batch in stream.batches:
             with _measuring(network, {point: dim}, caller, stream, batch, collect):
-                try:
-                    stream.call(batch)
-                except _Reached:
-                    pass
+                advance(partial(stream.call, batch))
     if not total:
         check_reached(caller, [point], ())
     return total[0], dtypes[0]
@@ -172,11 +185,7 @@ def _fit(
     dtype: torch.dtype,
     caller: str,
 ) -> tuple[Tensor, Tensor]:
-    if int(moments.count) < 2:
-        raise ValueError(
-            f"{caller}: a variance needs at least two values per channel, got "
-            f"{int(moments.count)} at {point!r}"
-        )
+    check_count(caller, point, moments)
     mean, variance = targets[point]
     if mean.shape != moments.mean.shape:
         raise ValueError(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nlm._state_dict import (
     StateDict,
+    as_patterns,
     check_alike,
     count_not_finite,
     is_statistic,
@@ -167,7 +168,7 @@ def _states(experts: Mapping[str, nn.Module | StateDict]) -> dict[str, StateDict
 
 def _patterns(states: Mapping[str, StateDict], heads: str | Sequence[str]) -> tuple[str, ...]:
     """The heads' patterns, each of which matches an entry of some expert."""
-    patterns = (heads,) if isinstance(heads, str) else tuple(heads)
+    patterns = as_patterns(heads)
     names = {name for state in states.values() for name in state}
     for pattern in patterns:
         if not any(matches(name, (pattern,)) for name in names):
