@@ -13,13 +13,18 @@ import triton.language as tl
 def position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES: tl.constexpr):
     """Element offsets (int64) of the positions ``first + steps``; ``DIVIDES`` says that inner > 1.
 
-    The only 64-bit division is scalar. The lanes divide ``first % inner + steps`` in the type of
-    ``inner``: int32 unless the tensor needs more.
+    The only 64-bit division is scalar, unless ``inner`` needs more than 31 bits. The lanes divide
+    ``first % inner + steps`` as uint32, which holds the sum of two numbers below 2^31.
     """
     if DIVIDES:
-        lane = (first % inner).to(inner.dtype) + steps
-        outer_index = first // inner + (lane // inner)
-        inner_index = (lane % inner).to(tl.int64)
+        if inner.dtype == tl.int32:
+            lane = (first % inner).to(tl.uint32) + steps.to(tl.uint32)
+            size = inner.to(tl.uint32)
+        else:
+            lane = (first % inner) + steps
+            size = inner
+        outer_index = first // inner + (lane // size).to(tl.int64)
+        inner_index = (lane % size).to(tl.int64)
         return outer_index * stride_outer + inner_index * stride_inner
     else:
         return (first + steps).to(tl.int64) * stride_outer

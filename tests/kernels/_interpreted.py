@@ -173,7 +173,25 @@ def cross_moments() -> None:
     compare_cross("several rounds", [(long, long[:, :3] * 2, None)], 1)
 
 
+def positions() -> None:
+    """Offsets of positions of a view whose inner dimension is as long as an int32 can say."""
+    from _offsets import offsets_of
+
+    for inner in (7, 2**31 - 5, 2**31 + 3):
+        for first in (0, inner - 3, 5 * inner - 9):
+            found = torch.empty(16, dtype=torch.int64)
+            offsets_of[(1,)](found, first, inner, 3 * inner, 2, STEPS=16)
+            position = [first + step for step in range(16)]
+            expected = [p // inner * 3 * inner + p % inner * 2 for p in position]
+            report(f"inner {inner}, first {first}", right=found.tolist() == expected)
+
+
 if __name__ == "__main__":
     # NumPy, which carries the interpreter, warns of inf - inf.
     warnings.simplefilter("ignore", RuntimeWarning)
-    {"channel_moments": channel_moments, "cross_moments": cross_moments}[sys.argv[1]]()
+    programs = {
+        "channel_moments": channel_moments,
+        "cross_moments": cross_moments,
+        "positions": positions,
+    }
+    programs[sys.argv[1]]()
