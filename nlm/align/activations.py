@@ -78,7 +78,7 @@ def activation_matching(
         device=device, progress=report_batch, caller="nlm.align",
     )  # fmt: skip
     permutation, correlation, samples = {}, {}, {}
-    for group in spec.groups:
+    for group in spec.free:
         seen = moments[sites[group][0]]
         count = int(seen.count)
         if count < 2:
@@ -95,7 +95,7 @@ def activation_matching(
         permutation[group] = best_assignment(similarity)
         correlation[group] = float(matched(similarity, permutation[group]).mean())
         samples[group] = count
-    total = sum(correlation[group] * spec.groups[group].size for group in spec.groups)
+    total = sum(correlation[group] * spec.groups[group].size for group in spec.free)
     report = AlignmentReport(
         "activations", [total], correlation, time.perf_counter() - started, samples
     )
@@ -116,7 +116,7 @@ def _sites(
         )
     chosen: Mapping[str, str | tuple[str, int]] = {**spec.observation_sites(), **observe}
     sites: dict[str, tuple[str, int]] = {}
-    for group, of in spec.groups.items():
+    for group, of in spec.free.items():
         if of.parents:
             raise NotImplementedError(
                 f"nlm.align: activation matching moves groups without parents, got {group!r} "

@@ -63,7 +63,7 @@ def weight_matching(
     cost = _Cost(a, b, spec, exclude)
     permutation = spec.identity()
     generator = torch.Generator().manual_seed(seed)
-    groups = list(spec.groups)
+    groups = list(spec.free)
     objective = [cost.objective(permutation)]
     stale = set(groups)
     for sweep in range(max_sweeps):

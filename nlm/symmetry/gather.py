@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nlm.symmetry.layout import Family, Fixed, Layout, Product, Ref, references
-from nlm.symmetry.permutation import Groups, Permutation
+from nlm.symmetry.permutation import Groups, Permutation, is_free
 
 Coordinates = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ def gathers(
 ) -> Iterator[Gather]:
     """The gathers that apply a full permutation to one parameter."""
     for axis, layout in enumerate(layouts):
-        if not any(ref.group in groups for ref in references(layout)):
+        if not any(is_free(groups, ref.group) for ref in references(layout)):
             continue
         outer = _parent_axes(axis, layouts, groups)
         shape = (*(layouts[other].size for other in outer), layout.size)
@@ -70,7 +70,7 @@ def _parent_axes(axis: int, layouts: tuple[Layout, ...], groups: Groups) -> tupl
 
 def _needed(layout: Layout, groups: Groups) -> Iterator[str]:
     if isinstance(layout, Ref):
-        if layout.group in groups:
+        if is_free(groups, layout.group):
             yield from groups[layout.group].parents
     elif not isinstance(layout, Fixed):
         if isinstance(layout, Family):
@@ -115,9 +115,11 @@ def _old_position(
     permutation: Permutation,
 ) -> Tensor:
     """For every new position along a layout the old one; ``known`` holds the new coordinates."""
-    if isinstance(layout, Fixed) or (isinstance(layout, Ref) and layout.group not in groups):
+    if isinstance(layout, Fixed):
         return position
     if isinstance(layout, Ref):
+        if not is_free(groups, layout.group):
+            return position
         parents = tuple(known[parent] for parent in groups[layout.group].parents)
         return permutation[layout.group][(*parents, position)]
     if isinstance(layout, Product):

@@ -114,6 +114,15 @@ def references(layout: Layout) -> Iterator[Ref]:
             yield from references(part)
 
 
+def selectors(layout: Layout) -> Iterator[str]:
+    """The groups whose index selects among the parts of a family."""
+    if not isinstance(layout, (Ref, Fixed)):
+        if isinstance(layout, Family):
+            yield layout.selector
+        for part in layout.parts:
+            yield from selectors(part)
+
+
 def pin(layout: Layout, groups: set[str]) -> Layout:
     """The layout with the given groups made fixed."""
     if isinstance(layout, Ref):

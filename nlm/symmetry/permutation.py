@@ -26,15 +26,23 @@ class AxisGroup:
     parents : ids of the groups whose index its permutation may depend on; with their own parents.
         The number of independent permutations is the product of the parents' sizes.
     origin : where it was found, for people ("trunk.conv1").
+    fixed : its units stay where they are. It is a group because others depend on its index: the
+        heads of a model with ALiBi slopes cannot move, the units inside each head can.
     """
 
     id: str
     size: int
     parents: tuple[str, ...] = ()
     origin: str = ""
+    fixed: bool = False
 
 
 Groups = Mapping[str, AxisGroup]
+
+
+def is_free(groups: Groups, group: str) -> bool:
+    """Whether a name is that of a group whose units may move."""
+    return group in groups and not groups[group].fixed
 
 
 def index_shape(groups: Groups, group: str) -> tuple[int, ...]:
@@ -80,18 +88,23 @@ def check(groups: Groups, permutation: Mapping[str, Tensor]) -> Permutation:
                 f"nlm.symmetry: the index array of group {group!r} must hold each of 0 to "
                 f"{groups[group].size - 1} once, got {_first_lines(index)}"
             )
+        if groups[group].fixed and not torch.equal(index, expected):
+            raise ValueError(
+                f"nlm.symmetry: a fixed group stays in order, got {_first_lines(index)} for "
+                f"{group!r}"
+            )
         full[group] = index
     return full
 
 
 def random(groups: Groups, seed: int) -> Permutation:
-    """A uniformly drawn permutation of every group; none of two or more units stays in place."""
+    """A uniform permutation of every group that is not fixed; none of two or more units stays."""
     generator = torch.Generator().manual_seed(seed)
     drawn: Permutation = {}
     for group in groups:
         shape = index_shape(groups, group)
-        still = identity(groups, group)
-        while True:
+        still = drawn[group] = identity(groups, group)
+        while not groups[group].fixed:
             drawn[group] = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(-1)
             if shape[-1] < 2 or still.numel() == 0 or not torch.equal(drawn[group], still):
                 break

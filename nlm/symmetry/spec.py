@@ -18,7 +18,7 @@ from torch import Tensor
 from nlm import ops
 from nlm.symmetry import permutation as permutations
 from nlm.symmetry.gather import gathers
-from nlm.symmetry.layout import Layout, Product, Ref, is_name, pin, references
+from nlm.symmetry.layout import Layout, Product, Ref, is_name, pin, references, selectors
 from nlm.symmetry.permutation import AxisGroup, Permutation
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ class PermutationSpec:
 
     # --- permutations -----------------------------------------------------------------------------
 
+    @property
+    def free(self) -> dict[str, AxisGroup]:
+        """The groups that may move, by id."""
+        return {name: group for name, group in self.groups.items() if not group.fixed}
+
     def identity(self) -> Permutation:
         """The permutation that moves nothing."""
         return permutations.check(self.groups, {})
@@ -170,23 +175,28 @@ class PermutationSpec:
         return dict(zip(names, moved, strict=True))
 
     def restrict(self, groups: Iterable[str]) -> "PermutationSpec":
-        """The same specification with only the given groups free and the others pinned."""
+        """The same specification with only the given groups free and the others pinned.
+
+        Those on whose index a kept group depends stay as fixed groups.
+        """
         kept = set(groups)
         if unknown := kept - set(self.groups):
             raise ValueError(
                 f"nlm.symmetry: restrict keeps groups of the specification "
                 f"({', '.join(self.groups)}), got {sorted(unknown)}"
             )
-        dropped = set(self.groups) - kept
-        for name in kept:
-            if lost := dropped & set(self.groups[name].parents):
-                raise ValueError(
-                    f"nlm.symmetry: a kept group keeps its parents, got {name!r} without "
-                    f"{sorted(lost)}"
-                )
+        needed = {parent for name in kept for parent in self.groups[name].parents} - kept
+        for layout in (layout for layouts in self.params.values() for layout in layouts):
+            if any(ref.group in kept for ref in references(layout)):
+                needed |= set(selectors(layout)) - kept
+        dropped = set(self.groups) - kept - needed
         restricted = replace(
             self,
-            groups={name: group for name, group in self.groups.items() if name in kept},
+            groups={
+                name: replace(group, fixed=group.fixed or name in needed)
+                for name, group in self.groups.items()
+                if name not in dropped
+            },
             params={
                 name: tuple(pin(layout, dropped) for layout in layouts)
                 for name, layouts in self.params.items()
@@ -196,7 +206,7 @@ class PermutationSpec:
                 for name, site in self.sites.items()
                 if any(references(layout := pin(site.layout, dropped)))
             },
-            pinned=self.pinned | dict.fromkeys(sorted(dropped), "left out by restrict"),
+            pinned=self.pinned | dict.fromkeys(sorted(dropped | needed), "left out by restrict"),
             verified=None,
         )
         if self.verified is not None and self.proven:  # of fewer permutations, hence of these
@@ -275,7 +285,10 @@ class PermutationSpec:
     def digest(self) -> str:
         """A hash of what the proof is about: the groups, the layouts and the sites."""
         content = [
-            sorted((name, group.size, group.parents) for name, group in self.groups.items()),
+            sorted(
+                (name, group.size, group.parents, group.fixed)
+                for name, group in self.groups.items()
+            ),
             sorted((name, list(map(str, dims))) for name, dims in self.params.items()),
             [(name, site.dim, str(site.layout)) for name, site in self.sites.items()],
         ]
@@ -287,7 +300,7 @@ class PermutationSpec:
     def permutation_count(self) -> int:
         """The number of independent permutations: one per group and index of its parents."""
         total = 0
-        for group in self.groups:
+        for group in self.free:
             *parents, _ = permutations.index_shape(self.groups, group)
             copies = 1
             for size in parents:
@@ -310,7 +323,7 @@ class PermutationSpec:
         for module, site in self.sites.items():
             factors = site.layout.parts if isinstance(site.layout, Product) else (site.layout,)
             for factor in factors:
-                if isinstance(factor, Ref) and factor.group in self.groups:
+                if isinstance(factor, Ref) and factor.group in self.free:
                     alone = len(factors) == 1
                     if alone or factor.group not in found:
                         found[factor.group] = module
@@ -318,10 +331,11 @@ class PermutationSpec:
 
     def show(self) -> str:
         """A table of the groups and of the layout of every entry."""
-        lines = [f"{len(self.groups)} groups, {self.permutation_count} permutations"]
+        lines = [f"{len(self.free)} groups, {self.permutation_count} permutations"]
         for group in self.groups.values():
             parents = f" per {' x '.join(group.parents)}" if group.parents else ""
-            lines.append(f"  {group.id:<6} {group.size:>6} units{parents}  {group.origin}")
+            fixed = " fixed" if group.fixed else ""
+            lines.append(f"  {group.id:<6} {group.size:>6} units{parents}{fixed}  {group.origin}")
         width = max((len(name) for name in self.params), default=0)
         for name, layouts in self.params.items():
             lines.append(f"  {name:<{width}}  [{', '.join(map(str, layouts))}]")

@@ -32,6 +32,7 @@ def to_mapping(spec: PermutationSpec) -> dict[str, Any]:
         "version": _VERSION,
         "groups": {
             name: {"size": group.size, "parents": list(group.parents), "origin": group.origin}
+            | ({"fixed": True} if group.fixed else {})
             for name, group in spec.groups.items()
         },
         "params": {name: [str(part) for part in dims] for name, dims in spec.params.items()},
@@ -58,7 +59,11 @@ def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> Permutatio
         spec = PermutationSpec(
             groups={
                 str(group): AxisGroup(
-                    str(group), int(of["size"]), tuple(of.get("parents", ())), of.get("origin", "")
+                    str(group),
+                    int(of["size"]),
+                    tuple(of.get("parents", ())),
+                    of.get("origin", ""),
+                    bool(of.get("fixed", False)),
                 )
                 for group, of in text["groups"].items()
             },

@@ -42,7 +42,7 @@ def verify(
                 f"of {leaf.numel()}"
             )
     subject = _Subject(model, example_inputs, kwargs, forward)
-    all_groups = list(spec.groups)
+    all_groups = list(spec.free)
     worst = 0.0
     for seed in range(seeds):
         worst = max(worst, subject.change(spec, spec.random(seed)))
