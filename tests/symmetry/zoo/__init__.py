@@ -6,10 +6,13 @@ parameters that they move.
 """
 
 from symmetry.zoo import (
+    _blocks,
     _convolutional,
     _decoders,
     _dense,
     _encoders,
+    _ideas,
+    _mixing,
     _others,
     _recurrent,
     _speech,
@@ -23,6 +26,9 @@ ZOO = {
     **_dense.ZOO,
     **_recurrent.ZOO,
     **_convolutional.ZOO,
+    **_blocks.ZOO,
+    **_ideas.ZOO,
+    **_mixing.ZOO,
     **_encoders.ZOO,
     **_decoders.ZOO,
     **_translators.ZOO,

@@ -111,7 +111,7 @@ class Perceiver(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(6, 16))
-        self.enter, self.leave = nn.Linear(6, 12), nn.Linear(16, 3)
+        self.enter, self.leave = nn.Linear(6, 12), nn.Linear(16, 2)
         self.query, self.out = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
         self.key, self.value = nn.Linear(12, 16, bias=False), nn.Linear(12, 16, bias=False)
 
