@@ -229,11 +229,11 @@ def inception() -> SetUp:
         return Branches(
             conv(inputs, 4, 1),
             nn.Sequential(conv(inputs, 6, 1), nn.ReLU(), conv(6, 8)),
-            nn.Sequential(conv(inputs, 3, 1), nn.ReLU(), conv(3, 4, 5)),
+            nn.Sequential(conv(inputs, 5, 1), nn.ReLU(), conv(5, 4, 5)),
             nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(inputs, 4, 1)),
         )
 
-    stem = conv(3, 8), nn.ReLU(), nn.LocalResponseNorm(1)
+    stem = conv(3, 8), nn.ReLU()
     return classifier(nn.Sequential(*stem, block(8), nn.ReLU(), block(20)), 20), (images(8),), {}
 
 

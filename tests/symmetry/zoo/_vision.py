@@ -135,7 +135,7 @@ ZOO = {
         use_conv_embed=False,
         mlp_ratio=2.0,
     ),
-    "cvt_like_upernet": transformer(
+    "upernet": transformer(
         "UperNetForSemanticSegmentation",
         large_picture,
         backbone_config={
