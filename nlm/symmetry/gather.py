@@ -48,10 +48,8 @@ def gathers(
 def _parent_axes(axis: int, layouts: tuple[Layout, ...], groups: Groups) -> tuple[int, ...]:
     """The other axes of the parameter that hold parents or selectors missing on this one."""
     layout = layouts[axis]
-    here = _factors(layout)
-    missing = [name for name in _needed(layout, groups) if name not in here]
     axes: list[int] = []
-    for name in missing:
+    for name in _missing(layout, groups, set()):
         holders = [
             other
             for other, candidate in enumerate(layouts)
@@ -68,15 +66,17 @@ def _parent_axes(axis: int, layouts: tuple[Layout, ...], groups: Groups) -> tupl
     return tuple(axes)
 
 
-def _needed(layout: Layout, groups: Groups) -> Iterator[str]:
+def _missing(layout: Layout, groups: Groups, known: set[str]) -> Iterator[str]:
+    """The parents and selectors whose index the position along a layout does not tell."""
     if isinstance(layout, Ref):
         if is_free(groups, layout.group):
-            yield from groups[layout.group].parents
+            yield from (name for name in groups[layout.group].parents if name not in known)
     elif not isinstance(layout, Fixed):
-        if isinstance(layout, Family):
+        if isinstance(layout, Family) and layout.selector not in known:
             yield layout.selector
+        inside = known | _factors(layout)
         for part in layout.parts:
-            yield from _needed(part, groups)
+            yield from _missing(part, groups, inside | _factors(part))
 
 
 def _factors(layout: Layout) -> set[str]:
