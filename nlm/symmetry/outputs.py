@@ -32,12 +32,6 @@ def _collect(value: Any, path: str, found: dict[str, Tensor]) -> None:
         _collect(part, f"{path}.{key}" if path else str(key), found)
 
 
-def tensors_of(outputs: Any, names: Sequence[str]) -> list[Tensor]:
-    """The selected tensors among a model's outputs; all of them where none is selected."""
-    every = named_tensors(outputs)
-    return [every[name] for name in (selected(every, names) if names else every)]
-
-
 def selected(every: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The names, in the model's order, that selected ones stand for, also by their first part.
 

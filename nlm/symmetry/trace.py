@@ -1,14 +1,17 @@
 """``nlm.trace``: from a model and an example input to a verified specification."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from nlm.symmetry.discover import discover
 from nlm.symmetry.graph import with_defaults
-from nlm.symmetry.outputs import tensors_of
+from nlm.symmetry.proof import SymmetryError, VacuousError
 from nlm.symmetry.spec import PermutationSpec
+
+_log = logging.getLogger(__name__)
 
 
 def trace(
@@ -43,7 +46,8 @@ def trace(
     ValueError
         The model cannot be exported, or has no such outputs; the message holds the reason.
     SymmetryError
-        The proof failed; the message names the group.
+        The proof failed, and not for single groups. A group that fails alone, or whose units have
+        no effect on this model, stays as it is: ``spec.pinned`` says so.
 
     References
     ----------
@@ -56,10 +60,26 @@ def trace(
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     arguments = with_defaults(model, kwargs or {})
     spec = discover(model, args, arguments, outputs)
-    if not any(parameter.is_meta for parameter in model.parameters()):
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return spec
+    return _proven(spec, model, args, arguments)
 
-        def forward(model: nn.Module, args: tuple[Any, ...], **kwargs: Any) -> list[Tensor]:
-            return tensors_of(model(*args, **kwargs), spec.outputs)
 
-        spec.verify(model, args, arguments, forward=forward)
-    return spec
+def _proven(
+    spec: PermutationSpec, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> PermutationSpec:
+    """The specification with its proof, without the groups that cannot be proven."""
+    while True:
+        try:
+            spec.verify(model, args, kwargs)
+            return spec
+        except SymmetryError as error:
+            dropped = [group for group in error.groups if group in spec.free]
+            if not dropped:
+                raise
+            why = "without effect"
+            if not isinstance(error, VacuousError):
+                why = "refuted by the proof"
+                _log.warning("%s; %s stays as it is", error, ", ".join(dropped))
+            spec = spec.restrict(group for group in spec.free if group not in dropped)
+            spec.pinned.update(dict.fromkeys(dropped, why))
