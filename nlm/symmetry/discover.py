@@ -20,7 +20,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nlm.symmetry.atoms import Axis, fixed, free, mark_read, pin, size_of
+from nlm.symmetry.atoms import (
+    Axis,
+    fixed,
+    free,
+    leaves,
+    mark_read,
+    pin,
+    resolve,
+    same,
+    size_of,
+)
 from nlm.symmetry.conclude import conclude
 from nlm.symmetry.graph import Graph, export
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
@@ -135,6 +145,7 @@ class _Reader:
         try:
             result = self.understood(step, args, kwargs, operands)
             _check_shapes(result, outputs)
+            self.follow_numbers(node, operands, result)
         except NotUnderstood:
             result = self.inner(node, args, kwargs)
             if result is None:
@@ -142,11 +153,27 @@ class _Reader:
         except Exception:
             _log.debug("nlm.trace: the handler of %s failed", node.target, exc_info=True)
             result = self.not_understood(node, operands, outputs)
+        known = {leaf for x in operands for axis in x.axes for leaf in leaves(axis)}
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
+            if placed := {e for axis in x.axes for e in leaves(axis) if e.pinned} - known:
+                kept = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
+                self.records.append((tuple(kept), x.lookups))
         self.fold(node, args, kwargs, operands, result)
         return result
+
+    def follow_numbers(self, node: fx.Node, operands: list[Array], result: Any) -> None:
+        """Pins what index values stand for, unless they are looked up with, or only passed on."""
+        registered = HANDLERS.get(operation_name(node.target))
+        if registered is not None and registered.looks_up:
+            return
+        for x in operands:
+            if x.over is not None and not all(
+                each.over is not None and same(resolve(each.over), resolve(x.over))
+                for each in _arrays(result)
+            ):
+                pin(x.over, "computed with")
 
     def understood(self, step: Step, args: Any, kwargs: Any, operands: list[Array]) -> Any:
         """The result by the operation's handler, or by its tags."""

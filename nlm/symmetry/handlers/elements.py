@@ -68,6 +68,7 @@ def softmax(step: Step, x: Array, dim: int, *rest: Any, **more: Any) -> Array:
 @handler(
     "zeros", "ones", "full", "new_ones", "new_zeros", "new_full", "zeros_like", "ones_like",
     "full_like", "scalar_tensor", "fill", "zero",
+    looks_up=True,
 )  # fmt: skip
 def filled(step: Step, *rest: Any, **more: Any) -> Array:
     value = more.get("fill_value", rest[-1] if rest else None)

@@ -20,31 +20,35 @@ from nlm.symmetry.handlers.registry import (
 from nlm.symmetry.handlers.shapes import slice_
 
 
-def look_up(axis: Axis, index: Array, why: str) -> None:
-    """The values of an index name positions along an axis: that of which they are, or none."""
+def look_up(step: Step, axes: list[Axis], dim: int, index: Array, why: str) -> None:
+    """The values of an index name positions along an axis: that of which they are, or none.
+
+    What is looked up by number has nothing to do with the place where it was.
+    """
     if index.over is None or is_wild(index.over):
-        pin(axis, why)
+        pin(axes[dim], why)
+        step.record(replaced(axes, dim))
     else:
-        unify(axis, index.over)
+        unify(axes[dim], index.over)
 
 
 def used(index: Array) -> frozenset[Lookup]:
     return frozenset() if index.lookup is None else frozenset([index.lookup])
 
 
-@handler("embedding")
+@handler("embedding", looks_up=True)
 def embedding(step: Step, weight: Array, index: Array, *rest: Any, **more: Any) -> Array:
-    look_up(weight.axes[0], index, "looked up by number")
+    look_up(step, weight.axes, 0, index, "looked up by number")
     return Array([*index.axes, *weight.axes[1:]], lookups=used(index))
 
 
-@handler("index_select")
+@handler("index_select", looks_up=True)
 def index_select(step: Step, x: Array, dim: int, index: Array) -> Array:
     before: list[Array | None] = [None] * dim_of(x, dim)
     return index_(step, x, [*before, index])
 
 
-@handler("index", "_unsafe_index")
+@handler("index", "_unsafe_index", looks_up=True)
 def index_(step: Step, x: Array, indices: Sequence[Array | None]) -> Array:
     given = {dim: index for dim, index in enumerate(indices) if index is not None}
     if len(given) == 1:
@@ -57,7 +61,7 @@ def index_(step: Step, x: Array, indices: Sequence[Array | None]) -> Array:
             raise NotUnderstood
     lookups: frozenset[Lookup] = frozenset()
     for dim, index in given.items():
-        look_up(x.axes[dim], index, "indexed")
+        look_up(step, x.axes, dim, index, "indexed")
         lookups |= used(index)
     common = broadcast(*(index.axes for index in given.values()))
     dims = list(given)
@@ -76,14 +80,14 @@ def _run(index: Array, size: int) -> range | None:
     return run if positions == list(run) else None
 
 
-@handler("gather", "take_along_dim")
+@handler("gather", "take_along_dim", looks_up=True)
 def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
     if isinstance(dim, Array):
         raise NotUnderstood
     dim = dim_of(x, dim)
     for at, (axis, other) in enumerate(zip(x.axes, index.axes, strict=True)):
         if at == dim:
-            look_up(axis, index, "gathered")
+            look_up(step, x.axes, dim, index, "gathered")
         elif size_of(axis) == size_of(other):
             unify(axis, other)
         else:
@@ -95,26 +99,30 @@ def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
     return Array(axes, x.over, lookups=used(index))
 
 
-@handler("scatter", "scatter_add")
+@handler("scatter", "scatter_add", looks_up=True)
 def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: Any) -> Array:
     dim = dim_of(x, dim)
     operands = [index, *([source] if isinstance(source, Array) else [])]
+    for each in (x, source):
+        if isinstance(each, Array) and each.over is not None:
+            pin(each.over, "scattered")
     for at in range(len(x.axes)):
         sizes = {size_of(each.axes[at]) for each in operands}
         if len(sizes) > 1 or (at != dim and sizes != {size_of(x.axes[at])}):
             raise NotUnderstood
     common = broadcast(*(each.axes for each in operands))
-    look_up(x.axes[dim], index, "scattered to")
+    look_up(step, x.axes, dim, index, "scattered to")
     target = x.axes[dim]
     if is_wild(target):
         known = index.over is not None and not is_wild(index.over)
         target = index.over if known and index.over else fixed(size_of(target), "scattered to")
     others = broadcast(replaced(x.axes, dim, []), replaced(common, dim, []))
     step.record(common)
+    step.record(replaced(common, dim))
     return Array(replaced(others, dim, target))
 
 
-@handler("one_hot")
+@handler("one_hot", looks_up=True)
 def one_hot(step: Step, index: Array, classes: int = -1) -> Array:
     size = step.shape[-1]
     if index.over is None or is_wild(index.over) or size_of(index.over) != size:
