@@ -14,6 +14,7 @@ import logging
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -283,7 +284,7 @@ def _decomposed(node: fx.Node) -> fx.Graph | None:
 
     table = {
         op: rule
-        for op, rule in torch._decomp.core_aten_decompositions().items()
+        for op, rule in _decompositions().items()
         if operation_name(op) not in HANDLERS or op is target
     }
     try:
@@ -294,6 +295,11 @@ def _decomposed(node: fx.Node) -> fx.Graph | None:
     if any(operation_name(each.target) == operation_name(target) for each in calls):
         return None
     return graph if calls else None
+
+
+@cache
+def _decompositions() -> dict[Any, Any]:
+    return dict(torch._decomp.core_aten_decompositions())
 
 
 def _bound(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -89,7 +89,11 @@ class Step:
         return str(self.node.target)
 
     def record(self, axes: Sequence[Axis]) -> None:
-        """Notes a tensor that the operation computes on the way, by its axes."""
+        """Notes a tensor that the operation computes on the way, by its axes.
+
+        A product notes all axes that it pairs, before it sums: what stands in both operands at
+        different positions (rows and columns of a Gram matrix) is there twice.
+        """
         self.records.append((tuple(axes), self.lookups))
 
     def together(self, candidates: Iterable[Atom], lead: Atom) -> list[Atom]:
