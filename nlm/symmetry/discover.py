@@ -143,6 +143,10 @@ class _Reader:
         except Exception:
             _log.debug("nlm.trace: the handler of %s failed", node.target, exc_info=True)
             result = self.not_understood(node, operands, outputs)
+        kept = {id(x.over) for x in _arrays(result)}
+        for x in operands:
+            if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
+                pin(x.over, "computed with")
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
@@ -237,6 +241,12 @@ def operation_name(target: Any) -> str:
     if schema.is_mutable and name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     return name if library == "aten" else f"{library}.{name}"
+
+
+def _looks_up(target: Any) -> bool:
+    """Whether an operation's handler understands index values as such."""
+    registered = HANDLERS.get(operation_name(target))
+    return registered is not None and registered.looks_up
 
 
 def _decomposed(node: fx.Node) -> fx.Graph | None:
