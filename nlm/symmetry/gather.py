@@ -61,6 +61,8 @@ class Gathers:
     def _build(self, layouts: Layouts) -> Tensor:
         """The index of the last layout's axis, with the others as its parent axes."""
         *outer, own = layouts
+        if isinstance(own, Ref) and not self.groups[own.group].parents:
+            return self.moved[own.group]
         known: Coordinates = {}
         for axis, layout in enumerate(outer):
             shape = [-1 if other == axis else 1 for other in range(len(layouts))]

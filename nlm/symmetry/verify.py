@@ -24,7 +24,7 @@ _CLEAR_EFFECT = 1e-3  # of a control, beyond which no stronger one is looked for
 _MOST_TRIALS = 200  # of the search for the place that explains a failure
 
 Place = tuple[str, int]  # a dimension of a parameter
-Changes = Mapping[Place, Layout]  # what stands there instead
+Changes = Mapping[Place, Layout | None]  # what stands there instead; None where nothing moves
 
 
 def verify(
@@ -132,9 +132,10 @@ def _not_together(
         for group in list(trials.places)[:_MOST_TRIALS]
         if trials.at_once({g: p for g, p in permutation.items() if g != group}) <= allowed
     ]
+    without = f", and none without one of {', '.join(needed)}" if needed else ""
     return SymmetryError(
         f"nlm.symmetry: permuting all groups at once must not change the outputs, got a relative "
-        f"change of {error:.1e}, without any of {', '.join(needed or trials.places)} none",
+        f"change of {error:.1e}{without}",
         needed,
     )
 
@@ -152,8 +153,7 @@ class _Trials:
 
     def at_once(self, permutation: Permutation) -> float:
         """The change of the outputs of all examples under a permutation."""
-        plans = gather.Gathers(self.spec.groups, permutation)
-        return self._change(plans, dict(self.spec.params), slice(None))
+        return self._change(permutation, self.spec.params, {}, slice(None))
 
     def alone(
         self, group: str, changes: Changes | None = None, examples: slice = slice(1)
@@ -165,15 +165,7 @@ class _Trials:
             for alias in self.subject.aliases[name]
         }
         names = dict.fromkeys(name for name, _ in (*self.places[group], *changes))
-        layouts = {
-            name: tuple(
-                changes.get((name, dim), layout)
-                for dim, layout in enumerate(self.spec.params[name])
-            )
-            for name in names
-        }
-        plans = gather.Gathers(self.spec.groups, {group: self._drawn[group]})
-        return self._change(plans, layouts, examples)
+        return self._change({group: self._drawn[group]}, names, changes, examples)
 
     def control(self, group: str) -> float:
         """The largest effect of permuting a group everywhere except in one place.
@@ -189,7 +181,7 @@ class _Trials:
             return self.subject.change(dict.fromkeys(self.subject.aliases[name], mixed))
         effect = 0.0
         for place in places:
-            effect = max(effect, self.alone(group, {place: self.fixed(place)}))
+            effect = max(effect, self.alone(group, {place: None}))
             if effect > _CLEAR_EFFECT:
                 break
         return effect
@@ -201,19 +193,21 @@ class _Trials:
         ]
         return sorted(places, key=lambda place: -len(self.spec.params[place[0]]))
 
-    def fixed(self, place: Place) -> Layout:
-        """What stands in a place where nothing moves."""
-        name, dim = place
-        return Fixed(self.spec.params[name][dim].size)
-
     def _change(
-        self, plans: gather.Gathers, layouts: Mapping[str, gather.Layouts], examples: slice
+        self, permutation: Permutation, names: Iterable[str], changes: Changes, examples: slice
     ) -> float:
-        plan = {name: plans.of(dims) for name, dims in layouts.items()}
-        names = [name for name, gathers in plan.items() if gathers]
-        state = self.subject.state
-        moved = gather.apply([state[name] for name in names], [plan[name] for name in names])
-        return self.subject.change(dict(zip(names, moved, strict=True)), examples)
+        gathers = gather.Gathers(self.spec.groups, permutation)
+        plans = {}
+        for name in names:
+            layouts = [
+                changes.get((name, dim)) or layout
+                for dim, layout in enumerate(self.spec.params[name])
+            ]
+            left_out = [dim for (of, dim), layout in changes.items() if of == name and not layout]
+            if plan := gathers.of(tuple(layouts), left_out):
+                plans[name] = plan
+        moved = gather.apply([self.subject.state[name] for name in plans], plans.values())
+        return self.subject.change(dict(zip(plans, moved, strict=True)), examples)
 
 
 def _culprit(trials: _Trials, group: str, examples: slice = slice(1)) -> str:
@@ -233,7 +227,7 @@ def _explanations(trials: _Trials, group: str) -> Iterator[tuple[Changes, str]]:
     for place in standing:
         if len(standing) > 1:
             text = f"it stands on {_listed([place])}, without which they stay"
-            yield {place: trials.fixed(place)}, text
+            yield {place: None}, text
     for place, layout in missing:
         yield {place: layout}, f"it is missing on {_listed([place])}, with which they stay"
     exact = [(place, layout) for place, layout in missing if isinstance(layout, Ref)]
@@ -245,12 +239,12 @@ def _explanations(trials: _Trials, group: str) -> Iterator[tuple[Changes, str]]:
         places = [place for place in standing if _module(place) == module]
         if 1 < len(places) < len(standing):
             text = f"it stands on {_listed(places)}, without which they stay"
-            yield {place: trials.fixed(place) for place in places}, text
+            yield dict.fromkeys(places), text
     for place in standing:
         for other, layout in exact:
             if other[0] == place[0]:
                 text = f"it stands on {_listed([place])} instead of dimension {other[1]}"
-                yield {place: trials.fixed(place), other: layout}, text
+                yield {place: None, other: layout}, text
 
 
 def _missing(trials: _Trials, group: str) -> Iterator[tuple[Place, Layout]]:
