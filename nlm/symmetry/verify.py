@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nlm.symmetry import gather
 from nlm.symmetry.layout import Fixed, Layout, Ref, product
@@ -117,6 +117,7 @@ def _not_together(
 ) -> SymmetryError:
     """Groups that hold alone, on the first example, and not together or on all examples."""
     everywhere = slice(None)
+    trials.drawn = permutation
     for group in trials.places:
         alone = trials.alone(group, examples=everywhere)
         if alone > allowed:
@@ -149,11 +150,11 @@ class _Trials:
         self.places: dict[str, list[Place]] = {
             group: spec.carriers(group) for group, of in spec.free.items() if of.size > 1
         }
-        self._drawn = spec.random(2**31)
+        self.drawn = spec.random(2**31)
 
     def at_once(self, permutation: Permutation) -> float:
         """The change of the outputs of all examples under a permutation."""
-        return self._change(permutation, self.spec.params, {}, slice(None))
+        return self.subject.change(self._moved(permutation, self.spec.params, {}), slice(None))
 
     def alone(
         self, group: str, changes: Changes | None = None, examples: slice = slice(1)
@@ -165,20 +166,23 @@ class _Trials:
             for alias in self.subject.aliases[name]
         }
         names = dict.fromkeys(name for name, _ in (*self.places[group], *changes))
-        return self._change({group: self._drawn[group]}, names, changes, examples)
+        moved = self._moved({group: self.drawn[group]}, names, changes)
+        return self.subject.change(moved, examples)
 
     def control(self, group: str) -> float:
         """The largest effect of permuting a group everywhere except in one place.
 
-        A group that stands in one place only is scattered over it instead.
+        Where it stands in one place only, its units get other values instead.
         """
         places = self._distinct(group)
         if len(places) == 1:
             [(name, _)] = places
             tensor = self.subject.state[name]
-            order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
-            mixed = tensor.flatten()[order.to(tensor.device)].view_as(tensor)
-            return self.subject.change(dict.fromkeys(self.subject.aliases[name], mixed))
+            [permuted] = self._moved({group: self.drawn[group]}, [name], {}).values()
+            factors = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
+            other = tensor * (2 * factors).to(tensor.device, tensor.dtype)
+            changed = torch.where(permuted == tensor, tensor, other)
+            return self.subject.change(dict.fromkeys(self.subject.aliases[name], changed))
         effect = 0.0
         for place in places:
             effect = max(effect, self.alone(group, {place: None}))
@@ -193,9 +197,10 @@ class _Trials:
         ]
         return sorted(places, key=lambda place: -len(self.spec.params[place[0]]))
 
-    def _change(
-        self, permutation: Permutation, names: Iterable[str], changes: Changes, examples: slice
-    ) -> float:
+    def _moved(
+        self, permutation: Permutation, names: Iterable[str], changes: Changes
+    ) -> dict[str, Tensor]:
+        """The entries of the state that a permutation moves, in their new order."""
         gathers = gather.Gathers(self.spec.groups, permutation)
         plans = {}
         for name in names:
@@ -207,7 +212,7 @@ class _Trials:
             if plan := gathers.of(tuple(layouts), left_out):
                 plans[name] = plan
         moved = gather.apply([self.subject.state[name] for name in plans], plans.values())
-        return self.subject.change(dict(zip(plans, moved, strict=True)), examples)
+        return dict(zip(plans, moved, strict=True))
 
 
 def _culprit(trials: _Trials, group: str, examples: slice = slice(1)) -> str:
