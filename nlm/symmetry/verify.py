@@ -20,7 +20,7 @@ from nlm.symmetry.spec import PermutationSpec
 from nlm.symmetry.subject import Example, Subject, other_shapes
 
 _CONTROL_RATIO = 1e-3  # the error of a true symmetry against the effect of a broken one
-_CLEAR_EFFECT = 1e-3  # of a control, beyond which no stronger one is looked for
+_CLEAR_EFFECT = 1e-4  # of a control, beyond which no stronger one is looked for
 _MOST_TRIALS = 200  # of the search for the place that explains a failure
 
 Place = tuple[str, int]  # a dimension of a parameter
@@ -183,10 +183,11 @@ class _Trials:
             other = tensor * (2 * factors).to(tensor.device, tensor.dtype)
             changed = torch.where(permuted == tensor, tensor, other)
             return self.subject.change(dict.fromkeys(self.subject.aliases[name], changed))
+        clear = max(_CLEAR_EFFECT, self.subject.tolerance / _CONTROL_RATIO)
         effect = 0.0
         for place in places:
             effect = max(effect, self.alone(group, {place: None}))
-            if effect > _CLEAR_EFFECT:
+            if effect > clear:
                 break
         return effect
 
