@@ -148,7 +148,7 @@ def _sites(
 def _used(spec: PermutationSpec, layout: Layout, groups: list[str]) -> list[Block]:
     """The blocks of a module's output in which some groups are the innermost ones."""
     found = []
-    for block in blocks((layout,), (layout.size,)):
+    for block in blocks((layout,), (layout.size,), partial=True):
         standing = _standing(spec, block)
         outer = {parent for group in standing for parent in spec.groups[group].parents}
         complete = all(block.holds(parent) for parent in outer)

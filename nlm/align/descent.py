@@ -27,13 +27,6 @@ class Descent:
     """
 
     def __init__(self, groups: Groups, comparisons: Sequence[Comparison]) -> None:
-        for comparison in comparisons:
-            for block in comparison.blocks:
-                if moving := [name for name in block.at if is_free(groups, name)]:
-                    raise ValueError(
-                        f"nlm.align: the group that selects among the parts of a family is fixed, "
-                        f"got {moving[0]!r} in [{', '.join(map(str, comparison.layouts))}]"
-                    )
         self.groups = groups
         self.comparisons = comparisons
         self.permutation = {name: identity(groups, name) for name in groups}

@@ -69,10 +69,18 @@ class Block:
         return (near or found)[-1]
 
 
-def blocks(layouts: Sequence[Layout], shape: Sequence[int]) -> list[Block]:
-    """The blocks of a parameter; a dimension without groups has the size that ``shape`` says."""
+def blocks(layouts: Sequence[Layout], shape: Sequence[int], partial: bool = False) -> list[Block]:
+    """The blocks of a parameter; a dimension without groups has the size that ``shape`` says.
+
+    ``partial``: families whose selector stands on none of the dimensions are left out.
+
+    Raises
+    ------
+    ValueError
+        The selector of a family stands nowhere.
+    """
     dims = [
-        list(_choices(layout if any(references(layout)) else Fixed(size), dim))
+        list(choices(layout if any(references(layout)) else Fixed(size), dim))
         for dim, (layout, size) in enumerate(zip(layouts, shape, strict=True))
     ]
     found = []
@@ -80,9 +88,17 @@ def blocks(layouts: Sequence[Layout], shape: Sequence[int]) -> list[Block]:
         at = _agreed(part.at for part in choice)
         if at is None:
             continue
+        standing = [axis for part in choice for axis in part.axes]
+        if absent := set(at) - {axis.group for axis in standing}:
+            if partial:
+                continue
+            raise ValueError(
+                f"nlm.symmetry: the selector of a family stands on a dimension of the parameter, "
+                f"got none with {sorted(absent)} in [{', '.join(map(str, layouts))}]"
+            )
         start = [part.start[0] for part in choice]
         axes = []
-        for axis in (axis for part in choice for axis in part.axes):
+        for axis in standing:
             if axis.group in at:
                 start[axis.dim] += at[axis.group] * axis.stride
             else:
@@ -91,7 +107,7 @@ def blocks(layouts: Sequence[Layout], shape: Sequence[int]) -> list[Block]:
     return found
 
 
-def _choices(layout: Layout, dim: int) -> Iterator[Block]:
+def choices(layout: Layout, dim: int = 0) -> Iterator[Block]:
     """The blocks along one dimension; selectors still stand on their axes."""
     if isinstance(layout, (Ref, Fixed)):
         group = layout.group if isinstance(layout, Ref) else None
@@ -102,7 +118,7 @@ def _choices(layout: Layout, dim: int) -> Iterator[Block]:
     else:
         start = 0
         for number, part in enumerate(layout.parts):
-            for choice in _choices(part, dim):
+            for choice in choices(part, dim):
                 if not isinstance(layout, Family):
                     yield replace(choice, start=(choice.start[0] + start,))
                 elif (at := _agreed((choice.at, {layout.selector: number}))) is not None:
@@ -112,7 +128,7 @@ def _choices(layout: Layout, dim: int) -> Iterator[Block]:
 
 
 def _grids(layout: Product, dim: int) -> Iterator[Block]:
-    for choice in itertools.product(*(list(_choices(part, dim)) for part in layout.parts)):
+    for choice in itertools.product(*(list(choices(part, dim)) for part in layout.parts)):
         at = _agreed(part.at for part in choice)
         if at is None:
             continue

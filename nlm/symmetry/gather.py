@@ -1,22 +1,21 @@
 """From the layouts of a parameter and a permutation to the index arrays of the ``permute`` op.
 
-For every dimension that a free group touches, the new position is decomposed into the coordinates
-of its layout's parts, each coordinate is looked up in its group's permutation, and the old position
-is put together again. A group whose parent stands in the same dimension (heads x head_dim) needs
-no more than a flat index; where the parent is another dimension of the parameter (experts
-[E, F, D]) the index gets that dimension as a leading axis.
+For every dimension that a free group touches the index array is filled block by block: within one,
+the old position is the sum over the axes of stride times the index looked up in the axis' group. A
+group whose parent stands in the same dimension (heads x head_dim) needs no more than a flat index;
+where the parent is another dimension of the parameter (experts [E, F, D]) the index gets that
+dimension as a leading axis.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nlm.symmetry.layout import Family, Fixed, Layout, Product, Ref, references
+from nlm.symmetry.blocks import Block, blocks, choices
+from nlm.symmetry.layout import Layout, references
 from nlm.symmetry.permutation import Groups, Permutation, is_free
-
-Coordinates = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,108 +35,79 @@ def gathers(
         if not any(is_free(groups, ref.group) for ref in references(layout)):
             continue
         outer = _parent_axes(axis, layouts, groups)
-        shape = (*(layouts[other].size for other in outer), layout.size)
-        grid = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
-        known: Coordinates = {}
-        for other, position in zip((*outer, axis), grid, strict=True):
-            known.update(_coordinates(layouts[other], position))
-        old = _old_position(layout, grid[-1], known, groups, permutation)
-        yield Gather(axis, old.contiguous(), outer)
+        parts = [*(layouts[other] for other in outer), layout]
+        sizes = [part.size for part in parts]
+        index = torch.empty(sizes, dtype=torch.int64)
+        for block in blocks(parts, sizes):
+            block.view(index).copy_(_old_positions(block, groups, permutation))
+        yield Gather(axis, index, outer)
 
 
 def _parent_axes(axis: int, layouts: tuple[Layout, ...], groups: Groups) -> tuple[int, ...]:
     """The other axes of the parameter that hold parents or selectors missing on this one."""
-    layout = layouts[axis]
-    here = _factors(layout)
-    missing = [name for name in _needed(layout, groups) if name not in here]
     axes: list[int] = []
-    for name in missing:
+    names = list(_missing(layouts[axis], groups))
+    while names:
+        name = names.pop(0)
         holders = [
             other
             for other, candidate in enumerate(layouts)
-            if other != axis and name in _factors(candidate)
+            if other != axis and all(part.axes_of(name) for part in choices(candidate))
         ]
         if len(holders) != 1:
             raise ValueError(
-                f"nlm.symmetry: the index of {name!r}, on which axis {axis} ({layout}) depends, "
-                f"must stand on exactly one other axis, got {len(holders)} in "
+                f"nlm.symmetry: the index of {name!r}, on which axis {axis} ({layouts[axis]}) "
+                f"depends, must stand on exactly one other axis, got {len(holders)} in "
                 f"[{', '.join(map(str, layouts))}]"
             )
         if holders[0] not in axes:
             axes.append(holders[0])
+            names += [
+                other
+                for part in choices(layouts[holders[0]])
+                for other in part.at
+                if not part.axes_of(other)
+            ]
     return tuple(axes)
 
 
-def _needed(layout: Layout, groups: Groups) -> Iterator[str]:
-    if isinstance(layout, Ref):
-        if is_free(groups, layout.group):
-            yield from groups[layout.group].parents
-    elif not isinstance(layout, Fixed):
-        if isinstance(layout, Family):
-            yield layout.selector
-        for part in layout.parts:
-            yield from _needed(part, groups)
+def _missing(layout: Layout, groups: Groups) -> dict[str, None]:
+    """The groups that say what happens along a layout and do not stand there themselves."""
+    missing: dict[str, None] = {}
+    for part in choices(layout):
+        needed = list(part.at)
+        if moving := [name for name in needed if is_free(groups, name)]:
+            raise ValueError(
+                f"nlm.symmetry: the group that selects among the parts of a family is fixed, got "
+                f"{moving[0]!r} in {layout}"
+            )
+        for axis in part.axes:
+            if axis.group is not None and is_free(groups, axis.group):
+                needed += groups[axis.group].parents
+        missing |= dict.fromkeys(name for name in needed if not part.axes_of(name))
+    return missing
 
 
-def _factors(layout: Layout) -> set[str]:
-    """The groups whose index the position along a layout determines everywhere."""
-    if isinstance(layout, Ref):
-        return {layout.group}
-    if isinstance(layout, Product):
-        return set().union(*(_factors(part) for part in layout.parts))
-    return set()
+def _old_positions(block: Block, groups: Groups, permutation: Permutation) -> Tensor:
+    """The old position along the last dimension for every new one, one dimension per axis."""
+    count = len(block.axes)
 
+    def along(number: int) -> Tensor:
+        shape = [-1 if other == number else 1 for other in range(count)]
+        return torch.arange(block.axes[number].size).reshape(shape)
 
-def _coordinates(layout: Layout, position: Tensor) -> Coordinates:
-    """The index of each factor group at every position along a layout."""
-    if isinstance(layout, Ref):
-        return {layout.group: position}
-    found: Coordinates = {}
-    if isinstance(layout, Product):
-        for part, local in _split(layout, position):
-            found.update(_coordinates(part, local))
-    return found
-
-
-def _split(layout: Product, position: Tensor) -> Iterator[tuple[Layout, Tensor]]:
-    """The position within each part of a product."""
-    stride = layout.size
-    for part in layout.parts:
-        stride //= part.size
-        yield part, (position // stride) % part.size
-
-
-def _old_position(
-    layout: Layout,
-    position: Tensor,
-    known: Mapping[str, Tensor],
-    groups: Groups,
-    permutation: Permutation,
-) -> Tensor:
-    """For every new position along a layout the old one; ``known`` holds the new coordinates."""
-    if isinstance(layout, Fixed):
-        return position
-    if isinstance(layout, Ref):
-        if not is_free(groups, layout.group):
-            return position
-        parents = tuple(known[parent] for parent in groups[layout.group].parents)
-        return permutation[layout.group][(*parents, position)]
-    if isinstance(layout, Product):
-        old = torch.zeros_like(position)
-        for part, local in _split(layout, position):
-            old = old * part.size + _old_position(part, local, known, groups, permutation)
-        return old
-    old = torch.empty_like(position)
-    start = 0
-    for number, part in enumerate(layout.parts):
-        if isinstance(layout, Family):
-            inside = known[layout.selector] == number
-        else:
-            inside = (position >= start) & (position < start + part.size)
-        local_known = {name: index[inside] for name, index in known.items()}
-        local = position[inside] - start
-        local_known.update(_coordinates(part, local))
-        old[inside] = start + _old_position(part, local, local_known, groups, permutation)
-        if not isinstance(layout, Family):
-            start += part.size
+    old = torch.tensor(block.start[-1])
+    for number, axis in enumerate(block.axes):
+        if axis.dim != len(block.start) - 1:
+            continue
+        position = along(number)
+        if axis.group is not None and is_free(groups, axis.group):
+            parents = tuple(
+                torch.tensor(block.at[parent])
+                if parent in block.at
+                else along(block.axis_of_parent(parent, number))
+                for parent in groups[axis.group].parents
+            )
+            position = permutation[axis.group][(*parents, position)]
+        old = old + axis.stride * position
     return old

@@ -326,7 +326,7 @@ class PermutationSpec:
         """
         best: dict[str, tuple[int, str]] = {}
         for module, site in self.sites.items():
-            parts = blocks((site.layout,), (site.layout.size,))
+            parts = blocks((site.layout,), (site.layout.size,), partial=True)
             for block in parts:
                 standing = {axis.group for axis in block.axes if axis.group in self.free}
                 for group in filter(None, standing):

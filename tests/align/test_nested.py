@@ -1,0 +1,171 @@
+"""Units inside units: block moves are optimal, nothing is lost, planted permutations come back."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from nlm.align import weight_matching
+from nlm.symmetry import AxisGroup, PermutationSpec, parse
+
+
+def specification(groups: str, params: dict[str, list[str]]) -> PermutationSpec:
+    """From "h:3 d:2<h" and layouts; a group with "!" is fixed."""
+    found = {}
+    for text in groups.split():
+        head, _, parents = text.partition("<")
+        name, size = head.split(":")
+        found[name] = AxisGroup(
+            name,
+            int(size.rstrip("!")),
+            tuple(filter(None, parents.split(","))),
+            fixed=size.endswith("!"),
+        )
+    return PermutationSpec(found, {name: tuple(map(parse, dims)) for name, dims in params.items()})
+
+
+def weights(spec: PermutationSpec, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn([layout.size for layout in layouts], generator=generator)
+        for name, layouts in spec.params.items()
+    }
+
+
+def every_permutation(spec: PermutationSpec):
+    """All that a specification allows."""
+    choices = []
+    for group in spec.free:
+        *parents, size = spec.identity()[group].shape
+        orders = [torch.tensor(order) for order in itertools.permutations(range(size))]
+        choices.append(
+            [
+                torch.stack(lines).reshape(*parents, size)
+                for lines in itertools.product(orders, repeat=math.prod(parents))
+            ]
+        )
+    for chosen in itertools.product(*choices):
+        yield dict(zip(spec.free, chosen, strict=True))
+
+
+def product(a, b) -> float:
+    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
+
+
+ONE_TREE = {
+    "heads": ("h:3 d:3<h", {"w": ["h:3 x d:3", "4"], "b": ["h:3 x d:3"]}),
+    "two kinds of units in a head": (
+        "h:3 d:2<h e:2<h",
+        {"q": ["h:3 x d:2", "4"], "v": ["5", "h:3 x e:2"], "slope": ["h:3"]},
+    ),
+    "fused, as a sum": (
+        "h:3 d:2<h e:2<h",
+        {"qkv": ["(h:3 x d:2 + h:3 x d:2 + h:3 x e:2)", "4"]},
+    ),
+    "fused, as a family": (
+        "s:3! h:3 d:2<h e:2<h",
+        {"qkv": ["s:3 x s<h:3 | h:3 | h:3> x s<d:2 | d:2 | e:2>", "4"]},
+    ),
+    "fused, the selector on another dimension": (
+        "s:2! h:3 d:2<h e:2<h",
+        {"qkv": ["s:2", "5", "h:3 x s<d:2 | e:2>"]},
+    ),
+    "groups of queries": (
+        "kv:2 rep:2<kv d:2<kv,rep e:2<kv",
+        {"q": ["kv:2 x rep:2 x d:2", "4"], "k": ["kv:2 x e:2", "4"], "o": ["3", "kv:2 x rep:2"]},
+    ),
+    "heads that cannot move": ("h:3! d:3<h", {"w": ["h:3 x d:3", "4"]}),
+    "two parents that cannot move": (
+        "s:2! t:2! d:3<s,t",
+        {"w": ["s:2 x d:3", "t:2", "4"], "b": ["t:2 x s:2 x d:3"]},
+    ),
+    "a member for each index of the selector": (
+        "s:2! d:3<s e:3",
+        {"w": ["s:2 x s<d:3 | d:3>", "4"]},
+    ),
+    "experts": ("e:3 f:2<e", {"up": ["e:3", "f:2", "4"], "down": ["e:3", "4", "f:2"]}),
+    "experts, the parent fixed": ("e:3! f:3<e", {"up": ["e:3", "f:3", "4"]}),
+    "grid": ("g:3", {"w": ["g:3 x 4", "2"], "v": ["2 x g:3 x 2"]}),
+}
+
+
+@pytest.mark.parametrize("case", ONE_TREE)
+def test_a_move_is_the_optimum_of_all_permutations(case, monkeypatch):
+    spec = specification(*ONE_TREE[case])
+    for seed in range(2):
+        a, b = weights(spec, seed), weights(spec, seed + 100)
+        best = max(product(a, spec.apply(p, b)) for p in every_permutation(spec))
+        for at_once in (1 << 27, 1):  # all pairs of parents together, or one after the other
+            monkeypatch.setattr("nlm.align.nested._AT_ONCE", at_once)
+            result = weight_matching(a, b, spec)
+            assert product(a, spec.apply(result.permutation, b)) == pytest.approx(best, rel=1e-12)
+            assert result.report.objective[1] == pytest.approx(best, rel=1e-12)  # in one sweep
+
+
+QUADRATIC = {
+    "heads of falcon": (
+        "g:2 r:2<g d:2<g e:2<g",
+        {"qkv": ["g:2 x (r:2 x d:2 + d:2 + e:2)", "3"], "o": ["3", "g:2 x r:2 x e:2"]},
+    ),
+    "a residual stream": ("r:6 f:5", {"w": ["r:6", "r:6"], "up": ["f:5", "r:6"], "b": ["r:6"]}),
+    "grouped channels on both axes": (
+        "g:3 c:2<g",
+        {"w": ["g:3 x c:2", "g:3 x c:2", "2"], "b": ["g:3 x c:2"]},
+    ),
+    "a grouped convolution": (
+        "g:3 o:2<g i:3<g r:5",
+        {"w": ["g:3 x o:2", "i:3", "2"], "in": ["g:3 x i:3", "r:5"], "out": ["r:5", "g:3 x o:2"]},
+    ),
+    "a square inside each head": ("h:3 d:3<h", {"w": ["h:3", "d:3", "d:3"], "b": ["h:3 x d:3"]}),
+    "a dense block": (
+        "a:3 b:3",
+        {"one": ["b:3", "a:3"], "two": ["4", "(a:3 + b:3)"], "three": ["b:3", "(a:3 + b:3)"]},
+    ),
+    "independent factors": ("h:3 d:3", {"w": ["h:3 x d:3", "4"], "v": ["h:3 x d:3", "2"]}),
+    "parents in no chain": (
+        "r:2 x:2<r y:2<r d:2<r,x,y",
+        {"w": ["r:2 x x:2", "y:2 x d:2", "3"], "v": ["r:2", "x:2", "3"]},
+    ),
+    "independent parents": ("x:2 y:3 d:2<x,y", {"w": ["x:2 x d:2", "y:3", "3"]}),
+    "a group with fixed parents beside one without": (
+        "s:2! d:3<s e:3",
+        {"w": ["s:2 x d:3", "e:3"], "v": ["e:3", "4"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("at_once", [1 << 27, 1])
+@pytest.mark.parametrize("case", QUADRATIC)
+def test_the_objective_never_falls(case, at_once, monkeypatch):
+    monkeypatch.setattr("nlm.align.nested._AT_ONCE", at_once)
+    spec = specification(*QUADRATIC[case])
+    gained = 0.0
+    for seed in range(8):
+        a, b = weights(spec, seed), weights(spec, seed + 100)
+        result = weight_matching(a, b, spec, seed=seed)
+        objective = result.report.objective
+        gained += objective[-1] - objective[0]
+        assert objective == sorted(objective)
+        assert objective[-1] == pytest.approx(
+            product(a, spec.apply(result.permutation, b)), rel=1e-12
+        )
+        assert all(-1 <= value <= 1 for value in result.report.correlation.values())
+    assert gained > 1
+
+
+@pytest.mark.parametrize("case", {**ONE_TREE, **QUADRATIC})
+def test_an_aligned_copy_stays(case):
+    spec = specification(*{**ONE_TREE, **QUADRATIC}[case])
+    a = weights(spec, 0)
+    result = weight_matching(a, a, spec)
+    assert all(torch.equal(result.permutation[g], p) for g, p in spec.identity().items())
+    assert set(result.report.correlation) == set(spec.free)
+    for group, value in result.report.correlation.items():
+        assert value == pytest.approx(1.0 if any(spec.carriers(group)) else 0.0)
+
+
+def test_a_selector_that_moves_is_refused():
+    spec = specification("s:2 d:3 e:3", {"w": ["s:2 x s<d:3 | e:3>"]})
+    with pytest.raises(ValueError, match="selects among the parts of a family is fixed, got 's'"):
+        weight_matching(weights(spec, 0), weights(spec, 1), spec)
