@@ -5,24 +5,11 @@ import math
 
 import pytest
 import torch
+from _structured import STRUCTURED, specification
 
+import nlm
 from nlm.align import weight_matching
-from nlm.symmetry import AxisGroup, PermutationSpec, parse
-
-
-def specification(groups: str, params: dict[str, list[str]]) -> PermutationSpec:
-    """From "h:3 d:2<h" and layouts; a group with "!" is fixed."""
-    found = {}
-    for text in groups.split():
-        head, _, parents = text.partition("<")
-        name, size = head.split(":")
-        found[name] = AxisGroup(
-            name,
-            int(size.rstrip("!")),
-            tuple(filter(None, parents.split(","))),
-            fixed=size.endswith("!"),
-        )
-    return PermutationSpec(found, {name: tuple(map(parse, dims)) for name, dims in params.items()})
+from nlm.symmetry import PermutationSpec
 
 
 def weights(spec: PermutationSpec, seed: int) -> dict[str, torch.Tensor]:
@@ -169,3 +156,26 @@ def test_a_selector_that_moves_is_refused():
     spec = specification("s:2 d:3 e:3", {"w": ["s:2 x s<d:3 | e:3>"]})
     with pytest.raises(ValueError, match="selects among the parts of a family is fixed, got 's'"):
         weight_matching(weights(spec, 0), weights(spec, 1), spec)
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize("case", STRUCTURED)
+def test_a_planted_permutation_comes_back(case, method):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, spec, inputs = STRUCTURED[case]()
+        spec.verify(model.eval(), inputs[:8])
+        planted = spec.random(seed)
+        other = STRUCTURED[case]()[0].eval()
+        noisy = {
+            name: tensor + 0.05 * tensor.std() * torch.randn_like(tensor)
+            for name, tensor in model.state_dict().items()
+        }
+        other.load_state_dict(spec.apply(planted, noisy))
+        data = [inputs] if method == "activations" else None
+        result = nlm.align(model, other, spec, method, data=data)
+        whole = spec.compose(planted, result.permutation)
+        assert all(torch.equal(whole[group], still) for group, still in spec.identity().items())
+        assert set(result.report.correlation) == set(spec.free)
+        assert all(value > 0.9 for value in result.report.correlation.values())
+        assert method == "weights" or set(result.report.samples) == set(spec.free)
