@@ -14,6 +14,7 @@ import torch
 
 from nlm.align.nested import Move
 from nlm.align.similarity import Comparison, chain_of
+from nlm.symmetry.blocks import Block
 from nlm.symmetry.permutation import Groups, Permutation, identity, index_shape, is_free
 
 
@@ -76,8 +77,7 @@ class Descent:
 
     def _neighbours(self, move: Move) -> set[Move]:
         """The moves whose solution depends on one; itself where it is quadratic."""
-        blocks = set(map(id, move.blocks))
-        found = {other for other in self._moves if not blocks.isdisjoint(map(id, other.blocks))}
+        found = {other for other in self._moves if not move.blocks.isdisjoint(other.blocks)}
         return found if move.quadratic else found - {move}
 
     def agreement(self) -> dict[str, float]:
@@ -117,14 +117,19 @@ def _moves(groups: Groups, comparisons: Sequence[Comparison]) -> list[Move]:
 
     A group around others that are in no chain stays as it is.
     """
+    standing: dict[str, list[tuple[Comparison, Block]]] = {}
+    for comparison in comparisons:
+        for block in comparison.blocks:
+            for name in dict.fromkeys(axis.group for axis in block.axes if axis.group is not None):
+                standing.setdefault(name, []).append((comparison, block))
     moves: dict[str, Move] = {}
     hard: set[str] = set()
     free = {name: group for name, group in groups.items() if not group.fixed}
     for name, group in free.items():
         if not any(parent in free for parent in group.parents):
-            moves[name] = Move(name, groups, comparisons)
+            moves[name] = Move(name, groups, standing)
             if moves[name].quadratic or not moves[name].is_chained:
                 hard |= set(moves[name].members)
     for name in hard - set(moves):
-        moves[name] = Move(name, groups, comparisons)
+        moves[name] = Move(name, groups, standing)
     return [moves[name] for name in groups if name in moves and moves[name].is_chained]

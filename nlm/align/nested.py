@@ -27,6 +27,9 @@ from nlm.symmetry.permutation import Groups, Permutation
 _AT_ONCE = 1 << 27  # entries of a similarity, 1 GiB; a larger one is made pair by pair
 
 
+Standing = Mapping[str, Sequence[tuple[Comparison, Block]]]
+
+
 @dataclass(frozen=True)
 class Place:
     """A block that says something about a group of a move.
@@ -51,13 +54,13 @@ class Move:
     held : member -> its parents that do not move.
     places : member -> the blocks that say something about it.
     comparisons : where the members stand.
-    blocks : the blocks they stand in.
+    blocks : the identities of the blocks they stand in.
     quadratic : whether a block sees more than one chain of the move.
     is_chained : whether the parents of each member that move are inside one another; else the move
         cannot be solved.
     """
 
-    def __init__(self, top: str, groups: Groups, comparisons: Sequence[Comparison]) -> None:
+    def __init__(self, top: str, groups: Groups, standing: Standing) -> None:
         self.groups = groups
         members = [top]
         members += [name for name, of in groups.items() if top in of.parents and not of.fixed]
@@ -68,12 +71,16 @@ class Move:
             for name in self.members
         }
         self.held = {
-            name: [parent for parent in groups[name].parents if parent not in self.members]
+            name: [
+                parent
+                for parent in groups
+                if parent in groups[name].parents and parent not in self.members
+            ]
             for name in self.members
         }
         self.places: dict[str, list[Place]] = {name: [] for name in self.members}
         self.comparisons: list[Comparison] = []
-        self.blocks: list[Block] = []
+        self.blocks: set[int] = set()
         self.quadratic = False
         self._tables: dict[str, Tensor] = {}
         self.is_chained = all(
@@ -82,9 +89,11 @@ class Move:
             for number, parent in enumerate(self.above[name])
         )
         if self.is_chained:
-            for comparison in comparisons:
-                for block in comparison.blocks:
-                    self._place(comparison, block)
+            for name in self.members:
+                for comparison, block in standing.get(name, ()):
+                    if id(block) not in self.blocks:
+                        self.blocks.add(id(block))
+                        self._place(comparison, block)
 
     def _place(self, comparison: Comparison, block: Block) -> None:
         chains = {
@@ -92,11 +101,8 @@ class Move:
             for number, axis in enumerate(block.axes)
             if axis.group in self.places
         }
-        if not chains:
-            return
         if comparison not in self.comparisons:
             self.comparisons.append(comparison)
-        self.blocks.append(block)
         inner = {axis for chain in chains.values() for axis in chain.axes[:-1]}
         leaves = [axis for axis in chains if axis not in inner]
         self.quadratic |= len(leaves) > 1
@@ -173,17 +179,10 @@ class Move:
 
     def _seen_by_parent(self, name: str, value: Tensor) -> Tensor:
         """The value for all pairs of parents, as a similarity of the innermost one's units."""
-        parent = self.above[name][-1]
-        dims = {group: dim for dim, group in enumerate(self.held[name])}
-        kept = [dims.pop(group) for group in self.held[parent]]
-        count, depth = len(self.held[name]), len(self.above[name])
-        in_a, in_b = range(count, count + depth), range(count + depth, count + 2 * depth)
-        order = [*kept, *in_a[:-1], *in_b[:-1], in_a[-1], in_b[-1]]
-        return (
-            value.permute(*dims.values(), *order).flatten(0, len(dims) - 1).sum(0)
-            if dims
-            else (value.permute(order))
-        )
+        held = self.held[self.above[name][-1]]
+        extra = [dim for dim, group in enumerate(self.held[name]) if group not in held]
+        value = value.sum(extra) if extra else value
+        return value.movedim(len(held) + len(self.above[name]) - 1, -2)
 
     def _sizes(self, names: Sequence[str]) -> list[int]:
         return [self.groups[name].size for name in names]
