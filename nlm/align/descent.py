@@ -15,6 +15,7 @@ import torch
 from nlm.align.nested import Move
 from nlm.align.similarity import Comparison, chain_of
 from nlm.symmetry.blocks import Block
+from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation, identity, index_shape, is_free
 
 
@@ -28,10 +29,16 @@ class Descent:
     """
 
     def __init__(self, groups: Groups, comparisons: Sequence[Comparison]) -> None:
+        for block in (block for other in comparisons for block in other.blocks):
+            if moving := [name for name in block.at if is_free(groups, name)]:
+                raise ValueError(
+                    f"nlm.align: the group that selects among the parts of a family is fixed, got "
+                    f"{moving[0]!r}"
+                )
         self.groups = groups
         self.comparisons = comparisons
         self.permutation = {name: identity(groups, name) for name in groups}
-        self._values = {other: self._value(other, self.permutation) for other in comparisons}
+        self._values = self._evaluate(comparisons, self.permutation)
         self.objective = [math.fsum(self._values.values())]
         self._moves = _moves(groups, comparisons)
 
@@ -64,7 +71,7 @@ class Descent:
         found = move.solve(self.permutation)
         if all(torch.equal(found[name], self.permutation[name]) for name in move.members):
             return False
-        values = {other: self._value(other, found) for other in move.comparisons}
+        values = self._evaluate(move.comparisons, found)
         gain = math.fsum([*values.values(), *(-self._values[other] for other in values)])
         if gain <= 1e-12 * sum(other.scale for other in values):
             return False
@@ -72,8 +79,11 @@ class Descent:
         self._values.update(values)
         return True
 
-    def _value(self, comparison: Comparison, permutation: Permutation) -> float:
-        return float(comparison.products(self.groups, permutation).sum())
+    def _evaluate(
+        self, comparisons: Sequence[Comparison], permutation: Permutation
+    ) -> dict[Comparison, float]:
+        order = Gathers(self.groups, permutation)
+        return {other: float(other.products(order).sum()) for other in comparisons}
 
     def _neighbours(self, move: Move) -> set[Move]:
         """The moves whose solution depends on one; itself where it is quadratic."""
@@ -90,9 +100,9 @@ class Descent:
             for name in self.groups
             if is_free(self.groups, name)
         }
+        order = Gathers(self.groups, self.permutation)
         for comparison in self.comparisons:
-            products = comparison.products(self.groups, self.permutation)
-            parts = products, *comparison.squares(self.groups, self.permutation)
+            parts = comparison.products(order), *comparison.squares(order)
             for block in comparison.blocks:
                 for number, axis in enumerate(block.axes):
                     if axis.group in sums:

@@ -14,7 +14,7 @@ caller sees to it that nothing is lost.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from nlm.align.assignment import best_assignment, matched
 from nlm.align.similarity import Chain, Comparison, Window, chain_of, similarity
 from nlm.symmetry.blocks import Block
+from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation
 
 _AT_ONCE = 1 << 27  # entries of a similarity, 1 GiB; a larger one is made pair by pair
@@ -151,6 +152,8 @@ class Move:
         size = self.groups[name].size
         table = torch.empty([*held, *pairs, *pairs, size], dtype=torch.int64)
         value = torch.empty([*held, *pairs, *pairs], dtype=torch.float64)
+        still = {member: replace(self.groups[member], fixed=True) for member in self.members}
+        order = Gathers({**self.groups, **still}, permutation)
         in_order: dict[Comparison, Tensor] = {}
         windows = list(_windows(held, pairs, size))
         for window in windows:
@@ -167,7 +170,7 @@ class Move:
                 if comparison not in in_order:
                     if len(windows) == 1:
                         in_order.clear()  # one at a time: together they are as large as the model
-                    in_order[comparison] = comparison.held(self.groups, permutation, self.members)
+                    in_order[comparison] = comparison.in_order(order)
                 target = carried if place.carried else other
                 target[place.chain.key] += similarity(
                     comparison, in_order[comparison], place.block, place.chain, place.chains,

@@ -16,17 +16,15 @@ Biases and norm parameters are vectors: their S is an outer product (a scalar pr
 depend on the permutation).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nlm import ops
 from nlm.symmetry.blocks import Block, blocks
-from nlm.symmetry.gather import gathers
+from nlm.symmetry.gather import Gathers, apply
 from nlm.symmetry.layout import Fixed, Layout
-from nlm.symmetry.permutation import Groups, Permutation
 
 Window = tuple[slice, slice]
 
@@ -47,29 +45,20 @@ class Comparison:
         self.blocks = blocks(layouts, b.shape)
         self.scale = float(a.norm() * b.norm())
 
-    def held(self, groups: Groups, permutation: Permutation, moving: Iterable[str]) -> Tensor:
-        """The second model with every group but the moving ones in a permutation's order."""
-        still = {name: replace(groups[name], fixed=True) for name in moving}
-        plan = list(gathers(self.layouts, {**groups, **still}, permutation))
-        if not plan:
-            return self.b
-        [moved] = ops.permute(
-            [self.b],
-            [[gather.index for gather in plan]],
-            [[gather.axis for gather in plan]],
-            [[gather.parents for gather in plan]],
-        )
-        return moved
+    def in_order(self, order: Gathers) -> Tensor:
+        """The second model with the groups in a permutation's order."""
+        plan = order.of(self.layouts)
+        return apply([self.b], [plan])[0] if plan else self.b
 
-    def products(self, groups: Groups, permutation: Permutation) -> Tensor:
+    def products(self, order: Gathers) -> Tensor:
         """What every position contributes, with the second model in a permutation's order."""
         assert self.a is not None
-        return self.a * self.held(groups, permutation, ())
+        return self.a * self.in_order(order)
 
-    def squares(self, groups: Groups, permutation: Permutation) -> tuple[Tensor, Tensor]:
+    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
         """The squares of what the products are of."""
         assert self.a is not None
-        return self.a.square(), self.held(groups, permutation, ()).square()
+        return self.a.square(), self.in_order(order).square()
 
     def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
         """What is multiplied in a block, and its axes: i in A, (number of axes) + i in B."""
@@ -96,10 +85,10 @@ class Correlation(Comparison):
         self.blocks = used
         self.scale = float(layout.size)
 
-    def products(self, groups: Groups, permutation: Permutation) -> Tensor:
-        return self._used(self.held(groups, permutation, ()).diagonal())
+    def products(self, order: Gathers) -> Tensor:
+        return self._used(self.in_order(order).diagonal())
 
-    def squares(self, groups: Groups, permutation: Permutation) -> tuple[Tensor, Tensor]:
+    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
         ones = self._used(torch.ones(len(self.b), dtype=torch.float64))
         return ones, ones
 

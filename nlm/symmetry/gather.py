@@ -1,21 +1,24 @@
 """From the layouts of a parameter and a permutation to the index arrays of the ``permute`` op.
 
-For every dimension that a free group touches the index array is filled block by block: within one,
-the old position is the sum over the axes of stride times the index looked up in the axis' group. A
-group whose parent stands in the same dimension (heads x head_dim) needs no more than a flat index;
-where the parent is another dimension of the parameter (experts [E, F, D]) the index gets that
-dimension as a leading axis.
+For every dimension that a moved group touches, the new position is decomposed into the coordinates
+of its layout's parts, each coordinate is looked up in its group's permutation, and the old position
+is put together again. A group whose parent stands in the same dimension (heads x head_dim) needs
+no more than a flat index; where the parent is another dimension of the parameter (experts
+[E, F, D]) the index gets that dimension as a leading axis.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nlm.symmetry.blocks import Block, blocks, choices
-from nlm.symmetry.layout import Layout, references
-from nlm.symmetry.permutation import Groups, Permutation, is_free
+from nlm import ops
+from nlm.symmetry.layout import Family, Fixed, Layout, Product, Ref, references
+from nlm.symmetry.permutation import Groups, Permutation, identity, is_free
+
+Coordinates = dict[str, Tensor]  # group -> its index at each position; -1 where it has none
+Layouts = tuple[Layout, ...]
 
 
 @dataclass(frozen=True)
@@ -27,87 +30,166 @@ class Gather:
     parents: tuple[int, ...] = ()
 
 
-def gathers(
-    layouts: tuple[Layout, ...], groups: Groups, permutation: Permutation
-) -> Iterator[Gather]:
-    """The gathers that apply a full permutation to one parameter."""
-    for axis, layout in enumerate(layouts):
-        if not any(is_free(groups, ref.group) for ref in references(layout)):
-            continue
-        outer = _parent_axes(axis, layouts, groups)
-        parts = [*(layouts[other] for other in outer), layout]
-        sizes = [part.size for part in parts]
-        index = torch.empty(sizes, dtype=torch.int64)
-        for block in blocks(parts, sizes):
-            block.view(index).copy_(_old_positions(block, groups, permutation))
-        yield Gather(axis, index, outer)
+class Gathers:
+    """The gathers of one full permutation; an index that many parameters share is built once.
 
+    Groups whose permutation is the identity are left alone.
+    """
 
-def _parent_axes(axis: int, layouts: tuple[Layout, ...], groups: Groups) -> tuple[int, ...]:
-    """The other axes of the parameter that hold parents or selectors missing on this one."""
-    axes: list[int] = []
-    names = list(_missing(layouts[axis], groups))
-    while names:
-        name = names.pop(0)
-        holders = [
-            other
-            for other, candidate in enumerate(layouts)
-            if other != axis and all(part.axes_of(name) for part in choices(candidate))
-        ]
-        if len(holders) != 1:
-            raise ValueError(
-                f"nlm.symmetry: the index of {name!r}, on which axis {axis} ({layouts[axis]}) "
-                f"depends, must stand on exactly one other axis, got {len(holders)} in "
-                f"[{', '.join(map(str, layouts))}]"
-            )
-        if holders[0] not in axes:
-            axes.append(holders[0])
-            names += [
+    def __init__(self, groups: Groups, permutation: Permutation) -> None:
+        self.groups = groups
+        self.moved = {
+            name: index
+            for name, index in permutation.items()
+            if is_free(groups, name) and not torch.equal(index, identity(groups, name))
+        }
+        self._built: dict[Layouts, Tensor] = {}
+
+    def of(self, layouts: Layouts, left_out: Collection[int] = ()) -> list[Gather]:
+        """The gathers of a parameter, but for the dimensions that are left out."""
+        found = []
+        for axis, layout in enumerate(layouts):
+            if axis in left_out or not self._moves(layout):
+                continue
+            outer = self._outer_axes(axis, layouts)
+            key = (*(layouts[other] for other in outer), layout)
+            if key not in self._built:
+                self._built[key] = self._build(key)
+            found.append(Gather(axis, self._built[key], outer))
+        return found
+
+    def _build(self, layouts: Layouts) -> Tensor:
+        """The index of the last layout's axis, with the others as its parent axes."""
+        *outer, own = layouts
+        known: Coordinates = {}
+        for axis, layout in enumerate(outer):
+            shape = [-1 if other == axis else 1 for other in range(len(layouts))]
+            known.update(_coordinates(layout, torch.arange(layout.size).view(shape), known))
+        sizes = [layout.size for layout in layouts]
+        position = torch.arange(own.size).expand(sizes)
+        known = {name: index.expand(sizes) for name, index in known.items()}
+        return self._old(own, position, known | _coordinates(own, position, known)).contiguous()
+
+    def _moves(self, layout: Layout) -> bool:
+        return any(ref.group in self.moved for ref in references(layout))
+
+    def _outer_axes(self, axis: int, layouts: Layouts) -> tuple[int, ...]:
+        """The other axes of the parameter that hold parents or selectors missing on this one."""
+        axes: list[int] = []
+        for name in self._missing(layouts[axis], _factors(layouts[axis])):
+            holders = [
                 other
-                for part in choices(layouts[holders[0]])
-                for other in part.at
-                if not part.axes_of(other)
+                for other, candidate in enumerate(layouts)
+                if other != axis and name in _factors(candidate)
             ]
-    return tuple(axes)
+            if len(holders) != 1:
+                raise ValueError(
+                    f"nlm.symmetry: the index of {name!r}, on which axis {axis} "
+                    f"({layouts[axis]}) depends, must stand on exactly one other axis, got "
+                    f"{len(holders)} in [{', '.join(map(str, layouts))}]"
+                )
+            if holders[0] not in axes:
+                axes.append(holders[0])
+        return tuple(axes)
+
+    def _missing(self, layout: Layout, here: set[str]) -> Iterator[str]:
+        """The parents and selectors that the moved groups of a layout need and that are not here.
+
+        Those of a sum's or a family's part are here only for that part.
+        """
+        if isinstance(layout, Ref):
+            if layout.group in self.moved:
+                yield from (name for name in self.groups[layout.group].parents if name not in here)
+        elif not isinstance(layout, Fixed) and self._moves(layout):
+            if isinstance(layout, Family) and layout.selector not in here:
+                yield layout.selector
+            for part in layout.parts:
+                yield from self._missing(part, here | _factors(part))
+
+    def _old(self, layout: Layout, position: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """For every new position along a layout the old one; ``known`` are the new coordinates."""
+        if not self._moves(layout):
+            return position
+        if isinstance(layout, Ref):
+            parents = [known[parent] for parent in self.groups[layout.group].parents]
+            if any(bool((parent < 0).any()) for parent in parents):
+                raise ValueError(
+                    f"nlm.symmetry: the parents of a group have an index wherever it stands, got "
+                    f"{layout.group!r} in places without one of "
+                    f"{', '.join(self.groups[layout.group].parents)}"
+                )
+            return self.moved[layout.group][(*parents, position)]
+        if isinstance(layout, Product):
+            old = torch.zeros_like(position)
+            for part, local in _split(layout, position):
+                old = old * part.size + self._old(part, local, known)
+            return old
+        assert not isinstance(layout, Fixed)
+        old = position.clone()
+        start = 0
+        for number, part in enumerate(layout.parts):
+            if isinstance(layout, Family):
+                inside = known[layout.selector] == number
+            else:
+                inside = (position >= start) & (position < start + part.size)
+            if self._moves(part):
+                local = position[inside] - start
+                around = {name: index[inside] for name, index in known.items()}
+                around.update(_coordinates(part, local, around))
+                old[inside] = start + self._old(part, local, around)
+            if not isinstance(layout, Family):
+                start += part.size
+        return old
 
 
-def _missing(layout: Layout, groups: Groups) -> dict[str, None]:
-    """The groups that say what happens along a layout and do not stand there themselves."""
-    missing: dict[str, None] = {}
-    for part in choices(layout):
-        needed = list(part.at)
-        if moving := [name for name in needed if is_free(groups, name)]:
-            raise ValueError(
-                f"nlm.symmetry: the group that selects among the parts of a family is fixed, got "
-                f"{moving[0]!r} in {layout}"
-            )
-        for axis in part.axes:
-            if axis.group is not None and is_free(groups, axis.group):
-                needed += groups[axis.group].parents
-        missing |= dict.fromkeys(name for name in needed if not part.axes_of(name))
-    return missing
+def gathers(layouts: Layouts, groups: Groups, permutation: Permutation) -> list[Gather]:
+    """The gathers that apply a full permutation to one parameter."""
+    return Gathers(groups, permutation).of(layouts)
 
 
-def _old_positions(block: Block, groups: Groups, permutation: Permutation) -> Tensor:
-    """The old position along the last dimension for every new one, one dimension per axis."""
-    count = len(block.axes)
+def apply(tensors: Iterable[Tensor], plans: Iterable[list[Gather]]) -> list[Tensor]:
+    """Each tensor in its new order: new memory, without gradients, on the tensor's own device."""
+    tensors, plans = [tensor.detach() for tensor in tensors], list(plans)
+    return ops.permute(
+        tensors,
+        [
+            [gather.index.to(tensor.device) for gather in plan]
+            for tensor, plan in zip(tensors, plans, strict=True)
+        ],
+        [[gather.axis for gather in plan] for plan in plans],
+        [[gather.parents for gather in plan] for plan in plans],
+    )
 
-    def along(number: int) -> Tensor:
-        shape = [-1 if other == number else 1 for other in range(count)]
-        return torch.arange(block.axes[number].size).reshape(shape)
 
-    old = torch.tensor(block.start[-1])
-    for number, axis in enumerate(block.axes):
-        if axis.dim != len(block.start) - 1:
-            continue
-        position = along(number)
-        if axis.group is not None and is_free(groups, axis.group):
-            parents = tuple(
-                torch.tensor(block.at[parent])
-                if parent in block.at
-                else along(block.axis_of_parent(parent, number))
-                for parent in groups[axis.group].parents
-            )
-            position = permutation[axis.group][(*parents, position)]
-        old = old + axis.stride * position
-    return old
+def _factors(layout: Layout) -> set[str]:
+    """The groups whose index a position along a layout tells, in a family by its selector."""
+    if isinstance(layout, Ref):
+        return {layout.group}
+    if isinstance(layout, (Product, Family)):
+        return set().union(*(_factors(part) for part in layout.parts))
+    return set()
+
+
+def _coordinates(layout: Layout, position: Tensor, known: Mapping[str, Tensor]) -> Coordinates:
+    """The index of each factor group at every position along a layout."""
+    if isinstance(layout, Ref):
+        return {layout.group: position}
+    found: Coordinates = {}
+    if isinstance(layout, Product):
+        factors = list(_split(layout, position))
+        for part, local in sorted(factors, key=lambda factor: isinstance(factor[0], Family)):
+            found = _coordinates(part, local, {**known, **found}) | found
+    elif isinstance(layout, Family) and layout.selector in known:
+        for number, part in enumerate(layout.parts):
+            inside = known[layout.selector] == number
+            for name, index in _coordinates(part, position, known).items():
+                found[name] = torch.where(inside, index, found.get(name, -1))
+    return found
+
+
+def _split(layout: Product, position: Tensor) -> Iterator[tuple[Layout, Tensor]]:
+    """The position within each part of a product."""
+    stride = layout.size
+    for part in layout.parts:
+        stride //= part.size
+        yield part, (position // stride) % part.size

@@ -46,19 +46,12 @@ def test_a_selector_that_stands_nowhere():
         blocks([layout], [2])
 
 
-def test_a_selector_that_moves_is_refused():
-    spec = specification("s:2 d:3 e:3", {"w": ["s:2 x s<d:3 | e:3>"]})
-    with pytest.raises(ValueError, match="selects among the parts of a family is fixed, got 's'"):
-        spec.apply(spec.random(), {"w": torch.zeros(6)})
-
-
 @pytest.mark.parametrize(
     ("groups", "layouts"),
     [
         ("h:3 d:4<h", ["(h:3 x d:4 + 2 + h:3 x d:4)"]),
         ("s:2! h:3 d:4<h e:4<h", ["s:2 x s<h:3 | h:3> x s<d:4 | e:4>"]),
         ("s:2! h:3 d:4<h e:4<s", ["s:2", "s<h:3 x d:4 | h:3 x e:4>"]),
-        ("s:2! h:3 k:3 d:4<h", ["s<h:3 | k:3>", "h:3", "s:2", "d:4"]),
         ("s:2! t:2! d:4<s,t", ["s:2", "d:4 x t:2"]),
         ("g:2 r:3<g d:4<g,r e:2<g", ["g:2 x (r:3 x d:4 + e:2 + 1)", "2"]),
     ],
