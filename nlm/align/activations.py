@@ -43,8 +43,9 @@ def activation_matching(
     ----------
     data : a re-iterable of batches; a few hundred samples suffice.
     observe : group -> name of the module whose output shows it; by default the last one that
-        carries it, after the activation function. Or (name, dimension) for a module of which the
-        specification says nothing.
+        carries nothing else but its parents, after the activation function. Or (name, dimension)
+        for a module of which the specification says nothing: the group stands there alone, or as
+        the last factor behind its parents (heads x units).
     forward, mask, max_samples, device : how a batch is run, ``forward(model, batch)``, which
         positions count, how many samples are used, and where.
     progress : called after each batch with its number and the seconds so far; what it raises

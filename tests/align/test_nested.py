@@ -179,3 +179,43 @@ def test_a_planted_permutation_comes_back(case, method):
         assert set(result.report.correlation) == set(spec.free)
         assert all(value > 0.9 for value in result.report.correlation.values())
         assert method == "weights" or set(result.report.samples) == set(spec.free)
+
+
+def test_observe_places_units_with_their_parents():
+    torch.manual_seed(0)
+    model, spec, inputs = STRUCTURED["experts"]()
+    spec.sites.clear()
+    spec.verify(model.eval(), inputs[:8])
+    planted = spec.random(1)
+    other = STRUCTURED["experts"]()[0].eval()
+    other.load_state_dict(spec.apply(planted, model.state_dict()))
+    with pytest.raises(ValueError, match=r"or at observe=.*got no module for 'f' at None"):
+        nlm.align(model, other, spec, "activations", data=[inputs])
+    for observe in ({"f": ("hidden", 1)}, {"f": ("hidden", -1), "e": ("gate", 1)}):
+        result = nlm.align(model, other, spec, "activations", data=[inputs], observe=observe)
+        whole = spec.compose(planted, result.permutation)
+        assert all(torch.equal(whole[group], still) for group, still in spec.identity().items())
+        assert result.report.samples == {"e": 256, "f": 256}
+    with pytest.raises(
+        ValueError, match=r"of its size, got \[4, 4\] for 'f' of 28 units at 'gate'"
+    ):
+        nlm.align(model, other, spec, "activations", data=[inputs], observe={"f": ("gate", 1)})
+
+
+def test_where_a_group_is_observed():
+    spec = specification(
+        "s:2! h:3 d:4<h e:4<h c:5",
+        {"w": ["h:3 x d:4", "h:3 x e:4", "c:5"]},
+        {
+            "scores": (1, "h:3"),
+            "inner": (1, "d:4"),
+            "q": (1, "h:3 x d:4"),
+            "repeated": (1, "2 x h:3 x d:4"),
+            "elsewhere": (1, "h:3 x s<d:4 | e:4>"),
+            "fused": (1, "s:2 x h:3 x s<d:4 | e:4>"),
+            "before": (1, "c:5"),
+            "after": (1, "c:5"),
+            "joined": (1, "(c:5 + 3)"),
+        },
+    )
+    assert spec.observation_sites() == {"h": "scores", "d": "q", "e": "fused", "c": "after"}
