@@ -148,11 +148,12 @@ def _brackets(
         starts = [left + _CELL * numbers[0] + 2 for numbers in spans.values()]
         for (run, numbers), x, end in zip(spans.items(), starts, [*starts[1:], width], strict=True):
             length = _CELL * len(numbers) - 4
-            label = _shortened(f"{run}, {run.times}x", max(int((end - x) / _LETTER) - 1, 3))
+            name = f"{run}, {run.times}x"
+            label = _shortened(name, max(int((end - x) / _LETTER) - 1, 3))
             yield (
                 f'<path d="M{x:.0f} {y + 20 * level:.0f}v4h{length}v-4" fill="none" '
                 f'stroke="#5b6472"/><text x="{x:.0f}" y="{y + 20 * level + 16:.0f}" '
-                f'fill="#5b6472"><title>{escape(str(run))}</title>{escape(label)}</text>'
+                f'fill="#5b6472"><title>{escape(name)}</title>{escape(label)}</text>'
             )
 
 
