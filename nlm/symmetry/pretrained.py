@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm._modules import evaluation
+from nlm.symmetry.cache import fingerprint, remember
 from nlm.symmetry.spec import PermutationSpec
 
 _BATCH = 2
@@ -60,7 +61,11 @@ def trace_config(
     """
     model = build_model(source, model_class, "meta")
     kwargs = dict(example_inputs or make_inputs(model))
-    return _trace_unproven(model, kwargs, outputs)
+
+    def make() -> PermutationSpec:
+        return _trace_unproven(model, kwargs, outputs)
+
+    return remember(fingerprint(model, kwargs, outputs), make) if cache else make()
 
 
 def build_model(
@@ -80,7 +85,7 @@ def build_model(
             model = chosen(config)
         else:
             model = chosen.from_config(config, experts_implementation="batched_mm")
-    return model.eval()
+    return model.to(device).eval()  # a few parameters ignore the device they are made under
 
 
 def load_model(source: str, model_class: str | None = None, random: bool = False) -> nn.Module:
@@ -123,17 +128,20 @@ def read_config(source: Any) -> Any:
     transformers = _transformers()
     if isinstance(source, transformers.PretrainedConfig):
         return source
+    name = os.fspath(source)
     try:
-        return transformers.AutoConfig.from_pretrained(os.fspath(source), local_files_only=True)
+        if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+            raise FileNotFoundError(name)
+        return transformers.AutoConfig.from_pretrained(name, local_files_only=True)
     except OSError as error:
         raise FileNotFoundError(
             f"nlm.trace_config: a source is a folder with config.json, or an id in the local cache "
-            f"of Hugging Face (nothing is downloaded), got {os.fspath(source)!r}"
+            f"of Hugging Face (nothing is downloaded), got {name!r}"
         ) from error
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"nlm.trace_config: a config.json names a model_type that transformers "
-            f"{transformers.__version__} knows, got {os.fspath(source)!r}"
+            f"{transformers.__version__} knows, got {name!r}"
         ) from error
 
 

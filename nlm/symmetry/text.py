@@ -99,7 +99,22 @@ def write(spec: PermutationSpec, path: str | os.PathLike[str], force: bool) -> N
         if _is_yaml(path):
             temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=100))
         else:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            temporary.write_text(to_json(content))
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """A mapping as JSON, with one line for each entry of the mappings in it."""
+    lines = []
+    for name, value in content.items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, dict) and len(value) > 1:
+            inner = (
+                f"  {json.dumps(key)}: {json.dumps(of, allow_nan=False)}"
+                for key, of in value.items()
+            )
+            text = "{\n" + ",\n".join(inner) + "\n }"
+        lines.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def read(path: str | os.PathLike[str]) -> PermutationSpec:
