@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from nlm.checkpoint import atomic_path
+from nlm.symmetry import shipped
 from nlm.symmetry.layout import Layout, parse
 from nlm.symmetry.permutation import AxisGroup
 from nlm.symmetry.spec import PermutationSpec, Site, Verification
@@ -118,8 +119,17 @@ def to_json(content: Mapping[str, Any]) -> str:
 
 
 def read(path: str | os.PathLike[str]) -> PermutationSpec:
-    """Reads what :func:`write` wrote, or what a person did."""
-    text = Path(path).read_text()
+    """Reads what :func:`write` wrote, what a person did, or what is shipped under a name."""
+    file = Path(path)
+    if not file.exists():
+        named = shipped.path(os.fspath(path))
+        if named is None:
+            raise FileNotFoundError(
+                f"nlm.symmetry: a specification is a file, or one of those that are shipped "
+                f"({', '.join(shipped.MODELS)}), got {os.fspath(path)!r}"
+            )
+        path = file = named
+    text = file.read_text()
     try:
         content = yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
