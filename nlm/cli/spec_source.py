@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +61,10 @@ class _Function:
                 f"nlm spec: a source function returns (model, example_inputs[, kwargs]), got "
                 f"{type(made).__name__} from {name!r}"
             )
-        return made[0], made[1], dict(made[2]) if len(made) == 3 else {}
+        model, inputs, kwargs = (*made, {})[:3]
+        if isinstance(inputs, Mapping):
+            return model, (), {**inputs, **kwargs}
+        return model, inputs, dict(kwargs)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,6 @@ def _transformers_version() -> str:
 def _code() -> str:
     """A SHA-256 of the code that finds symmetries."""
     state = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         state.update(path.read_bytes())
     return state.hexdigest()

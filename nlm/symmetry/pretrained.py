@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlm._modules import evaluation
 from nlm.symmetry import shipped
 from nlm.symmetry.cache import fingerprint, remember
 from nlm.symmetry.spec import PermutationSpec
+from nlm.symmetry.trace import trace
 
 _BATCH = 2
 _TOKENS = 17
@@ -64,7 +64,7 @@ def trace_config(
     kwargs = dict(example_inputs or make_inputs(model))
 
     def make() -> PermutationSpec:
-        return _trace_unproven(model, kwargs, outputs)
+        return trace(model, (), kwargs, outputs)
 
     if not cache:
         return make()
@@ -288,12 +288,3 @@ _SHAPES = {
     "input_features": _spectrum_shape,
     "input_values": _wave_shape,
 }
-
-
-def _trace_unproven(
-    model: nn.Module, kwargs: dict[str, Any], outputs: Sequence[str] | None
-) -> PermutationSpec:
-    from nlm.symmetry.trace import trace
-
-    with evaluation(model):
-        return trace(model, (), kwargs, outputs)
