@@ -2,7 +2,8 @@
 
 from nlm.symmetry.layout import Family, Fixed, Layout, Product, Ref, Sum, parse
 from nlm.symmetry.permutation import AxisGroup, Permutation
-from nlm.symmetry.spec import PermutationSpec, Site, SymmetryError, Verification
+from nlm.symmetry.proof import SymmetryError, VacuousError, Verification
+from nlm.symmetry.spec import PermutationSpec, Site
 from nlm.symmetry.trace import trace
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Site",
     "Sum",
     "SymmetryError",
+    "VacuousError",
     "Verification",
     "parse",
     "trace",

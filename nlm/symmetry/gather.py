@@ -1,22 +1,24 @@
 """From the layouts of a parameter and a permutation to the index arrays of the ``permute`` op.
 
-For every dimension that a free group touches, the new position is decomposed into the coordinates
+For every dimension that a moved group touches, the new position is decomposed into the coordinates
 of its layout's parts, each coordinate is looked up in its group's permutation, and the old position
 is put together again. A group whose parent stands in the same dimension (heads x head_dim) needs
 no more than a flat index; where the parent is another dimension of the parameter (experts
 [E, F, D]) the index gets that dimension as a leading axis.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nlm import ops
 from nlm.symmetry.layout import Family, Fixed, Layout, Product, Ref, references
-from nlm.symmetry.permutation import Groups, Permutation, is_free
+from nlm.symmetry.permutation import Groups, Permutation, identity, is_free
 
-Coordinates = dict[str, Tensor]
+Coordinates = dict[str, Tensor]  # group -> its index at each position; -1 where it has none
+Layouts = tuple[Layout, ...]
 
 
 @dataclass(frozen=True)
@@ -28,74 +30,160 @@ class Gather:
     parents: tuple[int, ...] = ()
 
 
-def gathers(
-    layouts: tuple[Layout, ...], groups: Groups, permutation: Permutation
-) -> Iterator[Gather]:
-    """The gathers that apply a full permutation to one parameter."""
-    for axis, layout in enumerate(layouts):
-        if not any(is_free(groups, ref.group) for ref in references(layout)):
-            continue
-        outer = _parent_axes(axis, layouts, groups)
-        shape = (*(layouts[other].size for other in outer), layout.size)
-        grid = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+class Gathers:
+    """The gathers of one full permutation; an index that many parameters share is built once.
+
+    Groups whose permutation is the identity are left alone.
+    """
+
+    def __init__(self, groups: Groups, permutation: Permutation) -> None:
+        self.groups = groups
+        self.moved = {
+            name: index
+            for name, index in permutation.items()
+            if is_free(groups, name) and not torch.equal(index, identity(groups, name))
+        }
+        self._built: dict[Layouts, Tensor] = {}
+
+    def of(self, layouts: Layouts, left_out: Collection[int] = ()) -> list[Gather]:
+        """The gathers of a parameter, but for the dimensions that are left out."""
+        found = []
+        for axis, layout in enumerate(layouts):
+            if axis in left_out or not self._moves(layout):
+                continue
+            outer = self._outer_axes(axis, layouts)
+            key = (*(layouts[other] for other in outer), layout)
+            if key not in self._built:
+                self._built[key] = self._build(key)
+            found.append(Gather(axis, self._built[key], outer))
+        return found
+
+    def _build(self, layouts: Layouts) -> Tensor:
+        """The index of the last layout's axis, with the others as its parent axes."""
+        *outer, own = layouts
         known: Coordinates = {}
-        for other, position in zip((*outer, axis), grid, strict=True):
-            known.update(_coordinates(layouts[other], position))
-        old = _old_position(layout, grid[-1], known, groups, permutation)
-        yield Gather(axis, old.contiguous(), outer)
+        for axis, layout in enumerate(outer):
+            shape = [-1 if other == axis else 1 for other in range(len(layouts))]
+            known.update(_coordinates(layout, torch.arange(layout.size).view(shape), known))
+        sizes = [layout.size for layout in layouts]
+        position = torch.arange(own.size).expand(sizes)
+        known = {name: index.expand(sizes) for name, index in known.items()}
+        return self._old(own, position, known | _coordinates(own, position, known)).contiguous()
+
+    def _moves(self, layout: Layout) -> bool:
+        return any(ref.group in self.moved for ref in references(layout))
+
+    def _outer_axes(self, axis: int, layouts: Layouts) -> tuple[int, ...]:
+        """The other axes of the parameter that hold parents or selectors missing on this one."""
+        axes: list[int] = []
+        for name in self._missing(layouts[axis], _factors(layouts[axis])):
+            holders = [
+                other
+                for other, candidate in enumerate(layouts)
+                if other != axis and name in _factors(candidate)
+            ]
+            if len(holders) != 1:
+                raise ValueError(
+                    f"nlm.symmetry: the index of {name!r}, on which axis {axis} "
+                    f"({layouts[axis]}) depends, must stand on exactly one other axis, got "
+                    f"{len(holders)} in [{', '.join(map(str, layouts))}]"
+                )
+            if holders[0] not in axes:
+                axes.append(holders[0])
+        return tuple(axes)
+
+    def _missing(self, layout: Layout, here: set[str]) -> Iterator[str]:
+        """The parents and selectors that the moved groups of a layout need and that are not here.
+
+        Those of a sum's or a family's part are here only for that part.
+        """
+        if isinstance(layout, Ref):
+            if layout.group in self.moved:
+                yield from (name for name in self.groups[layout.group].parents if name not in here)
+        elif not isinstance(layout, Fixed) and self._moves(layout):
+            if isinstance(layout, Family) and layout.selector not in here:
+                yield layout.selector
+            for part in layout.parts:
+                yield from self._missing(part, here | _factors(part))
+
+    def _old(self, layout: Layout, position: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """For every new position along a layout the old one; ``known`` are the new coordinates."""
+        if not self._moves(layout):
+            return position
+        if isinstance(layout, Ref):
+            parents = [known[parent] for parent in self.groups[layout.group].parents]
+            if any(bool((parent < 0).any()) for parent in parents):
+                raise ValueError(
+                    f"nlm.symmetry: the parents of a group have an index wherever it stands, got "
+                    f"{layout.group!r} in places without one of "
+                    f"{', '.join(self.groups[layout.group].parents)}"
+                )
+            return self.moved[layout.group][(*parents, position)]
+        if isinstance(layout, Product):
+            old = torch.zeros_like(position)
+            for part, local in _split(layout, position):
+                old = old * part.size + self._old(part, local, known)
+            return old
+        assert not isinstance(layout, Fixed)
+        old = position.clone()
+        start = 0
+        for number, part in enumerate(layout.parts):
+            if isinstance(layout, Family):
+                inside = known[layout.selector] == number
+            else:
+                inside = (position >= start) & (position < start + part.size)
+            if self._moves(part):
+                local = position[inside] - start
+                around = {name: index[inside] for name, index in known.items()}
+                around.update(_coordinates(part, local, around))
+                old[inside] = start + self._old(part, local, around)
+            if not isinstance(layout, Family):
+                start += part.size
+        return old
 
 
-def _parent_axes(axis: int, layouts: tuple[Layout, ...], groups: Groups) -> tuple[int, ...]:
-    """The other axes of the parameter that hold parents or selectors missing on this one."""
-    layout = layouts[axis]
-    here = _factors(layout)
-    missing = [name for name in _needed(layout, groups) if name not in here]
-    axes: list[int] = []
-    for name in missing:
-        holders = [
-            other
-            for other, candidate in enumerate(layouts)
-            if other != axis and name in _factors(candidate)
-        ]
-        if len(holders) != 1:
-            raise ValueError(
-                f"nlm.symmetry: the index of {name!r}, on which axis {axis} ({layout}) depends, "
-                f"must stand on exactly one other axis, got {len(holders)} in "
-                f"[{', '.join(map(str, layouts))}]"
-            )
-        if holders[0] not in axes:
-            axes.append(holders[0])
-    return tuple(axes)
+def gathers(layouts: Layouts, groups: Groups, permutation: Permutation) -> list[Gather]:
+    """The gathers that apply a full permutation to one parameter."""
+    return Gathers(groups, permutation).of(layouts)
 
 
-def _needed(layout: Layout, groups: Groups) -> Iterator[str]:
-    if isinstance(layout, Ref):
-        if is_free(groups, layout.group):
-            yield from groups[layout.group].parents
-    elif not isinstance(layout, Fixed):
-        if isinstance(layout, Family):
-            yield layout.selector
-        for part in layout.parts:
-            yield from _needed(part, groups)
+def apply(tensors: Iterable[Tensor], plans: Iterable[list[Gather]]) -> list[Tensor]:
+    """Each tensor in its new order: new memory, without gradients, on the tensor's own device."""
+    tensors, plans = [tensor.detach() for tensor in tensors], list(plans)
+    return ops.permute(
+        tensors,
+        [
+            [gather.index.to(tensor.device) for gather in plan]
+            for tensor, plan in zip(tensors, plans, strict=True)
+        ],
+        [[gather.axis for gather in plan] for plan in plans],
+        [[gather.parents for gather in plan] for plan in plans],
+    )
 
 
 def _factors(layout: Layout) -> set[str]:
-    """The groups whose index the position along a layout determines everywhere."""
+    """The groups whose index a position along a layout tells, in a family by its selector."""
     if isinstance(layout, Ref):
         return {layout.group}
-    if isinstance(layout, Product):
+    if isinstance(layout, (Product, Family)):
         return set().union(*(_factors(part) for part in layout.parts))
     return set()
 
 
-def _coordinates(layout: Layout, position: Tensor) -> Coordinates:
+def _coordinates(layout: Layout, position: Tensor, known: Mapping[str, Tensor]) -> Coordinates:
     """The index of each factor group at every position along a layout."""
     if isinstance(layout, Ref):
         return {layout.group: position}
     found: Coordinates = {}
     if isinstance(layout, Product):
-        for part, local in _split(layout, position):
-            found.update(_coordinates(part, local))
+        factors = list(_split(layout, position))
+        for part, local in sorted(factors, key=lambda factor: isinstance(factor[0], Family)):
+            found = _coordinates(part, local, {**known, **found}) | found
+    elif isinstance(layout, Family) and layout.selector in known:
+        for number, part in enumerate(layout.parts):
+            inside = known[layout.selector] == number
+            for name, index in _coordinates(part, position, known).items():
+                found[name] = torch.where(inside, index, found.get(name, -1))
     return found
 
 
@@ -105,39 +193,3 @@ def _split(layout: Product, position: Tensor) -> Iterator[tuple[Layout, Tensor]]
     for part in layout.parts:
         stride //= part.size
         yield part, (position // stride) % part.size
-
-
-def _old_position(
-    layout: Layout,
-    position: Tensor,
-    known: Mapping[str, Tensor],
-    groups: Groups,
-    permutation: Permutation,
-) -> Tensor:
-    """For every new position along a layout the old one; ``known`` holds the new coordinates."""
-    if isinstance(layout, Fixed):
-        return position
-    if isinstance(layout, Ref):
-        if not is_free(groups, layout.group):
-            return position
-        parents = tuple(known[parent] for parent in groups[layout.group].parents)
-        return permutation[layout.group][(*parents, position)]
-    if isinstance(layout, Product):
-        old = torch.zeros_like(position)
-        for part, local in _split(layout, position):
-            old = old * part.size + _old_position(part, local, known, groups, permutation)
-        return old
-    old = torch.empty_like(position)
-    start = 0
-    for number, part in enumerate(layout.parts):
-        if isinstance(layout, Family):
-            inside = known[layout.selector] == number
-        else:
-            inside = (position >= start) & (position < start + part.size)
-        local_known = {name: index[inside] for name, index in known.items()}
-        local = position[inside] - start
-        local_known.update(_coordinates(part, local))
-        old[inside] = start + _old_position(part, local, local_known, groups, permutation)
-        if not isinstance(layout, Family):
-            start += part.size
-    return old

@@ -15,18 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nlm import ops
+from nlm.symmetry import gather
 from nlm.symmetry import permutation as permutations
-from nlm.symmetry.gather import gathers
 from nlm.symmetry.layout import Layout, Product, Ref, is_name, pin, references, selectors
 from nlm.symmetry.permutation import AxisGroup, Permutation
+from nlm.symmetry.proof import SymmetryError, Verification
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-class SymmetryError(ValueError):
-    """A permutation that a specification allows changes what the model computes."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +31,6 @@ class Site:
 
     dim: int
     layout: Layout
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The proof that a specification holds for a model.
-
-    ``max_error`` is the largest change of the outputs under random permutations and ``control`` the
-    smallest change when a group is permuted everywhere except in one parameter, both relative to
-    the largest output; the error must vanish against the control. Without groups there is no
-    control. ``digest`` is that of the specification that was proven: a changed one is not.
-    """
-
-    dtype: str
-    seeds: int
-    max_error: float
-    control: float | None
-    digest: str = ""
 
 
 @dataclass
@@ -158,21 +137,11 @@ class PermutationSpec:
         """
         self.check_state_dict(state_dict, strict=strict)
         full = permutations.check(self.groups, permutation)
-        names = list(state_dict)
-        plans = [
-            list(gathers(self.params[name], self.groups, full)) if name in self.params else []
-            for name in names
-        ]
-        moved = ops.permute(
-            [state_dict[name].detach() for name in names],
-            [
-                [gather.index.to(state_dict[name].device) for gather in plan]
-                for name, plan in zip(names, plans, strict=True)
-            ],
-            [[gather.axis for gather in plan] for plan in plans],
-            [[gather.parents for gather in plan] for plan in plans],
+        plans = gather.Gathers(self.groups, full)
+        moved = gather.apply(
+            state_dict.values(), [plans.of(self.params.get(name, ())) for name in state_dict]
         )
-        return dict(zip(names, moved, strict=True))
+        return dict(zip(state_dict, moved, strict=True))
 
     def restrict(self, groups: Iterable[str]) -> "PermutationSpec":
         """The same specification with only the given groups free and the others pinned.
@@ -244,14 +213,15 @@ class PermutationSpec:
         kwargs: Mapping[str, Any] | None = None,
         seeds: int = 3,
         *,
-        forward: "Callable[[nn.Module, Any], Any] | None" = None,
+        forward: "Callable[..., Any] | None" = None,
+        more_inputs: Iterable[Any] = (),
     ) -> Verification:
         """Proves the specification on a model and keeps the proof in :attr:`verified`.
 
         Random permutations of all groups at once and of each group alone are applied to a float64
-        copy of the model (with norms, biases and zero parameters perturbed, so that nothing is
-        hidden), and the outputs must not change; each group permuted everywhere but in one
-        parameter must change them (a dead network proves nothing).
+        copy of the model (with its weights perturbed, so that nothing is hidden), and the outputs
+        must not change; each group permuted everywhere but in one place must change them (a dead
+        network proves nothing). All groups at once are tried on inputs of other shapes too.
 
         Parameters
         ----------
@@ -259,18 +229,23 @@ class PermutationSpec:
         example_inputs, kwargs : its input, or a tuple of its inputs, and keyword arguments.
         seeds : how many permutations of all groups at once are tried.
         forward : runs the model as ``forward(model, example_inputs, **kwargs)`` instead.
+        more_inputs : further inputs of other shapes; keyword arguments where one is a mapping (and
+            ``forward`` is not given). By default other batch sizes and sequence lengths are cut
+            from the example, where the model takes them.
 
         Raises
         ------
         SymmetryError
-            The specification does not hold; the message names the group.
+            The specification does not hold; the message names the group and, where one explains
+            it, the parameter. ``VacuousError``: groups have no effect on the outputs. Either has
+            the ``.groups``.
         ValueError
             The inputs are not finite; an earlier proof stands.
         """
         from nlm.symmetry.verify import verify
 
         try:
-            proof = verify(self, model, example_inputs, dict(kwargs or {}), seeds, forward)
+            proof = verify(self, model, example_inputs, kwargs or {}, seeds, forward, more_inputs)
         except SymmetryError:
             self.verified = None
             raise

@@ -22,7 +22,8 @@ from nlm.checkpoint import atomic_path
 from nlm.symmetry import shipped
 from nlm.symmetry.layout import Layout, parse
 from nlm.symmetry.permutation import AxisGroup
-from nlm.symmetry.spec import PermutationSpec, Site, Verification
+from nlm.symmetry.proof import Verification
+from nlm.symmetry.spec import PermutationSpec, Site
 
 _VERSION = 1
 

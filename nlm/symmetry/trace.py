@@ -1,13 +1,17 @@
 """``nlm.trace``: from a model and an example input to a verified specification."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from nlm._modules import evaluation
-from nlm.symmetry.sequential import BY_HAND, discover
+from nlm.symmetry.discover import discover
+from nlm.symmetry.graph import with_defaults
+from nlm.symmetry.proof import SymmetryError, VacuousError
 from nlm.symmetry.spec import PermutationSpec
+
+_log = logging.getLogger(__name__)
 
 
 def trace(
@@ -18,16 +22,19 @@ def trace(
 ) -> PermutationSpec:
     """Finds the permutation symmetries of a model and proves them on it.
 
-    Reads networks made of nested ``nn.Sequential`` containers of linear, convolution,
-    normalisation, pooling, flatten and element-wise modules (MLPs, VGG-like networks).
+    The model is exported with the example inputs, and its graph is run on axes instead of numbers
+    (:mod:`nlm.symmetry.discover`). Works for any model that ``torch.export`` can export. What is
+    not understood stays as it is: a specification may miss a symmetry, it never claims a wrong one.
 
     Parameters
     ----------
-    model : the network; it is not changed.
-    example_inputs : a tensor, or a tuple with one tensor, as the model takes it. Two or more
-        samples of real data prove more than one of noise.
-    kwargs, outputs : further arguments and the names of selected outputs; a sequential network has
-        none.
+    model : the network; it is not changed. On the meta device it is traced without being proven.
+    example_inputs : a tensor, a tuple of the model's arguments, or a dict of its keyword arguments.
+        Two or more samples of real data prove more than one of noise.
+    kwargs : further keyword arguments.
+    outputs : names of the outputs that must not change, as keys of the model's output or positions
+        ("logits", "0"); what only others depend on stays as it is. By default the logits and what
+        else it takes for every parameter to count, or all outputs of a model without logits.
 
     Returns
     -------
@@ -37,23 +44,42 @@ def trace(
     Raises
     ------
     ValueError
-        The network is built in a way that is not understood; the message names the module. A
-        specification written by hand (:class:`nlm.PermutationSpec`) and proven with its ``verify``
-        serves as well.
+        The model cannot be exported, or has no such outputs; the message holds the reason.
     SymmetryError
-        The proof failed; the message names the group.
+        The proof failed, and not for single groups. A group that fails alone, or whose units have
+        no effect on this model, stays as it is: ``spec.pinned`` says so.
 
     References
     ----------
     Ainsworth, Hayase, Srinivasa: Git Re-Basin, arXiv:2209.04836, section 2.
     """
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if len(args) != 1 or not isinstance(args[0], Tensor) or kwargs or outputs:
-        raise ValueError(
-            f"nlm.trace: a sequential network takes one tensor, got {len(args)} inputs, "
-            f"keywords {list(kwargs or ())} and selected outputs {list(outputs or ())}; {BY_HAND}"
-        )
-    with evaluation(model):
-        spec = discover(model, args[0])
-    spec.verify(model, args)
-    return spec
+    if isinstance(example_inputs, Mapping):
+        args: tuple[Any, ...] = ()
+        kwargs = {**example_inputs, **(kwargs or {})}
+    else:
+        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    arguments = with_defaults(model, kwargs or {})
+    spec = discover(model, args, arguments, outputs)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return spec
+    return _proven(spec, model, args, arguments)
+
+
+def _proven(
+    spec: PermutationSpec, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> PermutationSpec:
+    """The specification with its proof, without the groups that cannot be proven."""
+    while True:
+        try:
+            spec.verify(model, args, kwargs)
+            return spec
+        except SymmetryError as error:
+            dropped = [group for group in error.groups if group in spec.free]
+            if not dropped:
+                raise
+            why = "without effect"
+            if not isinstance(error, VacuousError):
+                why = "refuted by the proof"
+                _log.warning("%s; %s stays as it is", error, ", ".join(dropped))
+            spec = spec.restrict(group for group in spec.free if group not in dropped)
+            spec.pinned.update(dict.fromkeys(dropped, why))

@@ -1,27 +1,30 @@
 """The proof of a specification: its permutations do not change the function of a model.
 
-Everything is computed on a float64 copy of the model whose norms, biases, running statistics and
-zero parameters are perturbed by a third of their own size, or of the size of their module where
-they are zero: an untrained LayerScale of zero or a dead layer would hide a mistake. Where the model
-cannot compute in float64 it is proven in its own dtype, with the tolerance that the dtype allows.
+Random permutations of all groups at once, and of each group alone, must leave the outputs as they
+are to rounding and to a thousandth of the effect of a control: the same group permuted everywhere
+except in one place. A control without effect proves nothing. Where a group fails, the place that
+explains it is searched (:func:`_culprit`).
 """
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch import nn
 
-from nlm._state_dict import count_not_finite
-from nlm.symmetry.spec import PermutationSpec, SymmetryError, Verification
+from nlm.symmetry import gather
+from nlm.symmetry.layout import Fixed, Layout, Ref, product
+from nlm.symmetry.permutation import Permutation
+from nlm.symmetry.proof import SymmetryError, VacuousError, Verification
+from nlm.symmetry.spec import PermutationSpec
+from nlm.symmetry.subject import Example, Subject, other_shapes
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 _CONTROL_RATIO = 1e-3  # the error of a true symmetry against the effect of a broken one
-# The least effect that is told from rounding. With float64 it may be small: in a network of small
-# weights the biases of the last layer outweigh what comes from the first.
-_LEAST_EFFECT = {**_TOLERANCE, torch.float64: 1e-12}
+_CLEAR_EFFECT = 1e-3  # of a control, beyond which no stronger one is looked for
+_MOST_TRIALS = 200  # of the search for the place that explains a failure
+
+Place = tuple[str, int]  # a dimension of a parameter
+Changes = Mapping[Place, Layout]  # what stands there instead
 
 
 def verify(
@@ -31,40 +34,36 @@ def verify(
     kwargs: Mapping[str, Any],
     seeds: int,
     forward: Callable[..., Any] | None = None,
+    more_inputs: Iterable[Any] = (),
 ) -> Verification:
     """Proves ``spec`` on ``model``; see :meth:`PermutationSpec.verify`."""
     spec.check_state_dict(model.state_dict())
     _check_shared(spec, model)
-    for leaf in tree_leaves((example_inputs, dict(kwargs))):
-        if isinstance(leaf, Tensor) and (bad := count_not_finite(leaf)):
-            raise ValueError(
-                f"nlm.symmetry: a specification is proven on finite inputs, got {bad} NaN or inf "
-                f"of {leaf.numel()}"
-            )
-    subject = _Subject(model, example_inputs, kwargs, forward)
-    all_groups = list(spec.free)
-    worst = 0.0
+    example: Example = (example_inputs, dict(kwargs))
+    more = [_more(example, inputs, forward) for inputs in more_inputs]
+    subject = Subject(
+        model, [example, *more], () if more else other_shapes(example), forward, spec.outputs
+    )
+    trials = _Trials(spec, subject)
+    errors = {group: trials.alone(group) for group in trials.places}
+    controls = {group: trials.control(group) for group in trials.places}
+    _check_alone(trials, errors, controls)
+    control = min(controls.values(), default=None)
+    allowed = min([subject.tolerance, *(_CONTROL_RATIO * each for each in controls.values())])
+    worst = max(errors.values(), default=0.0)
     for seed in range(seeds):
-        worst = max(worst, subject.change(spec, spec.random(seed)))
-    control = min((_control(spec, subject, group) for group in all_groups), default=None)
-    allowed = subject.tolerance
-    if control is not None:
-        allowed = min(allowed, _CONTROL_RATIO * control)
-    for number, group in enumerate(all_groups):
-        error = subject.change(spec, _only(spec.random(seeds + number), group))
-        worst = max(worst, error)
+        error = trials.at_once(spec.random(seed))
         if error > allowed:
-            raise SymmetryError(
-                f"nlm.symmetry: a permutation of group {group!r} ({spec.groups[group].origin}) "
-                f"must not change the outputs, got a relative change of {error:.1e}"
-            )
-    if worst > allowed:
-        raise SymmetryError(
-            f"nlm.symmetry: permuting all groups ({', '.join(all_groups)}) at once must not change "
-            f"the outputs, got a relative change of {worst:.1e}"
-        )
-    dtype = str(subject.dtype).removeprefix("torch.")
-    return Verification(dtype, seeds, worst, control, spec.digest())
+            raise _not_together(trials, spec.random(seed), error, allowed)
+        worst = max(worst, error)
+    return Verification(subject.text, seeds, worst, control, spec.digest(), subject.shapes)
+
+
+def _more(example: Example, inputs: Any, forward: Callable[..., Any] | None) -> Example:
+    args, kwargs = example
+    if forward is None and isinstance(inputs, Mapping):
+        return args, {**kwargs, **inputs}
+    return inputs, kwargs
 
 
 def _check_shared(spec: PermutationSpec, model: nn.Module) -> None:
@@ -80,124 +79,205 @@ def _check_shared(spec: PermutationSpec, model: nn.Module) -> None:
             )
 
 
-def _control(spec: PermutationSpec, subject: "_Subject", group: str) -> float:
-    """The largest effect of permuting a group everywhere except in one of its parameters."""
-    carriers = dict.fromkeys(name for name, _ in spec.carriers(group))
-    permutation = _only(spec.random(0), group)
-    effect = 0.0
-    for left_out in sorted(carriers, key=lambda name: -len(spec.params[name])):
-        effect = max(effect, subject.change(spec, permutation, left_out))
-        if effect > 1e-3:
-            break
-    if effect < _LEAST_EFFECT[subject.dtype]:
+def _check_alone(
+    trials: "_Trials", errors: Mapping[str, float], controls: Mapping[str, float]
+) -> None:
+    """Raises where single groups change the outputs, or cannot be told from rounding."""
+    tolerance = trials.subject.tolerance
+    if broken := [group for group, error in errors.items() if error > tolerance]:
+        group = broken[0]
         raise SymmetryError(
-            f"nlm.symmetry: a group can be proven only where its units matter, got no effect on "
-            f"the outputs ({effect:.1e}) when {group!r} ({spec.groups[group].origin}) is permuted "
-            f"everywhere but in one parameter"
+            f"nlm.symmetry: a permutation of group {group!r} ({trials.spec.groups[group].origin}) "
+            f"must not change the outputs, got a relative change of {errors[group]:.1e}: "
+            f"{_culprit(trials, group)}",
+            broken,
         )
-    return effect
+    # In float64 a small effect is one: in a network of small weights the biases of the last layer
+    # may outweigh what comes from the first.
+    least = min(1e-3 * tolerance, 1e-12) if trials.subject.text == "float64" else tolerance
+    vacuous = [
+        group
+        for group, effect in controls.items()
+        if effect < least or errors[group] > _CONTROL_RATIO * effect
+    ]
+    if vacuous:
+        named = ", ".join(
+            f"{group!r} ({trials.spec.groups[group].origin})" for group in vacuous[:5]
+        )
+        raise VacuousError(
+            f"nlm.symmetry: a group can be proven only where its units matter, got no effect on "
+            f"the outputs ({controls[vacuous[0]]:.1e}) when it is permuted everywhere but in one "
+            f"place, for {named}{f' and {len(vacuous) - 5} more' if vacuous[5:] else ''}",
+            vacuous,
+        )
 
 
-def _only(permutation: dict[str, Tensor], group: str) -> dict[str, Tensor]:
-    return {group: permutation[group]}
-
-
-class _Subject:
-    """A model prepared for the proof, and what it computes for the example."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: Any,
-        kwargs: Mapping[str, Any],
-        forward: Callable[..., Any] | None,
-    ) -> None:
-        if forward is not None:
-            self.call = forward
-            example: Any = example_inputs
-        else:
-            self.call = lambda model, args, **kwargs: model(*args, **kwargs)
-            example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        self.dtype = torch.float64
-        self.model = copy.deepcopy(model).eval().double()
-        self.state = _perturbed(self.model.state_dict())
-        self.example = tree_map_only(Tensor, _double, (example, dict(kwargs)))
-        try:
-            self.outputs = self.run(self.state)
-        except (RuntimeError, TypeError):
-            self.dtype = next(
-                (p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32
+def _not_together(
+    trials: "_Trials", permutation: Permutation, error: float, allowed: float
+) -> SymmetryError:
+    """Groups that hold alone, on the first example, and not together or on all examples."""
+    everywhere = slice(None)
+    for group in trials.places:
+        alone = trials.alone(group, examples=everywhere)
+        if alone > allowed:
+            return SymmetryError(
+                f"nlm.symmetry: a permutation of group {group!r} "
+                f"({trials.spec.groups[group].origin}) must not change the outputs for inputs of "
+                f"another shape, got a relative change of {alone:.1e}: "
+                f"{_culprit(trials, group, everywhere)}",
+                [group],
             )
-            self.model = copy.deepcopy(model).eval()
-            self.state = _perturbed(self.model.state_dict())
-            self.example = (example, dict(kwargs))
-            self.outputs = self.run(self.state)
-        self.tolerance = _TOLERANCE[self.dtype]
-        self.scale = max((float(out.abs().max()) for out in self.outputs if out.numel()), default=0)
-        if not 0 < self.scale < float("inf"):
-            raise SymmetryError(
-                f"nlm.symmetry: a specification is proven on finite outputs that are not all zero, "
-                f"got a largest output of {self.scale}"
-            )
+    needed = [
+        group
+        for group in list(trials.places)[:_MOST_TRIALS]
+        if trials.at_once({g: p for g, p in permutation.items() if g != group}) <= allowed
+    ]
+    return SymmetryError(
+        f"nlm.symmetry: permuting all groups at once must not change the outputs, got a relative "
+        f"change of {error:.1e}, without any of {', '.join(needed or trials.places)} none",
+        needed,
+    )
 
-    def run(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """The real outputs with some weights; the model may write into its input."""
-        self.model.load_state_dict(state)
-        example, kwargs = tree_map_only(Tensor, torch.clone, self.example)
-        with torch.no_grad():
-            outputs = self.call(self.model, example, **kwargs)
-        return [leaf.clone() for leaf in tree_leaves(outputs) if _is_float(leaf)]
 
-    def change(
-        self,
-        spec: PermutationSpec,
-        permutation: dict[str, Tensor],
-        left_out: str | None = None,
+class _Trials:
+    """Runs of the subject with some groups permuted in some places."""
+
+    def __init__(self, spec: PermutationSpec, subject: Subject) -> None:
+        self.spec = spec
+        self.subject = subject
+        self.places: dict[str, list[Place]] = {
+            group: spec.carriers(group) for group, of in spec.free.items() if of.size > 1
+        }
+        self._drawn = spec.random(2**31)
+
+    def at_once(self, permutation: Permutation) -> float:
+        """The change of the outputs of all examples under a permutation."""
+        plans = gather.Gathers(self.spec.groups, permutation)
+        return self._change(plans, dict(self.spec.params), slice(None))
+
+    def alone(
+        self, group: str, changes: Changes | None = None, examples: slice = slice(1)
     ) -> float:
-        """The relative change of the outputs under a permutation, one parameter left as it was."""
-        state = spec.apply(permutation, self.state)
-        if left_out is not None:
-            state[left_out] = self.state[left_out]
-        differences = [
-            float((new - old).abs().max())
-            for new, old in zip(self.run(state), self.outputs, strict=True)
-            if old.numel()
+        """The change when one group is permuted, with other layouts in some places."""
+        changes = {
+            (alias, dim): layout
+            for (name, dim), layout in (changes or {}).items()
+            for alias in self.subject.aliases[name]
+        }
+        names = dict.fromkeys(name for name, _ in (*self.places[group], *changes))
+        layouts = {
+            name: tuple(
+                changes.get((name, dim), layout)
+                for dim, layout in enumerate(self.spec.params[name])
+            )
+            for name in names
+        }
+        plans = gather.Gathers(self.spec.groups, {group: self._drawn[group]})
+        return self._change(plans, layouts, examples)
+
+    def control(self, group: str) -> float:
+        """The largest effect of permuting a group everywhere except in one place.
+
+        A group that stands in one place only is scattered over it instead.
+        """
+        places = self._distinct(group)
+        if len(places) == 1:
+            [(name, _)] = places
+            tensor = self.subject.state[name]
+            order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
+            mixed = tensor.flatten()[order.to(tensor.device)].view_as(tensor)
+            return self.subject.change(dict.fromkeys(self.subject.aliases[name], mixed))
+        effect = 0.0
+        for place in places:
+            effect = max(effect, self.alone(group, {place: self.fixed(place)}))
+            if effect > _CLEAR_EFFECT:
+                break
+        return effect
+
+    def _distinct(self, group: str) -> list[Place]:
+        """Where a group stands, each shared parameter once, matrices first."""
+        places = [
+            (name, dim) for name, dim in self.places[group] if self.subject.aliases[name][0] == name
         ]
-        return max(differences) / self.scale
+        return sorted(places, key=lambda place: -len(self.spec.params[place[0]]))
+
+    def fixed(self, place: Place) -> Layout:
+        """What stands in a place where nothing moves."""
+        name, dim = place
+        return Fixed(self.spec.params[name][dim].size)
+
+    def _change(
+        self, plans: gather.Gathers, layouts: Mapping[str, gather.Layouts], examples: slice
+    ) -> float:
+        plan = {name: plans.of(dims) for name, dims in layouts.items()}
+        names = [name for name, gathers in plan.items() if gathers]
+        state = self.subject.state
+        moved = gather.apply([state[name] for name in names], [plan[name] for name in names])
+        return self.subject.change(dict(zip(names, moved, strict=True)), examples)
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _culprit(trials: _Trials, group: str, examples: slice = slice(1)) -> str:
+    """Says in which place a group stands, or is missing, for its permutation to change nothing."""
+    for number, (changes, text) in enumerate(_explanations(trials, group)):
+        if number == _MOST_TRIALS:
+            break
+        if trials.alone(group, changes, examples) <= trials.subject.tolerance:
+            return text
+    return f"no single place explains it; it stands on {_listed(trials.places[group])}"
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _explanations(trials: _Trials, group: str) -> Iterator[tuple[Changes, str]]:
+    """Single places first, then the places of a module, then the sides of a parameter."""
+    standing = trials.places[group]
+    missing = list(_missing(trials, group))
+    for place in standing:
+        if len(standing) > 1:
+            text = f"it stands on {_listed([place])}, without which they stay"
+            yield {place: trials.fixed(place)}, text
+    for place, layout in missing:
+        yield {place: layout}, f"it is missing on {_listed([place])}, with which they stay"
+    exact = [(place, layout) for place, layout in missing if isinstance(layout, Ref)]
+    for module in dict.fromkeys(_module(place) for place, _ in exact):
+        added = {place: layout for place, layout in exact if _module(place) == module}
+        if len(added) > 1:
+            yield added, f"it is missing on {_listed(added)}, with which they stay"
+    for module in dict.fromkeys(map(_module, standing)):
+        places = [place for place in standing if _module(place) == module]
+        if 1 < len(places) < len(standing):
+            text = f"it stands on {_listed(places)}, without which they stay"
+            yield {place: trials.fixed(place) for place in places}, text
+    for place in standing:
+        for other, layout in exact:
+            if other[0] == place[0]:
+                text = f"it stands on {_listed([place])} instead of dimension {other[1]}"
+                yield {place: trials.fixed(place), other: layout}, text
 
 
-def _perturbed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with vectors and zero tensors moved by a third of their scale."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = {
-        name: float(tensor.detach().double().square().mean().sqrt())
-        for name, tensor in state.items()
-        if _is_float(tensor) and tensor.numel()
-    }
-    moved = {name: tensor.detach().clone() for name, tensor in state.items()}
-    for name, size in sizes.items():
-        tensor = moved[name]
-        if tensor.dim() == 1 or size == 0:
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            noise *= 0.3 * (size or _size_around(name, sizes))
-            noise = noise.abs() if "var" in name else noise
-            moved[name] = tensor + noise.to(tensor.device, tensor.dtype)
-    return moved
+def _missing(trials: _Trials, group: str) -> Iterator[tuple[Place, Layout]]:
+    """Where a group could stand and does not; its own modules and dimensions of its size first."""
+    of = trials.spec.groups[group]
+    if of.parents:
+        return
+    modules = set(map(_module, trials.places[group]))
+    found: list[tuple[Place, Layout]] = []
+    for name, layouts in trials.spec.params.items():
+        for dim, layout in enumerate(layouts):
+            place, (times, rest) = (name, dim), divmod(layout.size, of.size)
+            if place in trials.places[group] or rest or not times:
+                continue
+            unit = Ref(group, of.size)
+            found.append((place, product(unit, Fixed(times))))
+            if times > 1:
+                found.append((place, product(Fixed(times), unit)))
+    yield from sorted(
+        found, key=lambda each: (not isinstance(each[1], Ref), _module(each[0]) not in modules)
+    )
 
 
-def _size_around(name: str, sizes: Mapping[str, float]) -> float:
-    """The mean size of what is not zero in an entry's module, or else in the model."""
-    module = name.rpartition(".")[0]
-    siblings = [size for other, size in sizes.items() if other.rpartition(".")[0] == module]
-    for candidates in (siblings, list(sizes.values())):
-        if found := [size for size in candidates if size > 0]:
-            return sum(found) / len(found)
-    return 1.0
+def _module(place: Place) -> str:
+    return place[0].rpartition(".")[0]
+
+
+def _listed(places: Iterable[Place]) -> str:
+    texts = [f"{name!r} dimension {dim}" for name, dim in places]
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if texts[5:] else "")

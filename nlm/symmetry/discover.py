@@ -1,0 +1,321 @@
+"""Discovery of the permutation symmetries of any model, by abstract interpretation of its graph.
+
+Every parameter dimension begins as an axis of its own, of which nothing is known. The operations of
+the exported graph are run on axes instead of numbers: a linear layer makes its input's features and
+its weight's columns one axis, a view refines 768 units into 12 x 64, a slice of a position table
+pins what it cuts. The axes of inputs, of outputs and of everything made by the code itself stay in
+place. What is left unpinned may be permuted; :mod:`nlm.symmetry.conclude` writes it down.
+
+It is sound by construction: operations only ever take permutations away, and one that is not
+understood pins all that it touches.
+"""
+
+import logging
+import operator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from nlm.symmetry.atoms import Axis, fixed, free, mark_read, pin, size_of
+from nlm.symmetry.conclude import conclude
+from nlm.symmetry.graph import Graph, export
+from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
+from nlm.symmetry.handlers.elements import pointwise, reduction
+from nlm.symmetry.spec import PermutationSpec
+
+_log = logging.getLogger(__name__)
+_FOLDED = 65536  # constants of at most so many elements are computed
+
+
+def discover(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    outputs: Sequence[str] | None = None,
+) -> PermutationSpec:
+    """The specification of a model; not verified.
+
+    Raises
+    ------
+    ValueError
+        The model cannot be exported, or has no such outputs.
+    """
+    graph = export(model, args, kwargs, outputs)
+    return interpret(graph, model)
+
+
+def interpret(graph: Graph, model: nn.Module) -> PermutationSpec:
+    """The specification that a graph of a model allows."""
+    state = model.state_dict(keep_vars=True)
+    reader = _Reader(graph, state)
+    reader.run(graph.nodes, {})
+    reader.name_shared(state)
+    return conclude(reader, state, graph, dict(model.named_modules()))
+
+
+class _Reader:
+    """Runs a graph on axes.
+
+    Attributes
+    ----------
+    entries : state dict name -> its axes, for the floating-point entries that the graph mentions.
+    records : the axes of every tensor, and the index values on which it depends.
+    values : node of the outermost graph -> what is known of its value.
+    opaque : operation -> how often it was not understood.
+    """
+
+    def __init__(self, graph: Graph, state: Mapping[str, Tensor]) -> None:
+        self.graph = graph
+        self.state = state
+        self.entries: dict[str, Array] = {}
+        self.by_identity: dict[int, Array] = {}
+        self.records: list[tuple[tuple[Axis, ...], frozenset[Lookup]]] = []
+        self.values: dict[fx.Node, Any] = {}
+        self.opaque: Counter[str] = Counter()
+
+    def run(self, nodes: fx.Graph, given: dict[fx.Node, Any]) -> Any:
+        """The outputs of a graph; ``given`` holds the values of an inner graph's placeholders."""
+        outermost = nodes is self.graph.nodes
+        values = self.values if outermost else dict(given)
+        for node in nodes.nodes:
+            if node.op == "placeholder":
+                if node not in values:
+                    values[node] = self.placeholder(node)
+            elif node.op == "get_attr":
+                values[node] = _constant(getattr(node.graph.owning_module, str(node.target), None))
+            elif node.op == "call_function":
+                values[node] = self.call(node, values)
+            elif node.op == "output":
+                outputs = fx.node.map_arg(node.args[0], lambda each: values[each])
+                if outermost:
+                    for x in _arrays(outputs):
+                        for axis in (*x.axes, x.over or []):
+                            pin(axis, "output")
+                return outputs
+        return None
+
+    def placeholder(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return value
+        name = self.graph.entries.get(node.name)
+        if name in self.state and value.is_floating_point():
+            key = id(self.state[name])
+            if key not in self.by_identity:
+                self.by_identity[key] = Array([free(size) for size in value.shape])
+                self.records.append((tuple(self.by_identity[key].axes), frozenset()))
+            self.entries[name] = self.by_identity[key]
+            return self.entries[name]
+        why = "input" if name is None and node.name not in self.graph.constants else "constant"
+        x = Array([fixed(size, why) for size in value.shape])
+        x.constant = self.graph.constants.get(node.name)
+        return x
+
+    def name_shared(self, state: Mapping[str, Tensor]) -> None:
+        """Gives the other names of a shared parameter the same axes."""
+        for name, tensor in state.items():
+            if name not in self.entries and id(tensor) in self.by_identity:
+                self.entries[name] = self.by_identity[id(tensor)]
+
+    def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """What is known of the result of an operation."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        outputs = node.meta.get("val")
+        if not any(isinstance(each, Tensor) for each in _flat(outputs)):
+            return outputs
+        operands = _arrays((args, kwargs))
+        lookups: frozenset[Lookup] = frozenset().union(*(x.lookups for x in operands))
+        step = Step(node, self.records, lookups)
+        try:
+            result = self.understood(step, args, kwargs, operands)
+            _check_shapes(result, outputs)
+        except NotUnderstood:
+            result = self.inner(node, args, kwargs)
+            if result is None:
+                result = self.not_understood(node, operands, outputs)
+        except Exception:
+            _log.debug("nlm.trace: the handler of %s failed", node.target, exc_info=True)
+            result = self.not_understood(node, operands, outputs)
+        for x in _arrays(result):
+            x.lookups |= lookups
+            self.records.append((tuple(x.axes), x.lookups))
+        self.fold(node, args, kwargs, operands, result)
+        return result
+
+    def understood(self, step: Step, args: Any, kwargs: Any, operands: list[Array]) -> Any:
+        """The result by the operation's handler, or by its tags."""
+        target: Any = step.node.target
+        registered = HANDLERS.get(operation_name(target))
+        if registered is None or registered.reads:
+            for x in operands:
+                for axis in x.axes:
+                    mark_read(axis)
+        if registered is not None:
+            return registered.function(step, *args, **kwargs)
+        tags = getattr(target, "tags", ())
+        outputs = step.node.meta["val"]
+        if torch.Tag.pointwise in tags and isinstance(outputs, Tensor):
+            return pointwise(step, operands)
+        if torch.Tag.reduction in tags or operation_name(target) in _REDUCTIONS:
+            arguments = _bound(target, args, kwargs)
+            if isinstance(arguments.get("other"), Array):
+                return pointwise(step, operands)
+            dims = arguments.get("dim")
+            if dims is None or dims == []:
+                dims = None
+            elif isinstance(dims, int):
+                dims = [dims]
+            if isinstance(arguments.get("self"), Array) and len(operands) == 1:
+                return reduction(step, arguments["self"], dims)
+        if not operands:
+            return _placed(outputs, lambda size: fixed(size, "constant"))
+        raise NotUnderstood
+
+    def inner(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The result of the operations that one is made of; None where it is not made of others."""
+        graph = _decomposed(node)
+        if graph is None:
+            return None
+        given = [x for x in _flat((args, kwargs)) if isinstance(x, Array)]
+        places = [each for each in graph.nodes if each.op == "placeholder"]
+        if len(places) != len(given):
+            return None
+        outputs = self.run(graph, dict(zip(places, given, strict=True)))
+        single = isinstance(node.meta["val"], Tensor)
+        result = outputs[0] if single and isinstance(outputs, (tuple, list)) else outputs
+        return result if single else tuple(result)
+
+    def not_understood(self, node: fx.Node, operands: list[Array], outputs: Any) -> Any:
+        name = str(node.target)
+        self.opaque[name] += 1
+        for x in operands:
+            for axis in (*x.axes, x.over or []):
+                mark_read(axis)
+                pin(axis, name)
+        return _placed(outputs, lambda size: fixed(size, name))
+
+    def fold(
+        self, node: fx.Node, args: Any, kwargs: Any, operands: list[Array], result: Any
+    ) -> None:
+        """Computes small constants: an index that is one may be a slice."""
+        value = node.meta["val"]
+        if not isinstance(result, Array) or any(x.constant is None for x in operands):
+            return
+        if value.numel() > _FOLDED or not isinstance(node.target, torch._ops.OpOverload):
+            return
+        if torch.Tag.nondeterministic_seeded in node.target.tags and operands == []:
+            return
+        known = _mapped((args, kwargs), lambda x: x.constant)
+        if "device" in known[1]:
+            known[1]["device"] = torch.device("cpu")
+        try:
+            result.constant = node.target(*known[0], **known[1])
+        except Exception:
+            result.constant = None
+
+
+_REDUCTIONS = {
+    "sum", "mean", "amax", "amin", "var", "std", "any", "all", "logsumexp", "norm", "prod", "max",
+    "min", "argmax", "argmin", "linalg_vector_norm", "var_mean", "std_mean", "aminmax", "median",
+    "nanmedian", "mode", "nansum", "nanmean", "count_nonzero",
+}  # fmt: skip
+
+
+def operation_name(target: Any) -> str:
+    """ "linear" for an ATen operation, in place or not; "library.name" for another's."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return str(target)
+    library, _, name = schema.name.partition("::")
+    if schema.is_mutable and name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if library == "aten" else f"{library}.{name}"
+
+
+def _decomposed(node: fx.Node) -> fx.Graph | None:
+    """The graph of an operation in terms of others; None where there is none."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    nodes = [each for each in _flat((node.args, node.kwargs)) if isinstance(each, fx.Node)]
+    examples = [
+        torch.empty(each.meta["val"].shape, dtype=each.meta["val"].dtype, device="meta")
+        for each in nodes
+    ]
+
+    def function(*tensors: Tensor) -> Any:
+        remaining = iter(tensors)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: next(remaining))
+        return target(*args, **kwargs)
+
+    table = {
+        op: rule
+        for op, rule in torch._decomp.core_aten_decompositions().items()
+        if operation_name(op) not in HANDLERS or op is target
+    }
+    try:
+        graph = make_fx(function, decomposition_table=table)(*examples).graph
+    except Exception:
+        return None
+    calls = [each for each in graph.nodes if each.op == "call_function"]
+    if any(operation_name(each.target) == operation_name(target) for each in calls):
+        return None
+    return graph if calls else None
+
+
+def _bound(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """An operation's arguments by their names."""
+    names = [argument.name for argument in target._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _flat(value: Any) -> list[Any]:
+    """The leaves of nested tuples, lists and dicts, in order."""
+    if isinstance(value, (tuple, list)):
+        return [leaf for part in value for leaf in _flat(part)]
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in _flat(part)]
+    return [value]
+
+
+def _arrays(value: Any) -> list[Array]:
+    return [leaf for leaf in _flat(value) if isinstance(leaf, Array)]
+
+
+def _mapped(value: Any, function: Callable[[Array], Any]) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(part, function) for part in value)
+    if isinstance(value, dict):
+        return {key: _mapped(part, function) for key, part in value.items()}
+    return function(value) if isinstance(value, Array) else value
+
+
+def _placed(outputs: Any, axis: Callable[[int], Axis]) -> Any:
+    """Results of which only the shapes are known."""
+    if isinstance(outputs, Tensor):
+        return Array([axis(size) if isinstance(size, int) else axis(-1) for size in outputs.shape])
+    if isinstance(outputs, (tuple, list)):
+        return tuple(_placed(each, axis) for each in outputs)
+    return outputs
+
+
+def _check_shapes(result: Any, outputs: Any) -> None:
+    """Raises where a handler's result has another shape than the operation's."""
+    found, expected = _flat(result), _flat(outputs)
+    for x, value in zip(found, expected, strict=True):
+        if isinstance(value, Tensor) and [size_of(axis) for axis in x.axes] != list(value.shape):
+            raise ValueError(f"{[size_of(axis) for axis in x.axes]} for {list(value.shape)}")
+
+
+def _constant(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    x = Array([fixed(size, "constant") for size in value.shape])
+    x.constant = value
+    return x

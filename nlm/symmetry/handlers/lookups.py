@@ -1,0 +1,157 @@
+"""How looking up acts on axes: indices, ranks, and the values that name positions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from nlm.symmetry.atoms import Axis, fixed, is_wild, pin, resolve, size_of
+from nlm.symmetry.axes import broadcast, unify
+from nlm.symmetry.handlers.registry import (
+    Array,
+    Lookup,
+    NotUnderstood,
+    Step,
+    dim_of,
+    handler,
+    replaced,
+)
+from nlm.symmetry.handlers.shapes import slice_
+
+
+def look_up(axis: Axis, index: Array, why: str) -> None:
+    """The values of an index name positions along an axis: that of which they are, or none."""
+    if index.over is None or is_wild(index.over):
+        pin(axis, why)
+    else:
+        unify(axis, index.over)
+
+
+def used(index: Array) -> frozenset[Lookup]:
+    return frozenset() if index.lookup is None else frozenset([index.lookup])
+
+
+@handler("embedding")
+def embedding(step: Step, weight: Array, index: Array, *rest: Any, **more: Any) -> Array:
+    look_up(weight.axes[0], index, "looked up by number")
+    return Array([*index.axes, *weight.axes[1:]], lookups=used(index))
+
+
+@handler("index_select")
+def index_select(step: Step, x: Array, dim: int, index: Array) -> Array:
+    before: list[Array | None] = [None] * dim_of(x, dim)
+    return index_(step, x, [*before, index])
+
+
+@handler("index", "_unsafe_index")
+def index_(step: Step, x: Array, indices: Sequence[Array | None]) -> Array:
+    given = {dim: index for dim, index in enumerate(indices) if index is not None}
+    if len(given) == 1:
+        [(dim, index)] = given.items()
+        run = _run(index, size_of(x.axes[dim]))
+        if run is not None:
+            return slice_(step, x, dim, run.start, run.stop)
+    for argument in step.node.args[1] if isinstance(step.node.args[1], (list, tuple)) else ():
+        if isinstance(argument, fx.Node) and argument.meta["val"].dtype == torch.bool:
+            raise NotUnderstood
+    lookups: frozenset[Lookup] = frozenset()
+    for dim, index in given.items():
+        look_up(x.axes[dim], index, "indexed")
+        lookups |= used(index)
+    common = broadcast(*(index.axes for index in given.values()))
+    dims = list(given)
+    kept = [axis for dim, axis in enumerate(x.axes) if dim not in given]
+    place = dims[0] if dims[-1] - dims[0] == len(dims) - 1 else 0
+    return Array([*kept[:place], *common, *kept[place:]], x.over, lookups=lookups)
+
+
+def _run(index: Array, size: int) -> range | None:
+    """The positions that a constant index names, where they follow one another."""
+    values = index.constant
+    if values is None or values.dim() != 1 or values.dtype == torch.bool or not values.numel():
+        return None
+    positions = [int(value) % size for value in values.tolist()]
+    run = range(positions[0], positions[0] + len(positions))
+    return run if positions == list(run) else None
+
+
+@handler("gather", "take_along_dim")
+def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
+    if isinstance(dim, Array):
+        raise NotUnderstood
+    dim = dim_of(x, dim)
+    for at, (axis, other) in enumerate(zip(x.axes, index.axes, strict=True)):
+        if at == dim:
+            look_up(axis, index, "gathered")
+        elif size_of(axis) == size_of(other):
+            unify(axis, other)
+        else:
+            pin(axis, "gathered")
+            pin(other, "gathered")
+    axes = broadcast(index.axes, replaced(x.axes, dim, [])) if x.axes else index.axes
+    if [size_of(axis) for axis in axes] != step.shape:
+        axes = index.axes
+    return Array(axes, x.over, lookups=used(index))
+
+
+@handler("scatter", "scatter_add")
+def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: Any) -> Array:
+    dim = dim_of(x, dim)
+    operands = [index, *([source] if isinstance(source, Array) else [])]
+    for at in range(len(x.axes)):
+        sizes = {size_of(each.axes[at]) for each in operands}
+        if len(sizes) > 1 or (at != dim and sizes != {size_of(x.axes[at])}):
+            raise NotUnderstood
+    common = broadcast(*(each.axes for each in operands))
+    look_up(x.axes[dim], index, "scattered to")
+    target = x.axes[dim]
+    if is_wild(target):
+        known = index.over is not None and not is_wild(index.over)
+        target = index.over if known and index.over else fixed(size_of(target), "scattered to")
+    others = broadcast(replaced(x.axes, dim, []), replaced(common, dim, []))
+    step.record(common)
+    return Array(replaced(others, dim, target))
+
+
+@handler("one_hot")
+def one_hot(step: Step, index: Array, classes: int = -1) -> Array:
+    size = step.shape[-1]
+    if index.over is None or is_wild(index.over) or size_of(index.over) != size:
+        return Array([*index.axes, fixed(size, "classes")])
+    return Array([*index.axes, resolve(index.over)], lookups=frozenset())
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+
+@handler("topk", "sort", "kthvalue", "msort")
+def ranked(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
+    """The largest values along a dimension, in order, and where they stand."""
+    name = step.name.split(".")[1]
+    place = 0 if name in ("sort", "msort") else 1
+    dim = more.get("dim", rest[place] if len(rest) > place else -1)
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise NotUnderstood
+    dim = dim_of(x, dim)
+    if is_wild(x.axes[dim]):
+        pin(x.axes[dim], "ranks of equal values")
+    values = step.shapes[0] if isinstance(step.node.meta["val"], (tuple, list)) else step.shape
+    ranks: list[Axis] = [fixed(values[dim], "ranks")] if len(values) == len(x.axes) else []
+    axes = replaced(x.axes, dim, *ranks)
+    if not isinstance(step.node.meta["val"], (tuple, list)):
+        return Array(axes)
+    return Array(axes), Array(list(axes), over=positions(x.axes[dim]))
+
+
+@handler("argsort")
+def argsort(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
+    dim = dim_of(x, more.get("dim", next((r for r in rest if type(r) is int), -1)))
+    return Array(
+        replaced(x.axes, dim, fixed(step.shape[dim], "ranks")), over=positions(x.axes[dim])
+    )
+
+
+def positions(axis: Axis) -> Axis:
+    """What index values found along an axis name: nothing that may move, among equal values."""
+    return fixed(size_of(axis), "ranks of equal values") if is_wild(axis) else axis
