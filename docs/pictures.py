@@ -26,7 +26,10 @@ def picture(name: str) -> str:
 
 def filled(page: str) -> str:
     """The page with its table as the specifications say."""
-    lines = ["| name | class | groups | permutations | entries that move |", "|---|---|---|---|---|"]
+    lines = [
+        "| name | class | groups | permutations | entries that move |",
+        "|---|---|---|---|---|",
+    ]
     for name, (model_class, _) in shipped.MODELS.items():
         spec = PermutationSpec.load(name)
         lines.append(

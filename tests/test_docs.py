@@ -1,4 +1,4 @@
-"""docs/symmetry.md tells the truth: its pictures and table are drawn from what is shipped, its code runs."""
+"""docs/symmetry.md tells the truth: pictures and table are of what is shipped, its code runs."""
 
 import re
 import runpy

@@ -28,7 +28,8 @@ def proof(spec: PermutationSpec) -> str:
     if found is None or not spec.proven:
         return "Not verified."
     control = "" if found.control is None else f", {found.control:.1e} where a symmetry is broken"
-    return f"Verified in {found.dtype}: the outputs change by {found.max_error:.1e}{control}."
+    shapes = f" on {found.shapes} shapes of inputs" if found.shapes > 1 else ""
+    return f"Verified in {found.dtype}{shapes}: outputs change by {found.max_error:.1e}{control}."
 
 
 def tables(spec: PermutationSpec, fold: bool) -> list[Table]:

@@ -9,7 +9,8 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,13 @@ def load_model(source: str, model_class: str | None = None, random: bool = False
     chosen = _class_of(config, model_class)
     folder = Path(source).parent if Path(source).is_file() else source
     try:
-        model = chosen.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, experts_implementation="batched_mm"
-        )
+        with _no_progress_bar():
+            model = chosen.from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                experts_implementation="batched_mm",
+            )
     except OSError as error:
         if random:
             return build_model(source, model_class)
@@ -215,6 +220,19 @@ def _transformers() -> Any:
             "package: pip install nlm[hf]"
         ) from error
     return transformers
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keeps transformers' bar for loading weights off the terminal."""
+    logging = _transformers().utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _class_of(config: Any, wanted: type[nn.Module] | str | None) -> Any:

@@ -75,7 +75,7 @@ def test_help_needs_no_torch(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
 def test_discover_proves_and_writes(capsys) -> None:
     assert run(["spec", "discover", "sources:network", "-o", "spec.json"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 groups, 2 permutations\nVerified in float64: ")
+    assert out.startswith("2 groups, 2 permutations\nVerified in float64")
     assert out.endswith("The specification is spec.json\n")
     assert PermutationSpec.load("spec.json").proven
     assert run(["spec", "discover", "sources:pictures"]) == 0
@@ -254,3 +254,59 @@ def test_missing_and_damaged_files_are_one_sentence(capsys) -> None:
     arguments = ["table.yaml", "--weights", "model.safetensors", "-o", "out.json"]
     assert run(["spec", "import", *arguments]) == 1
     assert "a whole safetensors file" in sentence(capsys)
+
+
+def tiny_bert(folder: Path, weights: bool) -> None:
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=40, max_position_embeddings=32, architectures=["BertForMaskedLM"],
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    if weights:
+        transformers.BertForMaskedLM(config).save_pretrained(folder)
+
+
+def test_a_folder_is_traced_shown_and_proven(capsys) -> None:
+    tiny_bert(Path("bert"), weights=False)
+    assert run(["spec", "discover", "bert", "-o", "bert.json"]) == 0
+    assert capsys.readouterr().out.startswith("9 groups, 21 permutations\nNot verified.")
+    assert run(["spec", "discover", "bert/config.json"]) == 0
+    assert "bert.encoder.layer.0-1.attention.self.query.weight" in capsys.readouterr().out
+    assert run(["spec", "verify", "bert.json", "bert"]) == 1
+    assert "--random" in sentence(capsys)
+    assert run(["spec", "verify", "bert.json", "bert", "--random", "--seeds", "1"]) == 0
+    assert "Verified in float64" in capsys.readouterr().out
+    tiny_bert(Path("bert"), weights=True)
+    capsys.readouterr()
+    assert run(["spec", "verify", "bert.json", "bert", "-o", "bert.json", "--force"]) == 0
+    assert PermutationSpec.load("bert.json").proven
+
+
+def test_a_wrong_specification_of_a_folder_is_refused(capsys) -> None:
+    tiny_bert(Path("bert"), weights=True)
+    assert run(["spec", "discover", "bert", "-o", "bert.json"]) == 0
+    spec = PermutationSpec.load("bert.json")
+    name = "bert.encoder.layer.1.output.dense.bias"
+    spec.params[name] = (parse("24"),)
+    spec.save("wrong.json")
+    capsys.readouterr()
+    assert run(["spec", "verify", "wrong.json", "bert"]) == 1
+    assert f"'{name}'" in sentence(capsys)
+
+
+def test_a_source_that_is_nowhere_is_one_sentence(capsys) -> None:
+    assert run(["spec", "discover", "no/such-model"]) == 1
+    assert "nothing is downloaded" in sentence(capsys)
+    tiny_bert(Path("bert"), weights=False)
+    assert run(["spec", "discover", "bert", "--class", "NoSuchModel"]) == 1
+    assert "'NoSuchModel'" in sentence(capsys)
+    assert run(["spec", "discover", "bert", "--outputs", "nothing"]) == 1
+    assert "'nothing'" in sentence(capsys)
+
+
+def test_a_shipped_specification_is_shown_by_its_name(capsys) -> None:
+    assert run(["spec", "show", "gpt2", "--html", "gpt2.html"]) == 0
+    assert "transformer.h.0-11.attn.c_attn.weight" in capsys.readouterr().out
+    assert "transformer.h.0-11, 12x" in Path("gpt2.html").read_text()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from nlm import PermutationSpec
 from nlm.symmetry import cache, pretrained
 
 TEXT = {
@@ -175,3 +176,64 @@ def test_the_fingerprint_is_of_what_is_computed() -> None:
         mark(num_hidden_layers=3),
     ]
     assert len({same, *changed}) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "permutations"),
+    [
+        ("BertForMaskedLM", 9, 21),
+        ("LlamaForCausalLM", 7, 13),
+        ("MixtralForCausalLM", 11, 21),
+        ("ViTForImageClassification", 9, 21),
+        ("CLIPModel", 19, 43),
+    ],
+)
+def test_a_configuration_is_enough(name: str, groups: int, permutations: int) -> None:
+    spec = pretrained.trace_config(config_of(name))
+    assert (len(spec.free), spec.permutation_count) == (groups, permutations)
+    assert not spec.proven and not spec.opaque_ops
+    model = pretrained.build_model(config_of(name))
+    spec.verify(model, (), pretrained.make_inputs(model), seeds=1)
+    assert spec.proven
+
+
+def test_what_was_found_is_kept(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("BertForMaskedLM")
+    first = pretrained.trace_config(config)
+    [file] = own_cache.iterdir()
+    monkeypatch.setattr(pretrained, "trace", None)  # a call of it would fail
+    again = pretrained.trace_config(config)
+    assert again.digest() == first.digest() and again.outputs == first.outputs
+    assert list(own_cache.iterdir()) == [file]
+    monkeypatch.undo()
+    monkeypatch.setenv("NLM_CACHE", str(own_cache))
+    whole = file.read_text()
+    for damaged in ("", whole[: len(whole) // 2], whole.replace('"size": 24', '"size": 12'), "{}"):
+        file.write_text(damaged)
+        with pytest.warns(UserWarning, match="the model is traced again"):
+            assert pretrained.trace_config(config).digest() == first.digest()
+        assert file.read_text() == whole
+    pretrained.trace_config(config, outputs=["logits"])
+    pretrained.trace_config(config_of("BertForMaskedLM", hidden_act="relu"))
+    assert len(list(own_cache.iterdir())) == 3
+
+
+def test_no_cache_reads_and_writes_nothing(own_cache: Path) -> None:
+    pretrained.trace_config(config_of("BertForMaskedLM"), cache=False)
+    assert not own_cache.exists()
+
+
+def test_a_shipped_specification_needs_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "trace", None)  # a call of it would fail
+    config = transformers.T5Config(
+        architectures=["T5ForConditionalGeneration"], name_or_path="somewhere/t5-small"
+    )
+    spec = pretrained.trace_config(config)
+    assert spec.digest() == PermutationSpec.load("t5-small").digest()
+
+
+def test_inputs_may_be_given() -> None:
+    config = config_of("BertForMaskedLM")
+    inputs = {"inputs_embeds": torch.zeros(1, 3, 24, device="meta")}
+    spec = pretrained.trace_config(config, example_inputs=inputs, cache=False)
+    assert spec.pinned["bert.embeddings.LayerNorm.weight:0"] == "input"
