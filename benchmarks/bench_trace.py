@@ -56,8 +56,9 @@ def in_a_process(name: str, what: str) -> dict[str, Any]:
         [sys.executable, __file__, "--measure", name, what],
         capture_output=True,
         text=True,
-        check=True,
     )
+    if done.returncode:
+        raise SystemExit(f"{name}, {what}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
