@@ -30,7 +30,7 @@ def test_the_table_is_that_of_the_committed_results():
 
 def test_the_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     images = torch.randn(64, 1, 16, 16)
     names = {
@@ -45,6 +45,24 @@ def test_the_code_runs(tmp_path, monkeypatch):
         torch.testing.assert_close(
             names["plain"](names["digit_images"]), names["logits"], rtol=1e-4, atol=1e-4
         )
+
+
+def test_any_network_is_found_and_keeps_its_function(capsys):
+    _, code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    names: dict = {}
+    exec(code, names)
+    told = capsys.readouterr().out.splitlines()[0]
+    assert told == "9 groups, 13 permutations" and f"# {told}" in code
+    assert names["spec"].proven
+    model, tokens = names["model"].eval(), torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        before = model(tokens).logits
+        weight = model.lm_head.weight.clone()
+        model.load_state_dict(names["moved"])
+        after = model(tokens).logits
+    assert not torch.equal(weight, model.lm_head.weight)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
 def test_ci_runs_the_commands_to_the_letter():

@@ -5,6 +5,7 @@ Torch is imported only when torch tensors are asked for.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -75,9 +76,33 @@ def read_tensors(
             tensors = {key: file.get_tensor(key) for key in file.keys()}
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise DamagedFileError(
-            f"nlm: a tensor file must be a whole safetensors file, got {name!r} ({error})"
-        ) from error
+        raise _damaged(name, error) from error
+
+
+def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes in a safetensors file, or in all those of a folder; no tensor is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file, or none in the folder.
+    DamagedFileError
+        A file is truncated, corrupt, or no safetensors file.
+    """
+    from safetensors import safe_open
+
+    target = Path(path)
+    files = sorted(target.glob("*.safetensors")) if target.is_dir() else [target]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"nlm: a tensor file must exist, got {str(target)!r}")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for each in files:
+        try:
+            with safe_open(os.fspath(each), framework="np") as file:
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        except SafetensorError as error:
+            raise _damaged(each, error) from error
+    return shapes
 
 
 def read_kind(
@@ -94,6 +119,12 @@ def read_kind(
     if (found := metadata.get("nlm", "another kind")) != kind:
         raise ValueError(f"{caller}: a file of {kind} is read, got {found} in {os.fspath(path)!r}")
     return tensors, metadata
+
+
+def _damaged(path: str | os.PathLike[str], error: Exception) -> DamagedFileError:
+    return DamagedFileError(
+        f"nlm: a tensor file must be a whole safetensors file, got {os.fspath(path)!r} ({error})"
+    )
 
 
 def _own_storage(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nlm import __version__
-from nlm.cli import missing_package
+from nlm.cli import missing_package, spec
 
 _TASKS = 8
 _STOPPED = 130  # what a shell reports for Ctrl-C, and typer returns
@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+app.add_typer(spec.app)
 
 
 def run(arguments: list[str]) -> int:

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from nlm import __version__
 from nlm.cli.figures import accuracy_by_tasks, barrier, by_layer
+from nlm.cli.page import page
 from nlm.cli.results import (
     CORRECTIONS,
     SECTIONS,
@@ -37,15 +35,8 @@ def render(results: Results) -> str:
     ----------
     results : what ``nlm.demo.experiment.run`` returns, or the file that ``nlm demo --json`` wrote
     """
-    environment = Environment(
-        loader=PackageLoader("nlm.cli"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(
-        version=__version__,
+    return page(
+        "report.html.jinja",
         results=results,
         headline=headline(results),
         figures=list(_figures(results)),

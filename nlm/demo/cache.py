@@ -8,8 +8,6 @@ makes that one again. ``NLM_CACHE`` names another folder.
 
 import hashlib
 import json
-import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,22 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nlm.checkpoint import DamagedFileError, read_tensors, write_tensors
-
-
-def folder() -> Path:
-    """The folder of the cached files, by the rules of the operating system."""
-    chosen = os.environ.get("NLM_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    home = Path.home()
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = home / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return root / "nlm"
+from nlm.checkpoint import DamagedFileError, cache_folder, read_tensors, write_tensors
 
 
 def key(**settings: Any) -> str:
@@ -52,7 +35,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def path(name: str, settings_key: str) -> Path:
     """Where the file of this name and these settings lies, if it does."""
-    return folder() / f"{name}-{settings_key[:16]}.safetensors"
+    return cache_folder() / f"{name}-{settings_key[:16]}.safetensors"
 
 
 def remember(

@@ -29,7 +29,6 @@ from nlm.symmetry.atoms import (
     mark_read,
     pin,
     resolve,
-    same,
     size_of,
 )
 from nlm.symmetry.conclude import conclude
@@ -146,7 +145,6 @@ class _Reader:
         try:
             result = self.understood(step, args, kwargs, operands)
             _check_shapes(result, outputs)
-            self.follow_numbers(node, operands, result)
         except NotUnderstood:
             result = self.inner(node, args, kwargs)
             if result is None:
@@ -154,6 +152,10 @@ class _Reader:
         except Exception:
             _log.debug("nlm.trace: the handler of %s failed", node.target, exc_info=True)
             result = self.not_understood(node, operands, outputs)
+        kept = {id(x.over) for x in _arrays(result)}
+        for x in operands:
+            if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
+                pin(x.over, "computed with")
         known = {leaf for x in operands for axis in x.axes for leaf in leaves(axis)}
         for x in _arrays(result):
             x.lookups |= lookups
@@ -163,18 +165,6 @@ class _Reader:
                 self.records.append((tuple(kept), x.lookups))
         self.fold(node, args, kwargs, operands, result)
         return result
-
-    def follow_numbers(self, node: fx.Node, operands: list[Array], result: Any) -> None:
-        """Pins what index values stand for, unless they are looked up with, or only passed on."""
-        registered = HANDLERS.get(operation_name(node.target))
-        if registered is not None and registered.looks_up:
-            return
-        for x in operands:
-            if x.over is not None and not all(
-                each.over is not None and same(resolve(each.over), resolve(x.over))
-                for each in _arrays(result)
-            ):
-                pin(x.over, "computed with")
 
     def understood(self, step: Step, args: Any, kwargs: Any, operands: list[Array]) -> Any:
         """The result by the operation's handler, or by its tags."""
@@ -264,6 +254,12 @@ def operation_name(target: Any) -> str:
     if schema.is_mutable and name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     return name if library == "aten" else f"{library}.{name}"
+
+
+def _looks_up(target: Any) -> bool:
+    """Whether an operation's handler understands index values as such."""
+    registered = HANDLERS.get(operation_name(target))
+    return registered is not None and registered.looks_up
 
 
 def _decomposed(node: fx.Node) -> fx.Graph | None:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from nlm.checkpoint import atomic_path
+from nlm.symmetry import shipped
 from nlm.symmetry.layout import Layout, parse
 from nlm.symmetry.permutation import AxisGroup
 from nlm.symmetry.proof import Verification
@@ -100,12 +101,36 @@ def write(spec: PermutationSpec, path: str | os.PathLike[str], force: bool) -> N
         if _is_yaml(path):
             temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=100))
         else:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            temporary.write_text(to_json(content))
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """A mapping as JSON, with one line for each entry of the mappings in it."""
+    lines = []
+    for name, value in content.items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, dict) and len(value) > 1:
+            inner = (
+                f"  {json.dumps(key)}: {json.dumps(of, allow_nan=False)}"
+                for key, of in value.items()
+            )
+            text = "{\n" + ",\n".join(inner) + "\n }"
+        lines.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def read(path: str | os.PathLike[str]) -> PermutationSpec:
-    """Reads what :func:`write` wrote, or what a person did."""
-    text = Path(path).read_text()
+    """Reads what :func:`write` wrote, what a person did, or what is shipped under a name."""
+    file = Path(path)
+    if not file.exists():
+        named = shipped.path(os.fspath(path))
+        if named is None:
+            raise FileNotFoundError(
+                f"nlm.symmetry: a specification is a file, or one of those that are shipped "
+                f"({', '.join(shipped.MODELS)}), got {os.fspath(path)!r}"
+            )
+        path = file = named
+    text = file.read_text()
     try:
         content = yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:

@@ -3,12 +3,20 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nlm.checkpoint import DamagedFileError, atomic_path, read_tensors, write_tensors
+from nlm.checkpoint import (
+    DamagedFileError,
+    atomic_path,
+    cache_folder,
+    read_shapes,
+    read_tensors,
+    write_tensors,
+)
 
 
 def test_tensors_come_back(tmp_path):
@@ -88,3 +96,28 @@ def test_damage_is_named(tmp_path, damage):
 def test_the_room_imports_no_torch():
     code = "import nlm.checkpoint, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the rule of another operating system")
+def test_the_cache_folder_follows_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NLM_CACHE", "~/elsewhere")
+    assert cache_folder() == Path.home() / "elsewhere"
+    monkeypatch.delenv("NLM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/tmp/cache")
+    assert cache_folder() == Path("/var/tmp/cache/nlm")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "nlm"
+
+
+def test_shapes_are_read_without_the_tensors(tmp_path):
+    write_tensors(tmp_path / "1.safetensors", {"a": torch.zeros(2, 3), "b": torch.tensor(1)})
+    write_tensors(tmp_path / "2.safetensors", {"c": torch.ones(4, dtype=torch.bfloat16)})
+    assert read_shapes(tmp_path / "1.safetensors") == {"a": (2, 3), "b": ()}
+    assert read_shapes(tmp_path) == {"a": (2, 3), "b": (), "c": (4,)}
+    (tmp_path / "empty").mkdir()
+    for missing in ("nowhere", "empty"):
+        with pytest.raises(FileNotFoundError, match=missing):
+            read_shapes(tmp_path / missing)
+    (tmp_path / "3.safetensors").write_bytes(b"short")
+    with pytest.raises(DamagedFileError, match=r"3\.safetensors"):
+        read_shapes(tmp_path)

@@ -92,17 +92,6 @@ def test_the_key_covers_what_training_depends_on() -> None:
     assert cache.key(seed=0, recipe={"epochs": 1}) != cache.key(seed=0, recipe={"epochs": 2})
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the rule of another operating system")
-def test_the_cache_folder_follows_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NLM_CACHE", "~/elsewhere")
-    assert cache.folder() == Path.home() / "elsewhere"
-    monkeypatch.delenv("NLM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/tmp/cache")
-    assert cache.folder() == Path("/var/tmp/cache/nlm")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder() == Path.home() / ".cache" / "nlm"
-
-
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

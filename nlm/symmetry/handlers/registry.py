@@ -118,12 +118,13 @@ Handler = Callable[..., Any]
 class Registered:
     """A handler; ``reads`` is false where the operation only passes values on.
 
-    ``looks_up`` is true where it looks up with index values, and does not compute with them.
+    ``looks_up`` is true where it understands index values as such; elsewhere those that are not
+    passed on are just numbers, and what they number stays in order.
     """
 
     function: Handler
     reads: bool
-    looks_up: bool = False
+    looks_up: bool
 
 
 HANDLERS: dict[str, Registered] = {}
@@ -135,7 +136,7 @@ def handler(
     """Registers a function for operations: "linear" for aten's, "mylib.op" for any other's.
 
     ``reads=False`` says that the operation returns some of its operand's values as they are,
-    ``looks_up=True`` that it says itself what index values among its operands name.
+    ``looks_up=True`` that the function deals with index values (:attr:`Array.over`).
     """
 
     def register(function: Handler) -> Handler:
