@@ -161,8 +161,10 @@ class _Reader:
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
             if placed := {e for axis in x.axes for e in leaves(axis) if e.pinned} - known:
-                kept = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
-                self.records.append((tuple(kept), x.lookups))
+                rest = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
+                self.records.append((tuple(rest), x.lookups))
+            there = {leaf for axis in x.axes for leaf in leaves(axis)}
+            x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
         self.fold(node, args, kwargs, operands, result)
         return result
 

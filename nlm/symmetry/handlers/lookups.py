@@ -20,16 +20,12 @@ from nlm.symmetry.handlers.registry import (
 from nlm.symmetry.handlers.shapes import slice_
 
 
-def look_up(step: Step, axes: list[Axis], dim: int, index: Array, why: str) -> None:
-    """The values of an index name positions along an axis: that of which they are, or none.
-
-    What is looked up by number has nothing to do with the place where it was.
-    """
+def look_up(axis: Axis, index: Array, why: str) -> None:
+    """The values of an index name positions along an axis: that of which they are, or none."""
     if index.over is None or is_wild(index.over):
-        pin(axes[dim], why)
-        step.record(replaced(axes, dim))
+        pin(axis, why)
     else:
-        unify(axes[dim], index.over)
+        unify(axis, index.over)
 
 
 def used(index: Array) -> frozenset[Lookup]:
@@ -38,7 +34,7 @@ def used(index: Array) -> frozenset[Lookup]:
 
 @handler("embedding", looks_up=True)
 def embedding(step: Step, weight: Array, index: Array, *rest: Any, **more: Any) -> Array:
-    look_up(step, weight.axes, 0, index, "looked up by number")
+    look_up(weight.axes[0], index, "looked up by number")
     return Array([*index.axes, *weight.axes[1:]], lookups=used(index))
 
 
@@ -73,7 +69,7 @@ def index_(step: Step, x: Array, indices: Sequence[Array | None]) -> Array:
             raise NotUnderstood
     lookups: frozenset[Lookup] = frozenset()
     for dim, index in given.items():
-        look_up(step, x.axes, dim, index, "indexed")
+        look_up(x.axes[dim], index, "indexed")
         lookups |= used(index)
     common = broadcast(*(index.axes for index in given.values()))
     dims = list(given)
@@ -99,7 +95,7 @@ def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
     dim = dim_of(x, dim)
     for at, (axis, other) in enumerate(zip(x.axes, index.axes, strict=True)):
         if at == dim:
-            look_up(step, x.axes, dim, index, "gathered")
+            look_up(axis, index, "gathered")
         elif size_of(axis) == size_of(other):
             unify(axis, other)
         else:
@@ -122,14 +118,13 @@ def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: A
         if len(sizes) > 1 or (at != dim and sizes != {size_of(x.axes[at])}):
             raise NotUnderstood
     common = broadcast(*(each.axes for each in operands))
-    look_up(step, x.axes, dim, index, "scattered to")
+    look_up(x.axes[dim], index, "scattered to")
     target = x.axes[dim]
     if is_wild(target):
         known = index.over is not None and not is_wild(index.over)
         target = index.over if known and index.over else fixed(size_of(target), "scattered to")
     others = broadcast(replaced(x.axes, dim, []), replaced(common, dim, []))
     step.record(common)
-    step.record(replaced(common, dim))
     return Array(replaced(others, dim, target))
 
 
