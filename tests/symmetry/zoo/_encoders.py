@@ -58,14 +58,6 @@ ZOO = {
         d_inner=40,
     ),
     "mpnet": transformer("MPNetForMaskedLM", masked_text, **ENCODER),
-    "deberta_v1": transformer(
-        "DebertaForMaskedLM",
-        masked_text,
-        **ENCODER,
-        relative_attention=True,
-        pos_att_type=["c2p", "p2c"],
-        pad_token_id=0,
-    ),
     "squeezebert": transformer(
         "SqueezeBertForSequenceClassification", masked_text, **ENCODER, embedding_size=24
     ),

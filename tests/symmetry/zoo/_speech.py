@@ -164,16 +164,4 @@ ZOO = {
             "max_position_embeddings": 64,
         },
     ),
-    "dac": transformer(
-        "DacModel",
-        lambda: {"input_values": torch.randn(1, 1, 64)},
-        encoder_hidden_size=4,
-        downsampling_ratios=[2, 2],
-        decoder_hidden_size=16,
-        n_codebooks=2,
-        codebook_size=16,
-        codebook_dim=4,
-        upsampling_ratios=[2, 2],
-        hidden_size=16,
-    ),
 }

@@ -50,21 +50,6 @@ ZOO = {
         v_head_dim=6,
         **EXPERTS,
     ),
-    "deepseekv2": transformer(
-        "DeepseekV2ForCausalLM",
-        prompt,
-        **{**GROUPED_QUERIES, "num_key_value_heads": 4},
-        n_routed_experts=4,
-        moe_intermediate_size=12,
-        n_shared_experts=1,
-        first_k_dense_replace=1,
-        kv_lora_rank=12,
-        q_lora_rank=None,
-        qk_rope_head_dim=4,
-        qk_nope_head_dim=6,
-        v_head_dim=6,
-        **EXPERTS,
-    ),
     "qwen3moe": transformer(
         "Qwen3MoeForCausalLM",
         prompt,
@@ -99,6 +84,5 @@ ZOO = {
     ),
     "t5": transformer("T5ForConditionalGeneration", text_pair, **T5, **SDPA),
     "bart": transformer("BartForConditionalGeneration", text_pair, **SEQUENCE_TO_SEQUENCE),
-    "pegasus": transformer("PegasusForConditionalGeneration", text_pair, **SEQUENCE_TO_SEQUENCE),
     "m2m100": transformer("M2M100ForConditionalGeneration", text_pair, **SEQUENCE_TO_SEQUENCE),
 }
