@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nlm.symmetry.atoms import Axis, fixed, pin, size_of, wild
-from nlm.symmetry.axes import broadcast, unify
+from nlm.symmetry.atoms import Axis, fixed, pin, wild
+from nlm.symmetry.axes import broadcast
 from nlm.symmetry.handlers.lookups import positions
 from nlm.symmetry.handlers.registry import Array, Step, dim_of, handler, replaced
 
@@ -26,8 +26,7 @@ def untagged(step: Step, *operands: Any, **more: Any) -> Array:
 @handler("prelu", "_prelu_kernel")
 def prelu(step: Step, x: Array, weight: Array) -> Array:
     if len(weight.axes) == 1 and len(x.axes) > 1:
-        unify(x.axes[1], weight.axes[0]) if size_of(weight.axes[0]) > 1 else None
-        return Array(x.axes)
+        return Array(replaced(x.axes, 1, *broadcast([x.axes[1]], [weight.axes[0]])))
     return pointwise(step, [x, weight])
 
 
