@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 from _bench import Workload, main
+from _state_dicts import llama_1b, random_state, vit_base
 from torch import Tensor
 
 from nlm.ops import permute, permute_add_
+from nlm.symmetry import PermutationSpec
+from nlm.symmetry.gather import gathers
 
 MAKE = torch.Generator().manual_seed(0)
 
@@ -80,6 +83,8 @@ def workloads() -> Iterator[Workload]:
             yield Workload(name, dtype, providers, truth, 0.0, 2.0 * size, "copy")
         yield added(name, *call, truth, 3.0 * size)
     yield heads()
+    yield from state_dict("ViT-B/16", vit_base(), torch.float32)
+    yield from state_dict("Llama 1.1 B", llama_1b(), torch.bfloat16)
 
 
 def added(
@@ -113,6 +118,31 @@ def heads() -> Workload:
     truth = (x[:, order[:, None], inner].double(),)
     size = 2.0 * x.numel() * x.element_size()
     return Workload("heads [4096, 32 x 128]", x.dtype, providers, truth, 0.0, size, "copy")
+
+
+def state_dict(name: str, spec: PermutationSpec, dtype: torch.dtype) -> Iterator[Workload]:
+    """A permutation of all groups applied to a whole model, and the same model copied.
+
+    The copy goes to fresh memory too: what it costs is the limit here, not that of a warm one.
+    """
+    state, p = random_state(spec, dtype, MAKE), spec.random(1)
+    tensors = list(state.values())
+    plans = [gathers(layouts, spec.groups, p) for layouts in spec.params.values()]
+    indices = [[gather.index for gather in plan] for plan in plans]
+    axes = [[gather.axis for gather in plan] for plan in plans]
+    size = 2.0 * sum(x.numel() * x.element_size() for x in tensors)
+    nothing: list = [[] for _ in tensors]
+    moved = {
+        "nlm": lambda: list(spec.apply(p, state).values()),
+        "index_select per axis": lambda: per_tensor(select, tensors, indices, axes),
+    }
+    copied = {
+        "nlm": lambda: permute(tensors, nothing, nothing),
+        "clone": lambda: [x.clone() for x in tensors],
+    }
+    truth = tuple(per_tensor(select, tensors, indices, axes))
+    yield Workload(f"state dict, {name}", dtype, moved, truth, 0.0, size, "copy")
+    yield Workload(f"state dict, {name}, copied", dtype, copied, tuple(tensors), 0.0, size, "copy")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,17 @@
 // Within a range the output is written in order, a row (the last axis) at a time; the source offset
 // of a row is the sum of its axes' terms, of which only those that change with the innermost outer
 // axis are added anew for each row. A row is then a memcpy, a strided copy or a gather from within
-// one source row.
+// one source row; rows of 2 and 4 byte elements that share their index are gathered together
+// (core/gather.h).
 #include "permute.h"
 
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "core/gather.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "permute_plan.h"
@@ -31,6 +37,18 @@ struct Bytes16 {
 template <class T>
 struct Assign {
   using Element = T;
+  static constexpr int kRowsTogether = sizeof(T) == 2 ? 2 : sizeof(T) == 4 ? 1 : 0;
+
+  // kRowsTogether whole rows, n apart in the target, read at the given offsets.
+  NLM_INLINE void together(T* target, const T* source, const int64_t* offsets, int64_t n,
+                           const RowGather& by) const {
+    if constexpr (kRowsTogether == 1) {
+      gather_words(target, source + offsets[0], by.index, n);
+    } else if constexpr (kRowsTogether == 2) {
+      join_pairs(by.pairs, source + offsets[0], source + offsets[1], by.extent);
+      gather_pairs(target, target + n, by.pairs, by.index, n);
+    }
+  }
 
   NLM_INLINE void contiguous(T* target, const T* source, int64_t n) const {
     std::memcpy(target, source, static_cast<size_t>(n) * sizeof(T));
@@ -52,6 +70,7 @@ struct Assign {
 template <class T>
 struct Accumulate {
   using Element = T;
+  static constexpr int kRowsTogether = 0;
   static constexpr int64_t kLanes = Lanes<T>::count;
   typename Lanes<T>::scalar weight;
 
@@ -84,9 +103,52 @@ struct Accumulate {
   }
 };
 
+// What the axes up to `middle` that change with it add to the source offset in its row r.
+NLM_INLINE int64_t row_offset(const Plan& plan, int64_t* position, int middle, int64_t r) {
+  if (middle < 0) return 0;
+  position[middle] = r;
+  int64_t offset = 0;
+  for (int a = 0; a <= middle; ++a) {
+    if (plan.changes_with(a, middle)) offset += plan.term(a, position);
+  }
+  return offset;
+}
+
+// Writes whole rows, from row r of the middle axis on, for as long as they share their index;
+// returns how many.
+template <class Row>
+int64_t gather_rows(const Plan& plan, int64_t* position, int64_t r, int64_t rows,
+                    const typename Row::Element* source, typename Row::Element* target,
+                    const Row& row, RowGather& by) {
+  constexpr int kTogether = Row::kRowsTogether;
+  if constexpr (kTogether == 0) {
+    return 0;
+  } else {
+    const int last = plan.count - 1;
+    const int64_t n = plan.axes[last].size;
+    if (rows < kTogether || plan.axes[last].stride != 1 || plan.changes_with(last, last - 1) ||
+        !by.prepare(plan.index_row(last, position), n)) {
+      return 0;
+    }
+    int64_t now[kTogether], next[kTogether];
+    for (int k = 0; k < kTogether; ++k) now[k] = row_offset(plan, position, last - 1, r + k);
+    int64_t done = 0;
+    for (; done + kTogether <= rows; done += kTogether) {
+      const bool more = done + 2 * kTogether <= rows;
+      for (int k = 0; k < kTogether && more; ++k) {
+        next[k] = row_offset(plan, position, last - 1, r + done + kTogether + k);
+        prefetch(source + next[k], by.extent);
+      }
+      row.together(target + done * n, source, now, n, by);
+      for (int k = 0; k < kTogether && more; ++k) now[k] = next[k];
+    }
+    return done;
+  }
+}
+
 // Writes the output elements [begin, end) of a plan.
 template <class Row>
-void permute_range(const Plan& plan, int64_t begin, int64_t end, const Row& row) {
+void permute_range(const Plan& plan, int64_t begin, int64_t end, const Row& row, RowGather by) {
   using T = typename Row::Element;
   const T* source = static_cast<const T*>(plan.source);
   T* target = static_cast<T*>(plan.target);
@@ -106,15 +168,17 @@ void permute_range(const Plan& plan, int64_t begin, int64_t end, const Row& row)
       if (!plan.changes_with(a, middle)) slab += plan.term(a, position);
     }
     const int64_t rows = middle < 0 ? 1 : plan.axes[middle].size;
-    for (int64_t r = middle < 0 ? 0 : position[middle]; r < rows && begin < end; ++r) {
-      int64_t offset = slab;
-      if (middle >= 0) {
-        position[middle] = r;
-        for (int a = 0; a <= middle; ++a) {
-          if (plan.changes_with(a, middle)) offset += plan.term(a, position);
-        }
-      }
+    for (int64_t r = middle < 0 ? 0 : position[middle]; r < rows && begin < end;) {
       const int64_t column = position[last];
+      if (along.index != nullptr && column == 0 && middle >= 0) {
+        const int64_t whole = smaller(rows - r, (end - begin) / along.size);
+        const int64_t done =
+            gather_rows(plan, position, r, whole, source + slab, target + begin, row, by);
+        r += done;
+        begin += done * along.size;
+        if (done > 0) continue;
+      }
+      const int64_t offset = slab + row_offset(plan, position, middle, r);
       const int64_t n = smaller(along.size - column, end - begin);
       if (along.index != nullptr) {
         row.gathered(target + begin, source + offset, along.stride,
@@ -126,6 +190,7 @@ void permute_range(const Plan& plan, int64_t begin, int64_t end, const Row& row)
       }
       position[last] = 0;
       begin += n;
+      ++r;
     }
     for (int a = middle; a >= 0; --a) {
       position[a] = a == middle ? 0 : position[a] + 1;
@@ -180,7 +245,14 @@ void collapse(Plan& plan, int first, int64_t* offsets) {
   plan.count = first + 1;
 }
 
-// run(item, plan, begin, end) over ranges of about kTaskBytes of all items' outputs.
+// The elements of a range: about kTaskBytes, of whole pairs of rows where these are shorter.
+int64_t range_step(const Plan& plan, int64_t element_bytes) {
+  const int64_t step = kTaskBytes / element_bytes;
+  const int64_t two_rows = 2 * plan.axes[plan.count - 1].size;
+  return two_rows > 0 && two_rows <= step ? step / two_rows * two_rows : step;
+}
+
+// run(item, plan, begin, end, scratch) over ranges of all items' outputs.
 template <class ElementBytes, class Run>
 void for_all_ranges(const PermuteItem* items, int64_t count, int threads,
                     const ElementBytes& element_bytes, const Run& run) {
@@ -205,20 +277,37 @@ void for_all_ranges(const PermuteItem* items, int64_t count, int threads,
       collapse(plan, first_axis.data()[t], next_offsets);
       next_offsets += plan.axes[plan.count - 1].size;
     }
-    const int64_t bytes = plans.data()[t].elements * element_bytes(t);
-    first_task.data()[t + 1] = first_task.data()[t] + ceil_div(bytes, kTaskBytes);
+    first_task.data()[t + 1] =
+        first_task.data()[t] + ceil_div(plan.elements, range_step(plan, element_bytes(t)));
   }
-  parallel_for(first_task.data()[count], threads, [&](int64_t task, int) {
+  const Scratch<char> rows(threads * RowGather::kBytes);
+  parallel_for(first_task.data()[count], threads, [&](int64_t task, int thread) {
     int64_t item = 0;
     for (int64_t above = count; above - item > 1;) {
       const int64_t half = (item + above) / 2;
       (first_task.data()[half] <= task ? item : above) = half;
     }
     const Plan& plan = plans.data()[item];
-    const int64_t step = kTaskBytes / element_bytes(item);
+    const int64_t step = range_step(plan, element_bytes(item));
     const int64_t begin = (task - first_task.data()[item]) * step;
-    run(item, plan, begin, smaller(begin + step, plan.elements));
+    run(item, plan, begin, smaller(begin + step, plan.elements),
+        RowGather(rows.data() + thread * RowGather::kBytes));
   });
+}
+
+// Asks for huge pages in memory that is about to be written, as numpy does: where it is fresh,
+// faults of 4 KB pages cost more than the gather.
+void prefer_huge_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
 }
 
 int bytes_of(DType dtype) {
@@ -228,20 +317,25 @@ int bytes_of(DType dtype) {
 }  // namespace
 
 void permute(const PermuteItem* items, const int* element_bytes, int64_t count, int threads) {
+  for (int64_t t = 0; t < count; ++t) {
+    int64_t bytes = element_bytes[t];
+    for (int a = 0; a < items[t].axis_count; ++a) bytes *= items[t].axes[a].size;
+    prefer_huge_pages(items[t].target, bytes);
+  }
   for_all_ranges(
       items, count, threads, [&](int64_t item) { return element_bytes[item]; },
-      [&](int64_t item, const Plan& plan, int64_t begin, int64_t end) {
+      [&](int64_t item, const Plan& plan, int64_t begin, int64_t end, RowGather by) {
         switch (element_bytes[item]) {
           case 1:
-            return permute_range(plan, begin, end, Assign<uint8_t>{});
+            return permute_range(plan, begin, end, Assign<uint8_t>{}, by);
           case 2:
-            return permute_range(plan, begin, end, Assign<uint16_t>{});
+            return permute_range(plan, begin, end, Assign<uint16_t>{}, by);
           case 4:
-            return permute_range(plan, begin, end, Assign<uint32_t>{});
+            return permute_range(plan, begin, end, Assign<uint32_t>{}, by);
           case 8:
-            return permute_range(plan, begin, end, Assign<uint64_t>{});
+            return permute_range(plan, begin, end, Assign<uint64_t>{}, by);
           case 16:
-            return permute_range(plan, begin, end, Assign<Bytes16>{});
+            return permute_range(plan, begin, end, Assign<Bytes16>{}, by);
         }
       });
 }
@@ -250,11 +344,11 @@ void permute_add(const PermuteItem* items, const DType* dtypes, const double* we
                  int64_t count, int threads) {
   for_all_ranges(
       items, count, threads, [&](int64_t item) { return bytes_of(dtypes[item]); },
-      [&](int64_t item, const Plan& plan, int64_t begin, int64_t end) {
+      [&](int64_t item, const Plan& plan, int64_t begin, int64_t end, RowGather by) {
         with_dtype(dtypes[item], [&](auto element) {
           using T = decltype(element);
           using S = typename Lanes<T>::scalar;
-          permute_range(plan, begin, end, Accumulate<T>{static_cast<S>(weights[item])});
+          permute_range(plan, begin, end, Accumulate<T>{static_cast<S>(weights[item])}, by);
         });
       });
 }

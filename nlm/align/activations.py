@@ -1,10 +1,11 @@
 """Activation matching: units are matched by the correlation of what they compute.
 
 Both models see the same inputs; for every group the signed correlation matrix of its units is
-collected in one streamed pass (nothing is kept but moments), and one linear assignment per group
-maximises the sum of the matched correlations (Li et al. 2015, arXiv:1511.07543; Ainsworth, Hayase
-and Srinivasa, arXiv:2209.04836, section 3.1). Signed, because a unit matched with its negative
-would be averaged away. Groups are independent of one another: there are no sweeps.
+collected in one streamed pass (nothing is kept but moments), and linear assignments maximise the
+sum of the matched correlations (Li et al. 2015, arXiv:1511.07543; Ainsworth, Hayase and Srinivasa,
+arXiv:2209.04836, section 3.1). Signed, because a unit matched with its negative would be averaged
+away. A group is solved together with the units inside it (:mod:`nlm.align.nested`); what is seen at
+different modules is independent.
 """
 
 import time
@@ -14,10 +15,13 @@ import torch
 from torch import nn
 
 from nlm._state_dict import check_weight
-from nlm.align.assignment import best_assignment, matched
+from nlm.align.descent import Descent
 from nlm.align.result import AlignmentReport, AlignmentResult
+from nlm.align.similarity import Comparison, Correlation
 from nlm.statistics import Data, Forward, Mask, collect_cross_moments
-from nlm.symmetry import PermutationSpec, Ref
+from nlm.symmetry import Layout, PermutationSpec, Ref
+from nlm.symmetry.blocks import Block, blocks
+from nlm.symmetry.layout import product
 
 
 def activation_matching(
@@ -39,8 +43,9 @@ def activation_matching(
     ----------
     data : a re-iterable of batches; a few hundred samples suffice.
     observe : group -> name of the module whose output shows it; by default the last one that
-        carries it, after the activation function. Or (name, dimension) for a module of which the
-        specification says nothing.
+        carries nothing else but its parents, after the activation function. Or (name, dimension)
+        for a module of which the specification says nothing: the group stands there alone, or as
+        the last factor behind its parents (heads x units).
     forward, mask, max_samples, device : how a batch is run, ``forward(model, batch)``, which
         positions count, how many samples are used, and where.
     progress : called after each batch with its number and the seconds so far; what it raises
@@ -50,9 +55,7 @@ def activation_matching(
     ------
     ValueError
         See :func:`nlm.align`; also an unknown group in ``observe``, a group that no module's output
-        shows alone, an output of another size than the group, or fewer than two positions.
-    NotImplementedError
-        A group with parents (heads and the like).
+        shows, an output of another size than the group, or fewer than two positions.
     """
     started = time.perf_counter()
     for who, model in (("model_a", model_a), ("model_b", model_b)):
@@ -62,11 +65,11 @@ def activation_matching(
             check_weight("nlm.align", who, name, tensor)
     sites = _sites(spec, observe or {})
     points: dict[str, int] = {}
-    for group, (module, dim) in sites.items():
+    for (module, dim, _), groups in sites.items():
         if points.setdefault(module, dim) != dim:
             raise ValueError(
                 f"nlm.align: a module is observed on one dimension, got {points[module]} and {dim} "
-                f"of {module!r} (for {group!r})"
+                f"of {module!r} (for {groups[0]!r})"
             )
 
     def report_batch(number: int) -> None:
@@ -77,37 +80,44 @@ def activation_matching(
         model_a, model_b, points, data, forward=forward, mask=mask, max_samples=max_samples,
         device=device, progress=report_batch, caller="nlm.align",
     )  # fmt: skip
-    permutation, correlation, samples = {}, {}, {}
-    for group in spec.free:
-        seen = moments[sites[group][0]]
+    comparisons: list[Comparison] = []
+    samples: dict[str, int] = {}
+    for (module, _, layout), groups in sites.items():
+        seen = moments[module]
         count = int(seen.count)
         if count < 2:
             raise ValueError(
                 f"nlm.align: a correlation needs at least two positions, got {count} for group "
-                f"{group!r}"
+                f"{groups[0]!r}"
             )
-        similarity = seen.correlation().cpu()
-        if similarity.shape != (size := spec.groups[group].size, size):
+        correlation = seen.correlation().cpu()
+        if correlation.shape != (layout.size, layout.size):
             raise ValueError(
                 f"nlm.align: a group is observed on a dimension of its size, got "
-                f"{list(similarity.shape)} for {group!r} of {size} units at {sites[group][0]!r}"
+                f"{list(correlation.shape)} for {groups[0]!r} of {layout.size} units at {module!r}"
             )
-        permutation[group] = best_assignment(similarity)
-        correlation[group] = float(matched(similarity, permutation[group]).mean())
-        samples[group] = count
-    total = sum(correlation[group] * spec.groups[group].size for group in spec.free)
+        comparisons.append(Correlation(correlation, layout, _used(spec, layout, groups)))
+        for block in comparisons[-1].blocks:
+            samples |= dict.fromkeys(_standing(spec, block), count)
+    descent = Descent(spec.groups, comparisons)
+    descent.run()
     report = AlignmentReport(
-        "activations", [total], correlation, time.perf_counter() - started, samples
+        "activations",
+        descent.objective[-1:],
+        descent.agreement(),
+        time.perf_counter() - started,
+        samples,
     )
-    return AlignmentResult(permutation, report)
+    return AlignmentResult(descent.permutation, report)
 
 
 def _sites(
     spec: PermutationSpec, observe: Mapping[str, str | tuple[str, int]]
-) -> dict[str, tuple[str, int]]:
-    """For each group the module and the dimension of its output on which the group stands, alone.
+) -> dict[tuple[str, int, Layout], list[str]]:
+    """The modules to observe with the dimension of their output and its layout, and what is seen.
 
-    What is written as (module, dimension) is taken as it is.
+    What is written as (module, dimension) is taken as it is, a group inside others as the product
+    of these and itself. A group that no module shows may be seen with those inside it.
     """
     if unknown := [group for group in observe if group not in spec.groups]:
         raise ValueError(
@@ -115,24 +125,38 @@ def _sites(
             f"({', '.join(spec.groups)}), got {', '.join(map(repr, unknown))}"
         )
     chosen: Mapping[str, str | tuple[str, int]] = {**spec.observation_sites(), **observe}
-    sites: dict[str, tuple[str, int]] = {}
+    sites: dict[tuple[str, int, Layout], list[str]] = {}
     for group, of in spec.free.items():
-        if of.parents:
-            raise NotImplementedError(
-                f"nlm.align: activation matching moves groups without parents, got {group!r} "
-                f"inside {', '.join(of.parents)}"
-            )
         place = chosen.get(group)
         if isinstance(place, tuple):
-            sites[group] = place
+            layout = product(*(Ref(name, spec.groups[name].size) for name in (*of.parents, group)))
+            sites.setdefault((*place, layout), []).append(group)
             continue
         site = None if place is None else spec.sites.get(place)
-        if place is None or site is None or site.layout != Ref(group, of.size):
+        if place is None or site is None or not _used(spec, site.layout, [group]):
+            if group not in observe and any(group in other.parents for other in spec.free.values()):
+                continue
             raise ValueError(
-                f"nlm.align: a group is observed where it stands alone on a dimension of a "
-                f"module's output (or at observe={{group: (module, dimension)}}), got "
+                f"nlm.align: a group is observed where it stands with its parents on a dimension "
+                f"of a module's output (or at observe={{group: (module, dimension)}}), got "
                 f"{'no module' if site is None else repr(str(site.layout))} for {group!r} at "
                 f"{place!r}"
             )
-        sites[group] = place, site.dim
+        sites.setdefault((place, site.dim, site.layout), []).append(group)
     return sites
+
+
+def _used(spec: PermutationSpec, layout: Layout, groups: list[str]) -> list[Block]:
+    """The blocks of a module's output in which some groups are the innermost ones."""
+    found = []
+    for block in blocks((layout,), (layout.size,), partial=True):
+        standing = _standing(spec, block)
+        outer = {parent for group in standing for parent in spec.groups[group].parents}
+        complete = all(block.holds(parent) for parent in outer)
+        if complete and not (standing - outer).isdisjoint(groups):
+            found.append(block)
+    return found
+
+
+def _standing(spec: PermutationSpec, block: Block) -> set[str]:
+    return {axis.group for axis in block.axes if axis.group in spec.free}

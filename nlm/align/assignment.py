@@ -6,11 +6,15 @@ from torch import Tensor
 
 
 def best_assignment(similarity: Tensor) -> Tensor:
-    """The exact optimum for a finite square matrix, int64 [n]."""
-    _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
-    return torch.from_numpy(columns).long()
+    """The exact optimum of every finite square matrix of a batch [..., n, n], int64 [..., n]."""
+    *batch, _, size = similarity.shape
+    matrices = similarity.reshape(-1, size, size).cpu().numpy()
+    found = torch.empty(len(matrices), size, dtype=torch.int64)
+    for number, matrix in enumerate(matrices):
+        found[number] = torch.from_numpy(linear_sum_assignment(matrix, maximize=True)[1])
+    return found.reshape(*batch, size)
 
 
 def matched(similarity: Tensor, assignment: Tensor) -> Tensor:
-    """The entries that an assignment picks, [n]."""
-    return similarity.gather(1, assignment[:, None].to(similarity.device)).squeeze(1)
+    """The entries that assignments pick, [..., n]."""
+    return similarity.gather(-1, assignment[..., None].to(similarity.device)).squeeze(-1)

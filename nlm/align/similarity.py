@@ -1,108 +1,215 @@
-"""The similarity of the units of two models, read off one parameter.
+"""The similarity of the units of two models, read off one parameter or one module's output.
 
-For a parameter W that a group stands on, with the group's axis unfolded to the front and all other
-axes contracted,
+What two models have at one place is compared position by position: weights W_A and W_B by their
+product, activations by their correlation. Cut into blocks (grids whose axes are groups or fixed
+stretches), a parameter contributes to the similarity of a group, with the group's axis unfolded to
+the front and all other axes contracted,
 
     S[i, j] = sum_r  W_A[i, r] W_B[j, r],
 
-where W_B has every other axis in its current permutation. Biases and norm parameters are vectors:
-their S is an outer product (a scalar product would not depend on the permutation).
+where W_B has every other axis in its current permutation. For units inside others (the parents)
+there is one such matrix for each index of the parent in A and each in B,
+
+    S[h, h', i, j] = sum_r  W_A[h, i, r] W_B[h', j, r].
+
+Biases and norm parameters are vectors: their S is an outer product (a scalar product would not
+depend on the permutation).
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nlm import ops
-from nlm.symmetry.gather import gathers
-from nlm.symmetry.layout import Fixed, Layout, Product, Ref, Sum, pin
-from nlm.symmetry.permutation import Groups, Permutation
+from nlm.symmetry.blocks import Block, blocks
+from nlm.symmetry.gather import Gathers, apply
+from nlm.symmetry.layout import Fixed, Layout
+
+Window = tuple[slice, slice]
 
 
-def permuted(
-    tensor: Tensor, layouts: tuple[Layout, ...], groups: Groups, permutation: Permutation
-) -> Tensor:
-    """One parameter in a permutation's order."""
-    plan = list(gathers(layouts, groups, permutation))
-    if not plan:
-        return tensor
-    [moved] = ops.permute(
-        [tensor],
-        [[gather.index for gather in plan]],
-        [[gather.axis for gather in plan]],
-        [[gather.parents for gather in plan]],
+class Comparison:
+    """A parameter of two models, in float64.
+
+    Parameters
+    ----------
+    a, b : the parameter in both models, of the same shape.
+    layouts : how the groups make up its dimensions.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, layouts: tuple[Layout, ...]) -> None:
+        self.a: Tensor | None = a
+        self.b = b
+        self.layouts = layouts
+        self.blocks = blocks(layouts, b.shape)
+        self.scale = float(a.norm() * b.norm())
+
+    def in_order(self, order: Gathers) -> Tensor:
+        """The second model with the groups in a permutation's order."""
+        plan = order.of(self.layouts)
+        return apply([self.b], [plan])[0] if plan else self.b
+
+    def products(self, order: Gathers) -> Tensor:
+        """What every position contributes, with the second model in a permutation's order."""
+        assert self.a is not None
+        return self.a * self.in_order(order)
+
+    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
+        """The squares of what the products are of."""
+        assert self.a is not None
+        return self.a.square(), self.in_order(order).square()
+
+    def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
+        """What is multiplied in a block, and its axes: i in A, (number of axes) + i in B."""
+        assert self.a is not None
+        count = len(block.axes)
+        in_a = block.view(self.a), list(range(count))
+        return [in_a, (block.view(held), list(range(count, 2 * count)))]
+
+
+class Correlation(Comparison):
+    """The outputs of a module in two models, by the correlation of their units.
+
+    Parameters
+    ----------
+    correlation : float64 [n, n], the first model's units in rows.
+    layout : how the groups make up the units.
+    used : the blocks that count.
+    """
+
+    def __init__(self, correlation: Tensor, layout: Layout, used: list[Block]) -> None:
+        self.a = None
+        self.b = correlation
+        self.layouts = (Fixed(layout.size), layout)
+        self.blocks = used
+        self.scale = float(layout.size)
+
+    def products(self, order: Gathers) -> Tensor:
+        return self._used(self.in_order(order).diagonal())
+
+    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
+        ones = self._used(torch.ones(len(self.b), dtype=torch.float64))
+        return ones, ones
+
+    def _used(self, units: Tensor) -> Tensor:
+        """The units of the blocks that count; 0 for others."""
+        used = torch.zeros(len(units), dtype=torch.float64)
+        for block in self.blocks:
+            block.view(used).copy_(block.view(units))
+        return used
+
+    def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
+        sizes = [axis.size for axis in block.axes]
+        strides = [axis.stride * step for step in held.stride() for axis in block.axes]
+        offset = held.storage_offset() + block.start[0] * sum(held.stride())
+        return [(held.as_strided(sizes * 2, strides, offset), list(range(2 * len(sizes))))]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A moving group on an axis of a block.
+
+    Attributes
+    ----------
+    axes : the axes of its moving parents, outermost first, and its own.
+    held : for each parent that does not move the axis it stands on, or ~index where its index is
+        the same throughout the block.
+    """
+
+    axes: tuple[int, ...]
+    held: tuple[int, ...]
+
+    @property
+    def key(self) -> tuple[int | slice, ...]:
+        """Where the block's similarity lies along the parents that do not move."""
+        return tuple(~place if place < 0 else slice(None) for place in self.held)
+
+
+def chain_of(block: Block, axis: int, moving: Sequence[str], still: Sequence[str]) -> Chain:
+    """The chain of the group on an axis, whose parents move or stand still."""
+    return Chain(
+        (*(block.axis_of_parent(parent, axis) for parent in moving), axis),
+        tuple(
+            ~block.at[parent] if parent in block.at else block.axis_of_parent(parent, axis)
+            for parent in still
+        ),
     )
-    return moved
 
 
 def similarity(
-    a: Tensor,
-    b: Tensor,
-    layouts: tuple[Layout, ...],
-    dim: int,
-    group: str,
-    groups: Groups,
-    permutation: Permutation,
+    comparison: Comparison,
+    held: Tensor,
+    block: Block,
+    chain: Chain,
+    chains: Mapping[int, Chain],
+    tables: Mapping[str, Tensor],
+    window: Window | None = None,
 ) -> Tensor:
-    """The similarity of a group's units on one dimension of one parameter, float64 [n, n].
+    """What one block says about the units of one group.
 
-    ``b`` is taken in the current permutation everywhere but in ``group`` on ``dim``.
+    Parameters
+    ----------
+    held : the second model with everything in order that does not move.
+    chain : the group and its moving parents, which are open: all pairs of units are compared.
+    chains : axis -> chain for all moving groups of the block; those that are not open are matched
+        by ``tables``: group -> int64 ``[*held parents, *moving parents in A, *the same in B, n]``.
+    window : restricts the outermost axis of ``chain``, in A and in B.
+
+    Returns
+    -------
+    float64 ``[*held parents, *moving parents in A, *the same in B, n, n]``, without the held
+    parents whose index is the same throughout the block (see :attr:`Chain.key`).
     """
-    others = tuple(
-        pin(layout, {group}) if axis == dim else layout for axis, layout in enumerate(layouts)
-    )
-    b = permuted(b, others, groups, permutation)
-    size = groups[group].size
-    total = torch.zeros(size, size, dtype=torch.float64)
-    for start, length, before in _places(layouts[dim], group):
-        unfolded = [_unfold(side, dim, start, length, before, size) for side in (a, b)]
-        total += unfolded[0] @ unfolded[1].T
-    return total
+    count = len(block.axes)
+    ranges = [torch.arange(axis.size) for axis in block.axes] * 2
+    first = chain.axes[0]
+    if window is not None:
+        ranges[first], ranges[count + first] = (ranges[first][part] for part in window)
 
+    def along(label: int) -> Tensor:
+        return ranges[label].reshape([-1 if other == label else 1 for other in range(2 * count)])
 
-def squared_norms(tensor: Tensor, layout: Layout, dim: int, group: str, size: int) -> Tensor:
-    """The squared norms of a group's units on one dimension of one parameter, float64 [n]."""
-    total = torch.zeros(size, dtype=torch.float64)
-    for start, length, before in _places(layout, group):
-        total += _unfold(tensor, dim, start, length, before, size).square().sum(dim=1)
-    return total
+    def source(axis: int) -> tuple[Tensor, set[int]]:
+        """The index in B along an axis, and the labels it depends on."""
+        if axis in chain.axes or axis not in chains:
+            label = count + axis if axis in chain.axes else axis
+            return along(label), {label}
+        *parents, _ = chains[axis].axes
+        above = [source(parent) for parent in parents]
+        outer = [place for place in chains[axis].held if place >= 0]
+        table = tables[str(block.axes[axis].group)]
+        index = table[
+            (
+                *(along(at) if at >= 0 else torch.tensor(~at) for at in chains[axis].held),
+                *map(along, parents),
+                *(place for place, _ in above),
+                along(axis),
+            )
+        ]
+        return index, {axis, *outer, *parents}.union(*(labels for _, labels in above))
 
+    closed = {axis for axis in chains if axis not in chain.axes}
 
-def _unfold(side: Tensor, dim: int, start: int, length: int, before: int, size: int) -> Tensor:
-    """The group's axis in front and everything else behind it, [size, rest]."""
-    block = side.narrow(dim, start, length).movedim(dim, 0)
-    after = length // (before * size)
-    grid = block.reshape(before, size, after, *block.shape[1:])
-    return grid.transpose(0, 1).reshape(size, -1)
+    def arrange(tensor: Tensor, labels: list[int]) -> tuple[Tensor, list[int]]:
+        """An operand with everything matched that is not open, and the labels of its axes."""
+        if all(label - count not in closed for label in labels):
+            for dim, label in enumerate(labels):
+                if len(ranges[label]) < tensor.shape[dim]:
+                    tensor = tensor.narrow(dim, int(ranges[label][0]), len(ranges[label]))
+            is_open = [label - count in chain.axes for label in labels]
+            return tensor, [
+                label if own else label % count for label, own in zip(labels, is_open, strict=True)
+            ]
+        places = [
+            (along(label), {label}) if label < count else source(label - count) for label in labels
+        ]
+        used = sorted(set[int]().union(*(depends for _, depends in places)))
+        found = tensor[tuple(index for index, _ in places)]
+        return found.reshape([len(ranges[label]) for label in used]), used
 
-
-def _places(layout: Layout, group: str, start: int = 0) -> Iterator[tuple[int, int, int]]:
-    """Where a group stands along a layout: (start, length, number of positions before its axis).
-
-    Raises
-    ------
-    NotImplementedError
-        The group stands inside a family, or in a sum inside a product.
-    """
-    if isinstance(layout, Ref):
-        if layout.group == group:
-            yield start, layout.size, 1
-    elif isinstance(layout, Sum):
-        for part in layout.parts:
-            yield from _places(part, group, start)
-            start += part.size
-    elif isinstance(layout, Product):
-        before = 1
-        for part in layout.parts:
-            if isinstance(part, Ref) and part.group == group:
-                yield start, layout.size, before
-            elif not isinstance(part, (Ref, Fixed)):
-                raise NotImplementedError(
-                    f"nlm.align: groups are matched in sums of products of groups, got '{layout}'"
-                )
-            before *= part.size
-    elif not isinstance(layout, Fixed):
-        raise NotImplementedError(
-            f"nlm.align: groups are matched in sums of products of groups, got '{layout}'"
-        )
+    arranged = [arrange(*operand) for operand in comparison.operands(block, held)]
+    parents, own = chain.axes[:-1], chain.axes[-1]
+    out = [axis for axis in chain.held if axis >= 0]
+    out += [*parents, *(count + axis for axis in parents), own, count + own]
+    return torch.einsum(*(part for operand in arranged for part in operand), out)

@@ -14,6 +14,7 @@ from nlm.symmetry.atoms import (
     find,
     find_selector,
     fixed,
+    is_pinned,
     is_wild,
     leaves,
     mark_read,
@@ -51,6 +52,8 @@ def unify(x: Sequence[Atom], y: Sequence[Atom], nested: bool = False) -> None:
 def _unify_atoms(a: Atom, b: Atom, nested: bool) -> None:
     if a is b or (not nested and (a.wild or b.wild)):
         return
+    if is_pinned([a]) and is_pinned([b]):
+        return  # in order both, and still two: one may have been turned round on its way here
     if b.kind == "leaf" and (a.kind != "leaf" or b.wild):
         a, b = b, a
     if a.kind == "leaf":

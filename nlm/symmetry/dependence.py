@@ -11,7 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nlm.symmetry.atoms import Atom, Axis, choose, compounds, find, find_selector, leaves, resolve
+from nlm.symmetry.atoms import (
+    Atom,
+    Axis,
+    choose,
+    compounds,
+    find,
+    find_selector,
+    leaves,
+    pin,
+    resolve,
+)
 from nlm.symmetry.axes import collapse
 from nlm.symmetry.handlers import Array, Lookup, Record, always_with
 from nlm.symmetry.sums import couple
@@ -29,6 +39,11 @@ def tell_apart(records: list[Record], entries: list[Array]) -> None:
 
 def settle(records: list[Record], entries: list[Array]) -> None:
     """Gives up families that do not stand everywhere together with their selector."""
+    for x in entries:
+        for each in [each for axis in x.axes for each in compounds(axis)]:
+            parts = [list(leaves(part)) for part in each.parts]
+            if each.kind == "sum" and any(p and not any(leaf.read for leaf in p) for p in parts):
+                pin([each], "partly read")  # how far may hang on the shape of the input
     changed = True
     while changed:
         changed = False

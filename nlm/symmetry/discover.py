@@ -14,6 +14,7 @@ import logging
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -142,6 +143,10 @@ class _Reader:
         except Exception:
             _log.debug("nlm.trace: the handler of %s failed", node.target, exc_info=True)
             result = self.not_understood(node, operands, outputs)
+        kept = {id(x.over) for x in _arrays(result)}
+        for x in operands:
+            if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
+                pin(x.over, "computed with")
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
@@ -238,6 +243,12 @@ def operation_name(target: Any) -> str:
     return name if library == "aten" else f"{library}.{name}"
 
 
+def _looks_up(target: Any) -> bool:
+    """Whether an operation's handler understands index values as such."""
+    registered = HANDLERS.get(operation_name(target))
+    return registered is not None and registered.looks_up
+
+
 def _decomposed(node: fx.Node) -> fx.Graph | None:
     """The graph of an operation in terms of others; None where there is none."""
     target = node.target
@@ -256,7 +267,7 @@ def _decomposed(node: fx.Node) -> fx.Graph | None:
 
     table = {
         op: rule
-        for op, rule in torch._decomp.core_aten_decompositions().items()
+        for op, rule in _decompositions().items()
         if operation_name(op) not in HANDLERS or op is target
     }
     try:
@@ -267,6 +278,11 @@ def _decomposed(node: fx.Node) -> fx.Graph | None:
     if any(operation_name(each.target) == operation_name(target) for each in calls):
         return None
     return graph if calls else None
+
+
+@cache
+def _decompositions() -> dict[Any, Any]:
+    return dict(torch._decomp.core_aten_decompositions())
 
 
 def _bound(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class Gathers:
     def _build(self, layouts: Layouts) -> Tensor:
         """The index of the last layout's axis, with the others as its parent axes."""
         *outer, own = layouts
+        if isinstance(own, Ref) and not self.groups[own.group].parents:
+            return self.moved[own.group]
         known: Coordinates = {}
         for axis, layout in enumerate(outer):
             shape = [-1 if other == axis else 1 for other in range(len(layouts))]
@@ -68,7 +70,7 @@ class Gathers:
         sizes = [layout.size for layout in layouts]
         position = torch.arange(own.size).expand(sizes)
         known = {name: index.expand(sizes) for name, index in known.items()}
-        return self._old(own, position, known | _coordinates(own, position, known)).contiguous()
+        return self._old(own, position, known).contiguous()
 
     def _moves(self, layout: Layout) -> bool:
         return any(ref.group in self.moved for ref in references(layout))
@@ -120,6 +122,7 @@ class Gathers:
                 )
             return self.moved[layout.group][(*parents, position)]
         if isinstance(layout, Product):
+            known = {**known, **_coordinates(layout, position, known)}
             old = torch.zeros_like(position)
             for part, local in _split(layout, position):
                 old = old * part.size + self._old(part, local, known)
@@ -135,7 +138,6 @@ class Gathers:
             if self._moves(part):
                 local = position[inside] - start
                 around = {name: index[inside] for name, index in known.items()}
-                around.update(_coordinates(part, local, around))
                 old[inside] = start + self._old(part, local, around)
             if not isinstance(layout, Family):
                 start += part.size

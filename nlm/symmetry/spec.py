@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nlm.symmetry import gather
 from nlm.symmetry import permutation as permutations
-from nlm.symmetry.layout import Layout, Product, Ref, is_name, pin, references, selectors
+from nlm.symmetry.blocks import blocks
+from nlm.symmetry.layout import Layout, is_name, pin, references, selectors
 from nlm.symmetry.permutation import AxisGroup, Permutation
 from nlm.symmetry.proof import SymmetryError, Verification
 
@@ -293,16 +294,30 @@ class PermutationSpec:
         ]
 
     def observation_sites(self) -> dict[str, str]:
-        """Group -> the module whose output shows the group best: the last that carries it alone."""
-        found: dict[str, str] = {}
+        """Group -> the module whose output shows the group best.
+
+        That is the last that carries nothing but the group and its parents, else the last whose
+        other units are fixed there or inside the group, else the last that carries it at all.
+        """
+        best: dict[str, tuple[int, str]] = {}
         for module, site in self.sites.items():
-            factors = site.layout.parts if isinstance(site.layout, Product) else (site.layout,)
-            for factor in factors:
-                if isinstance(factor, Ref) and factor.group in self.free:
-                    alone = len(factors) == 1
-                    if alone or factor.group not in found:
-                        found[factor.group] = module
-        return found
+            parts = blocks((site.layout,), (site.layout.size,), partial=True)
+            for block in parts:
+                standing = {axis.group for axis in block.axes if axis.group in self.free}
+                for group in filter(None, standing):
+                    parents = self.groups[group].parents
+                    if not all(block.holds(parent) for parent in parents):
+                        continue
+                    alone = len(parts) == 1 and {axis.group for axis in block.axes} == {
+                        group,
+                        *parents,
+                    }
+                    others = standing - {group, *parents}
+                    inside = all(group in self.groups[str(name)].parents for name in others)
+                    rank = 2 if alone else int(inside)
+                    if rank >= best.get(group, (0, ""))[0]:
+                        best[group] = rank, module
+        return {group: module for group, (_, module) in best.items()}
 
     def show(self) -> str:
         """A table of the groups and of the layout of every entry."""

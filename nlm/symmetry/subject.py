@@ -101,8 +101,7 @@ class Subject:
             self.state.update(perturb({name: before[name] for name in before}))
             for name, names in self.aliases.items():
                 self.state[name] = self.state[names[0]]
-            self._load(self.state)
-            self._outputs = [self._run(example) for example in self._examples]
+            self._outputs = [self._expected(example) for example in self._examples]
             scales = [_size(outputs) for outputs in self._outputs]
             if all(0 < scale < math.inf for scale in scales):
                 break
@@ -119,7 +118,7 @@ class Subject:
         if _shapes(example) in map(_shapes, self._examples):
             return
         try:
-            outputs = self._run(example)
+            outputs = self._expected(example)
         except Exception:  # a model may refuse a shape in any way that it likes
             return
         if 0 < _size(outputs) < math.inf:
@@ -128,16 +127,23 @@ class Subject:
 
     def change(self, moved: Mapping[str, Tensor], examples: slice = slice(1)) -> float:
         """The relative change of the outputs when some entries of the state are replaced."""
-        self._load(moved)
+        if self._writes:
+            moved = {**self.state, **moved}
+        worst = 0.0
         try:
-            return max(
-                _distance(self._run(example), outputs)
-                for example, outputs in zip(
-                    self._examples[examples], self._outputs[examples], strict=True
-                )
-            )
+            for example, outputs in zip(
+                self._examples[examples], self._outputs[examples], strict=True
+            ):
+                self._load(moved)
+                worst = max(worst, _distance(self._run(example), outputs))
         finally:
-            self._load(self.state if self._writes else {name: self.state[name] for name in moved})
+            self._load({name: self.state[name] for name in moved})
+        return worst
+
+    def _expected(self, example: Example) -> list[Tensor]:
+        """What the perturbed model computes; it may write into its buffers."""
+        self._load(self.state)
+        return self._run(example)
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         if not self._in_place:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nlm.symmetry import gather
 from nlm.symmetry.layout import Fixed, Layout, Ref, product
@@ -20,11 +20,11 @@ from nlm.symmetry.spec import PermutationSpec
 from nlm.symmetry.subject import Example, Subject, other_shapes
 
 _CONTROL_RATIO = 1e-3  # the error of a true symmetry against the effect of a broken one
-_CLEAR_EFFECT = 1e-3  # of a control, beyond which no stronger one is looked for
+_CLEAR_EFFECT = 1e-4  # of a control, beyond which no stronger one is looked for
 _MOST_TRIALS = 200  # of the search for the place that explains a failure
 
 Place = tuple[str, int]  # a dimension of a parameter
-Changes = Mapping[Place, Layout]  # what stands there instead
+Changes = Mapping[Place, Layout | None]  # what stands there instead; None where nothing moves
 
 
 def verify(
@@ -117,6 +117,7 @@ def _not_together(
 ) -> SymmetryError:
     """Groups that hold alone, on the first example, and not together or on all examples."""
     everywhere = slice(None)
+    trials.drawn = permutation
     for group in trials.places:
         alone = trials.alone(group, examples=everywhere)
         if alone > allowed:
@@ -132,9 +133,10 @@ def _not_together(
         for group in list(trials.places)[:_MOST_TRIALS]
         if trials.at_once({g: p for g, p in permutation.items() if g != group}) <= allowed
     ]
+    without = f", and none without one of {', '.join(needed)}" if needed else ""
     return SymmetryError(
         f"nlm.symmetry: permuting all groups at once must not change the outputs, got a relative "
-        f"change of {error:.1e}, without any of {', '.join(needed or trials.places)} none",
+        f"change of {error:.1e}{without}",
         needed,
     )
 
@@ -148,12 +150,11 @@ class _Trials:
         self.places: dict[str, list[Place]] = {
             group: spec.carriers(group) for group, of in spec.free.items() if of.size > 1
         }
-        self._drawn = spec.random(2**31)
+        self.drawn = spec.random(2**31)
 
     def at_once(self, permutation: Permutation) -> float:
         """The change of the outputs of all examples under a permutation."""
-        plans = gather.Gathers(self.spec.groups, permutation)
-        return self._change(plans, dict(self.spec.params), slice(None))
+        return self.subject.change(self._moved(permutation, self.spec.params, {}), slice(None))
 
     def alone(
         self, group: str, changes: Changes | None = None, examples: slice = slice(1)
@@ -165,32 +166,28 @@ class _Trials:
             for alias in self.subject.aliases[name]
         }
         names = dict.fromkeys(name for name, _ in (*self.places[group], *changes))
-        layouts = {
-            name: tuple(
-                changes.get((name, dim), layout)
-                for dim, layout in enumerate(self.spec.params[name])
-            )
-            for name in names
-        }
-        plans = gather.Gathers(self.spec.groups, {group: self._drawn[group]})
-        return self._change(plans, layouts, examples)
+        moved = self._moved({group: self.drawn[group]}, names, changes)
+        return self.subject.change(moved, examples)
 
     def control(self, group: str) -> float:
         """The largest effect of permuting a group everywhere except in one place.
 
-        A group that stands in one place only is scattered over it instead.
+        Where it stands in one place only, its units get other values instead.
         """
         places = self._distinct(group)
         if len(places) == 1:
             [(name, _)] = places
             tensor = self.subject.state[name]
-            order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
-            mixed = tensor.flatten()[order.to(tensor.device)].view_as(tensor)
-            return self.subject.change(dict.fromkeys(self.subject.aliases[name], mixed))
+            [permuted] = self._moved({group: self.drawn[group]}, [name], {}).values()
+            factors = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
+            other = tensor * (2 * factors).to(tensor.device, tensor.dtype)
+            changed = torch.where(permuted == tensor, tensor, other)
+            return self.subject.change(dict.fromkeys(self.subject.aliases[name], changed))
+        clear = max(_CLEAR_EFFECT, self.subject.tolerance / _CONTROL_RATIO)
         effect = 0.0
         for place in places:
-            effect = max(effect, self.alone(group, {place: self.fixed(place)}))
-            if effect > _CLEAR_EFFECT:
+            effect = max(effect, self.alone(group, {place: None}))
+            if effect > clear:
                 break
         return effect
 
@@ -201,19 +198,22 @@ class _Trials:
         ]
         return sorted(places, key=lambda place: -len(self.spec.params[place[0]]))
 
-    def fixed(self, place: Place) -> Layout:
-        """What stands in a place where nothing moves."""
-        name, dim = place
-        return Fixed(self.spec.params[name][dim].size)
-
-    def _change(
-        self, plans: gather.Gathers, layouts: Mapping[str, gather.Layouts], examples: slice
-    ) -> float:
-        plan = {name: plans.of(dims) for name, dims in layouts.items()}
-        names = [name for name, gathers in plan.items() if gathers]
-        state = self.subject.state
-        moved = gather.apply([state[name] for name in names], [plan[name] for name in names])
-        return self.subject.change(dict(zip(names, moved, strict=True)), examples)
+    def _moved(
+        self, permutation: Permutation, names: Iterable[str], changes: Changes
+    ) -> dict[str, Tensor]:
+        """The entries of the state that a permutation moves, in their new order."""
+        gathers = gather.Gathers(self.spec.groups, permutation)
+        plans = {}
+        for name in names:
+            layouts = [
+                changes.get((name, dim)) or layout
+                for dim, layout in enumerate(self.spec.params[name])
+            ]
+            left_out = [dim for (of, dim), layout in changes.items() if of == name and not layout]
+            if plan := gathers.of(tuple(layouts), left_out):
+                plans[name] = plan
+        moved = gather.apply([self.subject.state[name] for name in plans], plans.values())
+        return dict(zip(plans, moved, strict=True))
 
 
 def _culprit(trials: _Trials, group: str, examples: slice = slice(1)) -> str:
@@ -233,7 +233,7 @@ def _explanations(trials: _Trials, group: str) -> Iterator[tuple[Changes, str]]:
     for place in standing:
         if len(standing) > 1:
             text = f"it stands on {_listed([place])}, without which they stay"
-            yield {place: trials.fixed(place)}, text
+            yield {place: None}, text
     for place, layout in missing:
         yield {place: layout}, f"it is missing on {_listed([place])}, with which they stay"
     exact = [(place, layout) for place, layout in missing if isinstance(layout, Ref)]
@@ -245,12 +245,12 @@ def _explanations(trials: _Trials, group: str) -> Iterator[tuple[Changes, str]]:
         places = [place for place in standing if _module(place) == module]
         if 1 < len(places) < len(standing):
             text = f"it stands on {_listed(places)}, without which they stay"
-            yield {place: trials.fixed(place) for place in places}, text
+            yield dict.fromkeys(places), text
     for place in standing:
         for other, layout in exact:
             if other[0] == place[0]:
                 text = f"it stands on {_listed([place])} instead of dimension {other[1]}"
-                yield {place: trials.fixed(place), other: layout}, text
+                yield {place: None, other: layout}, text
 
 
 def _missing(trials: _Trials, group: str) -> Iterator[tuple[Place, Layout]]:

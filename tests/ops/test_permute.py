@@ -320,3 +320,21 @@ def test_add_errors_name_the_rule_and_the_values(
 ) -> None:
     with pytest.raises(error, match=r"nlm\.permute_add_: .*" + message):
         permute_add_([out], [torch.ones(2, 3)], [[]], [[]])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 16), (3, 33), (301, 701), (5, 33_000), (4, 6, 300)])
+def test_rows_that_share_their_index_are_gathered_together(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """In pairs, with one left over, over several tasks, and in rows too long for a copied index."""
+    x, rows, columns = _random(shape, dtype), _permutation(shape[-2]), _permutation(shape[-1])
+    last, repeated = torch.full_like(columns, shape[-1] - 1), columns // 2
+    axes = [-2, -1]
+    found = permute([x] * 4, [[rows, c] for c in (columns, last, repeated, columns.flip(0))],
+                    [axes] * 4)  # fmt: skip
+    for result, index in zip(found, (columns, last, repeated, columns.flip(0)), strict=True):
+        assert torch.equal(result, x[..., rows, :][..., index])
+    per_row = _permutation(shape[-2], shape[-1])
+    (result,) = permute([x], [[per_row]], [[-1]], [[[-2]]])
+    assert torch.equal(result, x.gather(-1, per_row.expand(shape)))

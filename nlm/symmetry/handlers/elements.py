@@ -92,7 +92,8 @@ def ordered(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
     for dim in (dim_of(x, dim) for dim in dims):
         pin(axes[dim], name)
         axes[dim] = fixed(step.shape[dim], name)
-    return Array(axes, x.over)
+    moved = name in ("flip", "roll", "rot90", "fliplr", "flipud")
+    return Array(axes, x.over if moved else None)
 
 
 @handler("triu", "tril")

@@ -14,6 +14,7 @@ from nlm.symmetry.sums import concatenate, couple, stack
 @handler("linear")
 def linear(step: Step, x: Array, weight: Array, bias: Array | None = None) -> Array:
     unify(x.axes[-1], weight.axes[-1])
+    step.record([*x.axes, *weight.axes[:-1]])
     axes = [*x.axes[:-1], *weight.axes[:-1]]
     return Array(axes if bias is None else broadcast(axes, bias.axes))
 
@@ -23,7 +24,9 @@ def matmul(step: Step, x: Array, y: Array, **more: Any) -> Array:
     unify(x.axes[-1], y.axes[-2] if len(y.axes) > 1 else y.axes[0])
     rows = [] if len(x.axes) == 1 else [x.axes[-2]]
     columns = [] if len(y.axes) == 1 else [y.axes[-1]]
-    return Array([*broadcast(x.axes[:-2], y.axes[:-2]), *rows, *columns])
+    batch = broadcast(x.axes[:-2], y.axes[:-2])
+    step.record([*batch, *rows, x.axes[-1], *columns])
+    return Array([*batch, *rows, *columns])
 
 
 @handler("addmm", "baddbmm", "addmv")
@@ -45,6 +48,7 @@ def einsum(step: Step, equation: str, operands: Sequence[Array], **more: Any) ->
     for letters, x in zip(inputs.split(","), operands, strict=True):
         for letter, axis in zip(letters, x.axes, strict=True):
             [axes[letter]] = broadcast(*([each] for each in (axes.get(letter, axis), axis)))
+    step.record(list(axes.values()))
     return Array([axes[letter] for letter in output])
 
 
@@ -54,13 +58,17 @@ def bilinear(step: Step, x: Array, y: Array, weight: Array, bias: Array | None =
     unify(y.axes[-1], weight.axes[2])
     if bias is not None:
         unify(bias.axes[0], weight.axes[0])
-    return Array([*broadcast(x.axes[:-1], y.axes[:-1]), weight.axes[0]])
+    batch = broadcast(x.axes[:-1], y.axes[:-1])
+    step.record([*batch, *weight.axes])
+    return Array([*batch, weight.axes[0]])
 
 
 @handler("cdist", "_cdist_forward")
 def cdist(step: Step, x: Array, y: Array, *rest: Any, **more: Any) -> Array:
     unify(x.axes[-1], y.axes[-1])
-    return Array([*broadcast(x.axes[:-2], y.axes[:-2]), x.axes[-2], y.axes[-2]])
+    batch = broadcast(x.axes[:-2], y.axes[:-2])
+    step.record([*batch, x.axes[-2], y.axes[-2], x.axes[-1]])
+    return Array([*batch, x.axes[-2], y.axes[-2]])
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -84,6 +92,8 @@ def attention(
         scores = broadcast(scores, attn_mask.axes)
     step.record(scores)
     step.record(scores[:-1])
+    for features in (keys[-1], values[-1]):
+        step.record([*batch, query.axes[-2], keys[-2], features])
     if is_causal:
         pin(query.axes[-2], "causal")
         pin(keys[-2], "causal")
@@ -99,11 +109,13 @@ def conv(
     padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Array:  # fmt: skip
     source, target = weight.axes[1], weight.axes[0]
+    paired = [source, target]
     if groups > 1:
-        group = free(groups)
+        group, units = free(groups), free(size_of(target) // groups)
+        unify(target, [*group, *units])
+        paired = [group, source, units]
         source = [*group, *source]
-        unify(target, [*group, *free(size_of(target) // groups)])
-    return _convolved(step, x, weight, bias, source, target)
+    return _convolved(step, x, weight, bias, source, target, paired)
 
 
 @handler("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -112,11 +124,13 @@ def conv_transpose(
     padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Array:  # fmt: skip
     source, target = weight.axes[0], weight.axes[1]
+    paired = [source, target]
     if groups > 1:
-        group = free(groups)
-        unify(source, [*group, *free(size_of(source) // groups)])
+        group, units = free(groups), free(size_of(source) // groups)
+        unify(source, [*group, *units])
+        paired = [group, units, target]
         target = [*group, *target]
-    return _convolved(step, x, weight, bias, source, target)
+    return _convolved(step, x, weight, bias, source, target, paired)
 
 
 @handler("convolution")
@@ -130,12 +144,14 @@ def convolution(
 
 
 def _convolved(
-    step: Step, x: Array, weight: Array, bias: Array | None, source: Axis, target: Axis
-) -> Array:
+    step: Step, x: Array, weight: Array, bias: Array | None, source: Axis, target: Axis,
+    paired: list[Axis],
+) -> Array:  # fmt: skip
     spatial = len(weight.axes) - 2
     unify(x.axes[-1 - spatial], source)
     if bias is not None:
         unify(bias.axes[0], target)
+    step.record([*x.axes[: -1 - spatial], *paired])
     for axis in weight.axes[2:]:
         pin(axis, "kernel")
     return Array([*x.axes[: -1 - spatial], target, *_neighbourhoods(step, x, spatial)])
@@ -312,6 +328,8 @@ def recurrent(
                 unify(own[-1].axes[0], visible)
                 unify(own[-1].axes[1], cells)
             unify(own[0].axes[1], source)
+            step.record([source, cells])
+            step.record([visible, cells])
             for parameter in own[: 2 + biases]:
                 unify(parameter.axes[0], [*fixed(gates, "gates"), *cells])
             for state, axis in zip(initial, (visible, cells), strict=False):

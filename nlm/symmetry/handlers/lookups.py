@@ -32,19 +32,19 @@ def used(index: Array) -> frozenset[Lookup]:
     return frozenset() if index.lookup is None else frozenset([index.lookup])
 
 
-@handler("embedding")
+@handler("embedding", looks_up=True)
 def embedding(step: Step, weight: Array, index: Array, *rest: Any, **more: Any) -> Array:
     look_up(weight.axes[0], index, "looked up by number")
     return Array([*index.axes, *weight.axes[1:]], lookups=used(index))
 
 
-@handler("index_select")
+@handler("index_select", looks_up=True)
 def index_select(step: Step, x: Array, dim: int, index: Array) -> Array:
     before: list[Array | None] = [None] * dim_of(x, dim)
     return index_(step, x, [*before, index])
 
 
-@handler("index", "_unsafe_index")
+@handler("index", "_unsafe_index", looks_up=True)
 def index_(step: Step, x: Array, indices: Sequence[Array | None]) -> Array:
     given = {dim: index for dim, index in enumerate(indices) if index is not None}
     if len(given) == 1:
@@ -76,7 +76,7 @@ def _run(index: Array, size: int) -> range | None:
     return run if positions == list(run) else None
 
 
-@handler("gather", "take_along_dim")
+@handler("gather", "take_along_dim", looks_up=True)
 def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
     if isinstance(dim, Array):
         raise NotUnderstood
@@ -95,10 +95,12 @@ def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
     return Array(axes, x.over, lookups=used(index))
 
 
-@handler("scatter", "scatter_add")
+@handler("scatter", "scatter_add", looks_up=True)
 def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: Any) -> Array:
     dim = dim_of(x, dim)
     operands = [index, *([source] if isinstance(source, Array) else [])]
+    if x.over is not None or any(each.over is not None for each in operands[1:]):
+        raise NotUnderstood
     for at in range(len(x.axes)):
         sizes = {size_of(each.axes[at]) for each in operands}
         if len(sizes) > 1 or (at != dim and sizes != {size_of(x.axes[at])}):
@@ -114,7 +116,7 @@ def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: A
     return Array(replaced(others, dim, target))
 
 
-@handler("one_hot")
+@handler("one_hot", looks_up=True)
 def one_hot(step: Step, index: Array, classes: int = -1) -> Array:
     size = step.shape[-1]
     if index.over is None or is_wild(index.over) or size_of(index.over) != size:

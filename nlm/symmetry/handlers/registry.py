@@ -89,7 +89,11 @@ class Step:
         return str(self.node.target)
 
     def record(self, axes: Sequence[Axis]) -> None:
-        """Notes a tensor that the operation computes on the way, by its axes."""
+        """Notes a tensor that the operation computes on the way, by its axes.
+
+        A product notes all axes that it pairs, before it sums: what stands in both operands at
+        different positions (rows and columns of a Gram matrix) is there twice.
+        """
         self.records.append((tuple(axes), self.lookups))
 
     def together(self, candidates: Iterable[Atom], lead: Atom) -> list[Atom]:
@@ -112,24 +116,32 @@ Handler = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Registered:
-    """A handler; ``reads`` is false where the operation only passes values on."""
+    """A handler; ``reads`` is false where the operation only passes values on.
+
+    ``looks_up`` is true where it understands index values as such; elsewhere those that are not
+    passed on are just numbers, and what they number stays in order.
+    """
 
     function: Handler
     reads: bool
+    looks_up: bool
 
 
 HANDLERS: dict[str, Registered] = {}
 
 
-def handler(*names: str, reads: bool = True) -> Callable[[Handler], Handler]:
+def handler(
+    *names: str, reads: bool = True, looks_up: bool = False
+) -> Callable[[Handler], Handler]:
     """Registers a function for operations: "linear" for aten's, "mylib.op" for any other's.
 
-    ``reads=False`` says that the operation returns some of its operand's values as they are.
+    ``reads=False`` says that the operation returns some of its operand's values as they are,
+    ``looks_up=True`` that the function deals with index values (:attr:`Array.over`).
     """
 
     def register(function: Handler) -> Handler:
         for name in names:
-            HANDLERS[name] = Registered(function, reads)
+            HANDLERS[name] = Registered(function, reads, looks_up)
         return function
 
     return register

@@ -147,7 +147,7 @@ def split(step: Step, x: Array, how: Any, dim: int = 0) -> tuple[Array, ...]:
     return tuple(step.pieces(x, dim, [shape[dim] for shape in step.shapes]))
 
 
-@handler("cat", "concat", "concatenate", reads=False)
+@handler("cat", "concat", "concatenate", reads=False, looks_up=True)
 def cat(step: Step, tensors: Sequence[Array], dim: int = 0) -> Array:
     parts = [x for x in tensors if all(size_of(axis) for axis in x.axes)] or list(tensors[:1])
     dim = dim_of(parts[0], dim)

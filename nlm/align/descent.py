@@ -1,0 +1,145 @@
+"""Coordinate descent over block moves, on whatever two models are compared by.
+
+The objective is the sum of what the models' positions have in common under a permutation: products
+of weights, or correlations of activations. One move after another is solved with all other groups
+held; it is kept if the objective really rises. Moves are visited in random order; one whose
+neighbours have not moved since its last visit is not solved again. A sweep that gains less than
+``tolerance`` times the objective is the last.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from nlm.align.nested import Move
+from nlm.align.similarity import Comparison, chain_of
+from nlm.symmetry.blocks import Block
+from nlm.symmetry.gather import Gathers
+from nlm.symmetry.permutation import Groups, Permutation, identity, index_shape, is_free
+
+
+class Descent:
+    """Two models under comparison, and the permutation found so far.
+
+    Attributes
+    ----------
+    permutation : of all groups.
+    objective : the objective at the start and after each sweep.
+    """
+
+    def __init__(self, groups: Groups, comparisons: Sequence[Comparison]) -> None:
+        for block in (block for other in comparisons for block in other.blocks):
+            if moving := [name for name in block.at if is_free(groups, name)]:
+                raise ValueError(
+                    f"nlm.align: the group that selects among the parts of a family is fixed, got "
+                    f"{moving[0]!r}"
+                )
+        self.groups = groups
+        self.comparisons = comparisons
+        self.permutation = {name: identity(groups, name) for name in groups}
+        self._values = self._evaluate(comparisons, self.permutation)
+        self.objective = [math.fsum(self._values.values())]
+        self._moves = _moves(groups, comparisons)
+
+    def run(
+        self,
+        seed: int = 0,
+        max_sweeps: int = 100,
+        tolerance: float = 1e-9,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> None:
+        """Sweeps over the moves until nothing is gained."""
+        generator = torch.Generator().manual_seed(seed)
+        stale = set(self._moves)
+        for sweep in range(max_sweeps):
+            for number in torch.randperm(len(self._moves), generator=generator).tolist():
+                move = self._moves[number]
+                if move not in stale:
+                    continue
+                stale.discard(move)
+                if self._improve(move):
+                    stale |= self._neighbours(move)
+            self.objective.append(math.fsum(self._values.values()))
+            if progress is not None:
+                progress(sweep + 1, self.objective[-1])
+            if self.objective[-1] - self.objective[-2] <= tolerance * abs(self.objective[-1]):
+                break
+
+    def _improve(self, move: Move) -> bool:
+        """Makes a move, if the objective rises."""
+        found = move.solve(self.permutation)
+        if all(torch.equal(found[name], self.permutation[name]) for name in move.members):
+            return False
+        values = self._evaluate(move.comparisons, found)
+        gain = math.fsum([*values.values(), *(-self._values[other] for other in values)])
+        if gain <= 1e-12 * sum(other.scale for other in values):
+            return False
+        self.permutation = found
+        self._values.update(values)
+        return True
+
+    def _evaluate(
+        self, comparisons: Sequence[Comparison], permutation: Permutation
+    ) -> dict[Comparison, float]:
+        order = Gathers(self.groups, permutation)
+        return {other: float(other.products(order).sum()) for other in comparisons}
+
+    def _neighbours(self, move: Move) -> set[Move]:
+        """The moves whose solution depends on one; itself where it is quadratic."""
+        found = {other for other in self._moves if not move.blocks.isdisjoint(other.blocks)}
+        return found if move.quadratic else found - {move}
+
+    def agreement(self) -> dict[str, float]:
+        """Free group -> mean similarity of its matched units.
+
+        Of weights the cosine; of activations, which are correlations already, the mean.
+        """
+        sums = {
+            name: torch.zeros(3, *index_shape(self.groups, name), dtype=torch.float64)
+            for name in self.groups
+            if is_free(self.groups, name)
+        }
+        order = Gathers(self.groups, self.permutation)
+        for comparison in self.comparisons:
+            parts = comparison.products(order), *comparison.squares(order)
+            for block in comparison.blocks:
+                for number, axis in enumerate(block.axes):
+                    if axis.group in sums:
+                        parents = self.groups[axis.group].parents
+                        chain = chain_of(block, number, (), parents)
+                        for total, part in zip(sums[axis.group], parts, strict=True):
+                            out = [place for place in chain.held if place >= 0]
+                            view = block.view(part)
+                            total[chain.key] += torch.einsum(
+                                view, list(range(view.dim())), [*out, number]
+                            )
+        found = {}
+        for name, (both, norm_a, norm_b) in sums.items():
+            norm = (norm_a * norm_b).sqrt()
+            live = norm > 0
+            found[name] = float(torch.where(live, both / torch.where(live, norm, 1.0), 0.0).mean())
+        return found
+
+
+def _moves(groups: Groups, comparisons: Sequence[Comparison]) -> list[Move]:
+    """A move for each group that is inside no other; where it may be refused, also for the others.
+
+    A group around others that are in no chain stays as it is.
+    """
+    standing: dict[str, list[tuple[Comparison, Block]]] = {}
+    for comparison in comparisons:
+        for block in comparison.blocks:
+            for name in dict.fromkeys(axis.group for axis in block.axes if axis.group is not None):
+                standing.setdefault(name, []).append((comparison, block))
+    moves: dict[str, Move] = {}
+    hard: set[str] = set()
+    free = {name: group for name, group in groups.items() if not group.fixed}
+    for name, group in free.items():
+        if not any(parent in free for parent in group.parents):
+            moves[name] = Move(name, groups, standing)
+            if moves[name].quadratic or not moves[name].is_chained:
+                hard |= set(moves[name].members)
+    for name in hard - set(moves):
+        moves[name] = Move(name, groups, standing)
+    return [moves[name] for name in groups if name in moves and moves[name].is_chained]

@@ -1,0 +1,220 @@
+"""Block moves: the best permutation of a group together with all the units inside it.
+
+A move takes a group and everything that has it among its parents (a head and the units in it, an
+expert and its hidden units); all other groups are held. It is solved from the inside out: for the
+innermost group the best assignment is found for every pair (parent in A, parent in B); what these
+assignments are worth is the value of the pair, to which the parent's own similarity adds; so on up
+to the outermost group, whose assignment decides which of the inner ones hold (Verma and Elbayad,
+arXiv:2403.00986, for heads). Where every block sees one chain of the move, this is the optimum of
+the move. Where it sees several (a residual stream on both axes of a square weight, the channels
+in and out of a grouped convolution), one chain is solved at a time with the others held, and the
+caller sees to it that nothing is lost.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nlm.align.assignment import best_assignment, matched
+from nlm.align.similarity import Chain, Comparison, Window, chain_of, similarity
+from nlm.symmetry.blocks import Block
+from nlm.symmetry.gather import Gathers
+from nlm.symmetry.permutation import Groups, Permutation
+
+_AT_ONCE = 1 << 27  # entries of a similarity, 1 GiB; a larger one is made pair by pair
+
+
+Standing = Mapping[str, Sequence[tuple[Comparison, Block]]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block that says something about a group of a move.
+
+    ``carried``: the value of the assignments found here is added to the parent's similarity.
+    """
+
+    comparison: Comparison
+    block: Block
+    chain: Chain
+    chains: Mapping[int, Chain]
+    carried: bool
+
+
+class Move:
+    """A group and all that is inside it.
+
+    Attributes
+    ----------
+    members : the groups that move, the outermost first.
+    above : member -> its moving parents, outermost first.
+    held : member -> its parents that do not move.
+    places : member -> the blocks that say something about it.
+    comparisons : where the members stand.
+    blocks : the identities of the blocks they stand in.
+    quadratic : whether a block sees more than one chain of the move.
+    is_chained : whether the parents of each member that move are inside one another; else the move
+        cannot be solved.
+    """
+
+    def __init__(self, top: str, groups: Groups, standing: Standing) -> None:
+        self.groups = groups
+        members = [top]
+        members += [name for name, of in groups.items() if top in of.parents and not of.fixed]
+        depth = {name: len(set(groups[name].parents) & set(members)) for name in members}
+        self.members = sorted(members, key=lambda name: depth[name])
+        self.above = {
+            name: [parent for parent in self.members if parent in groups[name].parents]
+            for name in self.members
+        }
+        self.held = {
+            name: [
+                parent
+                for parent in groups
+                if parent in groups[name].parents and parent not in self.members
+            ]
+            for name in self.members
+        }
+        self.places: dict[str, list[Place]] = {name: [] for name in self.members}
+        self.comparisons: list[Comparison] = []
+        self.blocks: set[int] = set()
+        self.quadratic = False
+        self._tables: dict[str, Tensor] = {}
+        self.is_chained = all(
+            self.above[parent] == self.above[name][:number]
+            for name in self.members
+            for number, parent in enumerate(self.above[name])
+        )
+        if self.is_chained:
+            for name in self.members:
+                for comparison, block in standing.get(name, ()):
+                    if id(block) not in self.blocks:
+                        self.blocks.add(id(block))
+                        self._place(comparison, block)
+
+    def _place(self, comparison: Comparison, block: Block) -> None:
+        chains = {
+            number: chain_of(block, number, self.above[axis.group], self.held[axis.group])
+            for number, axis in enumerate(block.axes)
+            if axis.group in self.places
+        }
+        if comparison not in self.comparisons:
+            self.comparisons.append(comparison)
+        inner = {axis for chain in chains.values() for axis in chain.axes[:-1]}
+        leaves = [axis for axis in chains if axis not in inner]
+        self.quadratic |= len(leaves) > 1
+        for axis, chain in chains.items():
+            below = [leaf for leaf in leaves if axis in chains[leaf].axes]
+            root = [leaf for leaf in leaves if chains[leaf].axes[0] == chain.axes[0]]
+            carried = len(root) == 1
+            if not carried or below == [axis]:
+                group = str(block.axes[axis].group)
+                self.places[group].append(Place(comparison, block, chain, chains, carried))
+
+    def solve(self, permutation: Permutation) -> Permutation:
+        """The permutation with the best assignments for the members.
+
+        A quadratic move starts from the assignments of all pairs that its last solution found.
+        """
+        tables = self._tables if self.quadratic else {}
+        for name in self.members if self.quadratic else ():
+            current = permutation[name].permute(*self._order(name), -1)
+            pairs = self._sizes(self.above[name])
+            spread = current.reshape(*current.shape[:-1], *(1 for _ in pairs), -1)
+            tables.setdefault(name, spread.expand(*current.shape[:-1], *pairs, -1).clone())
+            tables[name][self._followed(name, permutation)] = permutation[name]
+        inner: dict[str, Tensor] = {}
+        for name in reversed(self.members):
+            tables[name], value = self._assign(name, permutation, tables, inner.pop(name, None))
+            if self.above[name]:
+                parent = self.above[name][-1]
+                value = self._seen_by_parent(name, value)
+                inner[parent] = inner[parent] + value if parent in inner else value
+        found = dict(permutation)
+        for name in self.members:
+            found[name] = tables[name][self._followed(name, found)]
+        return found
+
+    def _assign(
+        self,
+        name: str,
+        permutation: Permutation,
+        tables: Mapping[str, Tensor],
+        inner: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The best assignments of a member for all pairs of parents, and what they are worth."""
+        held = self._sizes(self.held[name])
+        pairs = self._sizes(self.above[name])
+        size = self.groups[name].size
+        table = torch.empty([*held, *pairs, *pairs, size], dtype=torch.int64)
+        value = torch.empty([*held, *pairs, *pairs], dtype=torch.float64)
+        still = {member: replace(self.groups[member], fixed=True) for member in self.members}
+        order = Gathers({**self.groups, **still}, permutation)
+        in_order: dict[Comparison, Tensor] = {}
+        windows = list(_windows(held, pairs, size))
+        for window in windows:
+            at: tuple[slice, ...] = ()
+            if window is not None:
+                rest = [slice(None)] * (len(pairs) - 1)
+                at = (*(slice(None) for _ in held), window[0], *rest, window[1], *rest)
+            carried = torch.zeros(*value[at].shape, size, size, dtype=torch.float64)
+            other = torch.zeros_like(carried) if self.quadratic else carried
+            if inner is not None:
+                carried += inner[at]
+            for place in self.places[name]:
+                comparison = place.comparison
+                if comparison not in in_order:
+                    if len(windows) == 1:
+                        in_order.clear()  # one at a time: together they are as large as the model
+                    in_order[comparison] = comparison.in_order(order)
+                target = carried if place.carried else other
+                target[place.chain.key] += similarity(
+                    comparison, in_order[comparison], place.block, place.chain, place.chains,
+                    tables, window,
+                )  # fmt: skip
+            table[at] = best_assignment(carried + other if self.quadratic else carried)
+            value[at] = matched(carried, table[at]).sum(-1)
+        return table, value
+
+    def _seen_by_parent(self, name: str, value: Tensor) -> Tensor:
+        """The value for all pairs of parents, as a similarity of the innermost one's units."""
+        held = self.held[self.above[name][-1]]
+        extra = [dim for dim, group in enumerate(self.held[name]) if group not in held]
+        value = value.sum(extra) if extra else value
+        return value.movedim(len(held) + len(self.above[name]) - 1, -2)
+
+    def _sizes(self, names: Sequence[str]) -> list[int]:
+        return [self.groups[name].size for name in names]
+
+    def _order(self, name: str) -> list[int]:
+        """Where the parents that are held, and then those that move, stand among all of them."""
+        parents = self.groups[name].parents
+        return [parents.index(parent) for parent in (*self.held[name], *self.above[name])]
+
+    def _followed(self, name: str, permutation: Permutation) -> tuple[Tensor, ...]:
+        """Where a table holds what a permutation of the parents needs, in the parents' order."""
+        parents = self.groups[name].parents
+        if not parents:
+            return ()
+        grid = torch.meshgrid(*(torch.arange(size) for size in self._sizes(parents)), indexing="ij")
+        new = dict(zip(parents, grid, strict=True))
+        old = [
+            permutation[parent][
+                (*(new[above] for above in self.groups[parent].parents), new[parent])
+            ]
+            for parent in self.above[name]
+        ]
+        return (*(new[parent] for parent in (*self.held[name], *self.above[name])), *old)
+
+
+def _windows(held: list[int], pairs: list[int], size: int) -> Iterator[Window | None]:
+    """The pairs of outermost parents that are compared at once: all, or one after the other."""
+    if not pairs or math.prod(held) * (math.prod(pairs) * size) ** 2 <= _AT_ONCE:
+        yield None
+        return
+    for in_a, in_b in itertools.product(range(pairs[0]), repeat=2):
+        yield slice(in_a, in_a + 1), slice(in_b, in_b + 1)
