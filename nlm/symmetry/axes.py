@@ -239,7 +239,23 @@ def _tamest(candidates: list[Axis]) -> Axis:
             if not any(atom.wild for atom in other):
                 best = other
             else:
-                pin(best, "grids that do not fit")
-                pin(other, "grids that do not fit")
-                best = fixed(size_of(best), "grids that do not fit")
+                best = _apart(best, other)
+        if _crossed(best, other):
+            best = _apart(best, other)
     return best
+
+
+def _apart(x: Axis, y: Axis) -> Axis:
+    """The axis of what two axes make together that do not go together."""
+    pin(x, "grids that do not fit")
+    pin(y, "grids that do not fit")
+    return fixed(size_of(x), "grids that do not fit")
+
+
+def _crossed(x: Axis, y: Axis) -> bool:
+    """Whether two grids have a factor at different places: repeated, and with repeated elements."""
+    places = [
+        {atom: size_of(axis[number:]) for number, atom in enumerate(axis) if not atom.wild}
+        for axis in (x, y)
+    ]
+    return any(places[1].get(atom, place) != place for atom, place in places[0].items())

@@ -211,15 +211,17 @@ def _companions(
 
 
 def _looked_up(lookups: frozenset[Lookup], alone: set[Atom], possible: Counter[Atom]) -> set[Atom]:
-    """The leaves whose index is known by looking up, at every position of a tensor."""
-    over = {
-        each: list(leaves(each.over))
-        for each in lookups
-        if all(leaf in alone for axis in each.axes for leaf in leaves(axis))
-        and len(keys := [leaf for axis in each.axes for leaf in leaves(axis)]) == len(set(keys))
-    }
-    times = Counter(leaf for found in over.values() for leaf in found)
-    return {leaf for leaf, count in times.items() if count == 1 and leaf not in possible}
+    """The leaves whose index is known by looking up, at every position of a tensor.
+
+    Two look-ups over one axis are two indices: neither is known.
+    """
+    times = Counter(leaf for each in lookups for leaf in set(leaves(each.over)))
+    known: set[Atom] = set()
+    for each in lookups:
+        keys = each.leaves()
+        if len(keys) == len(set(keys)) and alone.issuperset(keys):
+            known |= set(leaves(each.over))
+    return {leaf for leaf in known if times[leaf] == 1 and leaf not in possible}
 
 
 def parents_of(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nlm.symmetry.atoms import Axis, fixed, free, mark_read, pin, size_of
+from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, size_of
 from nlm.symmetry.conclude import conclude
 from nlm.symmetry.graph import Graph, export
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
@@ -150,6 +150,8 @@ class _Reader:
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
+            there = {leaf for axis in x.axes for leaf in leaves(axis)}
+            x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
         self.fold(node, args, kwargs, operands, result)
         return result
 

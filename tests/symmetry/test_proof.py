@@ -304,3 +304,12 @@ def test_a_model_that_counts_its_calls_is_left_alone():
 def test_a_model_without_weights_is_refused():
     with pytest.raises(ValueError, match="got one on the meta device"):
         scaled_spec("g:8").verify(Scaled(1.0).to("meta"), torch.randn(3, 6))
+
+
+def test_a_dead_network_proves_nothing():
+    model = Scaled(1.0)
+    nn.init.constant_(model.up.bias, -1e3)  # no unit ever fires
+    spec = scaled_spec("g:8")
+    with pytest.raises(VacuousError, match="can be proven only where its units matter") as raised:
+        spec.verify(model, torch.randn(4, 6))
+    assert raised.value.groups == ("g",) and spec.verified is None

@@ -99,8 +99,9 @@ def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
 def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: Any) -> Array:
     dim = dim_of(x, dim)
     operands = [index, *([source] if isinstance(source, Array) else [])]
-    if x.over is not None or any(each.over is not None for each in operands[1:]):
-        raise NotUnderstood
+    for each in (x, source):
+        if isinstance(each, Array) and each.over is not None:
+            pin(each.over, "scattered")
     for at in range(len(x.axes)):
         sizes = {size_of(each.axes[at]) for each in operands}
         if len(sizes) > 1 or (at != dim and sizes != {size_of(x.axes[at])}):

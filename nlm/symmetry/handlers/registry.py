@@ -21,6 +21,10 @@ class Lookup:
     axes: tuple[Axis, ...]
     over: Axis
 
+    def leaves(self) -> list[Atom]:
+        """Those of its axes: where all of them stand, the index is known."""
+        return [leaf for axis in self.axes for leaf in leaves(axis)]
+
 
 @dataclass
 class Array:

@@ -1,0 +1,1 @@
+FLOORS: dict[str, tuple[int, float]] = {}
