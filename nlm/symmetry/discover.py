@@ -21,7 +21,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, size_of
+from nlm.symmetry.atoms import (
+    Axis,
+    fixed,
+    free,
+    leaves,
+    mark_read,
+    pin,
+    resolve,
+    size_of,
+)
 from nlm.symmetry.conclude import conclude
 from nlm.symmetry.graph import Graph, export
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
@@ -147,9 +156,13 @@ class _Reader:
         for x in operands:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
+        known = {leaf for x in operands for axis in x.axes for leaf in leaves(axis)}
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
+            if placed := {e for axis in x.axes for e in leaves(axis) if e.pinned} - known:
+                rest = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
+                self.records.append((tuple(rest), x.lookups))
             there = {leaf for axis in x.axes for leaf in leaves(axis)}
             x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
         self.fold(node, args, kwargs, operands, result)
