@@ -222,7 +222,9 @@ class _Reader:
         """Computes small constants: an index that is one may be a slice."""
         if not isinstance(result, Array) or any(x.constant is None for x in operands):
             return
-        if math.prod(map(size_of, result.axes)) > _FOLDED or not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return
+        if math.prod(map(size_of, result.axes)) > _FOLDED:
             return
         if torch.Tag.nondeterministic_seeded in node.target.tags and operands == []:
             return
