@@ -11,6 +11,7 @@ understood pins all that it touches.
 """
 
 import logging
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,6 @@ from nlm.symmetry.atoms import (
     leaves,
     mark_read,
     pin,
-    resolve,
     size_of,
 )
 from nlm.symmetry.conclude import conclude
@@ -156,13 +156,9 @@ class _Reader:
         for x in operands:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
-        known = {leaf for x in operands for axis in x.axes for leaf in leaves(axis)}
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
-            if placed := {e for axis in x.axes for e in leaves(axis) if e.pinned} - known:
-                rest = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
-                self.records.append((tuple(rest), x.lookups))
             there = {leaf for axis in x.axes for leaf in leaves(axis)}
             x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
         self.fold(node, args, kwargs, operands, result)
@@ -224,10 +220,11 @@ class _Reader:
         self, node: fx.Node, args: Any, kwargs: Any, operands: list[Array], result: Any
     ) -> None:
         """Computes small constants: an index that is one may be a slice."""
-        value = node.meta["val"]
         if not isinstance(result, Array) or any(x.constant is None for x in operands):
             return
-        if value.numel() > _FOLDED or not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return
+        if math.prod(map(size_of, result.axes)) > _FOLDED:
             return
         if torch.Tag.nondeterministic_seeded in node.target.tags and operands == []:
             return
