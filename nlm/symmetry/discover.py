@@ -11,6 +11,7 @@ understood pins all that it touches.
 """
 
 import logging
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,10 @@ from nlm.symmetry.atoms import (
     leaves,
     mark_read,
     pin,
-    resolve,
     size_of,
 )
 from nlm.symmetry.conclude import conclude
-from nlm.symmetry.graph import Graph, export
+from nlm.symmetry.graph import Graph, export, is_write
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
 from nlm.symmetry.handlers.elements import pointwise, reduction
 from nlm.symmetry.spec import PermutationSpec
@@ -74,7 +74,7 @@ class _Reader:
     ----------
     entries : state dict name -> its axes, for the floating-point entries that the graph mentions.
     records : the axes of every tensor, and the index values on which it depends.
-    values : node of the outermost graph -> what is known of its value.
+    values : node -> what is known of its value.
     opaque : operation -> how often it was not understood.
     """
 
@@ -90,7 +90,8 @@ class _Reader:
     def run(self, nodes: fx.Graph, given: dict[fx.Node, Any]) -> Any:
         """The outputs of a graph; ``given`` holds the values of an inner graph's placeholders."""
         outermost = nodes is self.graph.nodes
-        values = self.values if outermost else dict(given)
+        values = self.values
+        values.update(given)
         for node in nodes.nodes:
             if node.op == "placeholder":
                 if node not in values:
@@ -143,6 +144,8 @@ class _Reader:
         lookups: frozenset[Lookup] = frozenset().union(*(x.lookups for x in operands))
         step = Step(node, self.records, lookups)
         try:
+            if is_write(node):
+                raise NotUnderstood
             result = self.understood(step, args, kwargs, operands)
             _check_shapes(result, outputs)
         except NotUnderstood:
@@ -156,13 +159,9 @@ class _Reader:
         for x in operands:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
-        known = {leaf for x in operands for axis in x.axes for leaf in leaves(axis)}
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
-            if placed := {e for axis in x.axes for e in leaves(axis) if e.pinned} - known:
-                rest = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
-                self.records.append((tuple(rest), x.lookups))
             there = {leaf for axis in x.axes for leaf in leaves(axis)}
             x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
         self.fold(node, args, kwargs, operands, result)
@@ -199,10 +198,11 @@ class _Reader:
 
     def inner(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The result of the operations that one is made of; None where it is not made of others."""
-        graph = _decomposed(node)
+        given = _arrays((args, kwargs))
+        graphs = [each.graph for each in _flat(args) if isinstance(each, fx.GraphModule)]
+        graph = graphs[0] if str(node.target) in _WRAPPERS and graphs else _decomposed(node)
         if graph is None:
             return None
-        given = [x for x in _flat((args, kwargs)) if isinstance(x, Array)]
         places = [each for each in graph.nodes if each.op == "placeholder"]
         if len(places) != len(given):
             return None
@@ -224,10 +224,11 @@ class _Reader:
         self, node: fx.Node, args: Any, kwargs: Any, operands: list[Array], result: Any
     ) -> None:
         """Computes small constants: an index that is one may be a slice."""
-        value = node.meta["val"]
         if not isinstance(result, Array) or any(x.constant is None for x in operands):
             return
-        if value.numel() > _FOLDED or not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return
+        if math.prod(map(size_of, result.axes)) > _FOLDED:
             return
         if torch.Tag.nondeterministic_seeded in node.target.tags and operands == []:
             return
@@ -245,6 +246,10 @@ _REDUCTIONS = {
     "min", "argmax", "argmin", "linalg_vector_norm", "var_mean", "std_mean", "aminmax", "median",
     "nanmedian", "mode", "nansum", "nanmean", "count_nonzero",
 }  # fmt: skip
+
+
+#: Operations that only say under which settings a graph runs.
+_WRAPPERS = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper"}
 
 
 def operation_name(target: Any) -> str:
