@@ -19,7 +19,7 @@ def linear(step: Step, x: Array, weight: Array, bias: Array | None = None) -> Ar
     return Array(axes if bias is None else broadcast(axes, bias.axes))
 
 
-@handler("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+@handler("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(step: Step, x: Array, y: Array, **more: Any) -> Array:
     unify(x.axes[-1], y.axes[-2] if len(y.axes) > 1 else y.axes[0])
     rows = [] if len(x.axes) == 1 else [x.axes[-2]]
@@ -32,6 +32,15 @@ def matmul(step: Step, x: Array, y: Array, **more: Any) -> Array:
 @handler("addmm", "baddbmm", "addmv")
 def addmm(step: Step, bias: Array, x: Array, y: Array, **more: Any) -> Array:
     return Array(broadcast(matmul(step, x, y).axes, bias.axes))
+
+
+@handler("inner")
+def inner(step: Step, x: Array, y: Array) -> Array:
+    if not x.axes or not y.axes:
+        return Array(broadcast(x.axes, y.axes))
+    unify(x.axes[-1], y.axes[-1])
+    step.record([*x.axes, *y.axes[:-1]])
+    return Array([*x.axes[:-1], *y.axes[:-1]])
 
 
 @handler("outer", "ger")
@@ -336,9 +345,11 @@ def recurrent(
     time = 1 if batch_first and len(batch) > 1 else 0
     pin(batch[time], "time")
     batch[time] = fixed(size_of(batch[time]), "time")
+    if len(batch) > 1:
+        [batch[1 - time]] = broadcast([batch[1 - time]], *([state.axes[1]] for state in given))
     results = [Array([*batch, source])]
     for kind in range(len(given)):
-        number, [axis] = stack([[end[kind]] for end in ends])
+        which, [axis] = stack([[end[kind]] for end in ends])
         middle = [each for dim, each in enumerate(batch) if dim != time]
-        results.append(Array([number, *middle, axis]))
+        results.append(Array([which, *middle, axis]))
     return tuple(results)
