@@ -114,7 +114,7 @@ class _Reader:
         if not isinstance(value, Tensor):
             return value
         name = self.graph.entries.get(node.name)
-        if name in self.state and value.is_floating_point():
+        if name is not None and name in self.state and value.is_floating_point():
             key = id(self.state[name])
             if key not in self.by_identity:
                 self.by_identity[key] = Array([free(size) for size in value.shape])
@@ -134,7 +134,8 @@ class _Reader:
 
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """What is known of the result of an operation."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+        known: Any = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+        args, kwargs = known
         if node.target is operator.getitem:
             return args[0][args[1]]
         outputs = node.meta.get("val")

@@ -252,7 +252,8 @@ def _is_simple(node: fx.Node) -> bool:
     target = node.args[0] if node.args else None
     if not isinstance(target, fx.Node) or target.op != "call_function":
         return False
-    written = [argument for argument in node.target._schema.arguments if argument.is_write]
+    operation: Any = node.target
+    written = [argument for argument in operation._schema.arguments if argument.is_write]
     if len(written) != 1 or written[0].name != "self":
         return False
     return not shares_memory(target) and not any(map(shares_memory, target.users))

@@ -341,7 +341,7 @@ def recurrent(
     single = batch[0] if batch_first else batch[-1]
     results = [Array([*batch, source])]
     for kind in range(len(given)):
-        number, [axis] = stack([[end[kind]] for end in ends])
+        which, [units] = stack([[end[kind]] for end in ends])
         middle = [single] if len(batch) > 1 else []
-        results.append(Array([number, *middle, axis]))
+        results.append(Array([which, *middle, units]))
     return tuple(results)
