@@ -32,7 +32,7 @@ from nlm.symmetry.atoms import (
     size_of,
 )
 from nlm.symmetry.conclude import conclude
-from nlm.symmetry.graph import Graph, export, is_write
+from nlm.symmetry.graph import Graph, export, is_write, make_pure
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
 from nlm.symmetry.handlers.elements import pointwise, reduction
 from nlm.symmetry.spec import PermutationSpec
@@ -134,9 +134,8 @@ class _Reader:
 
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """What is known of the result of an operation."""
-        args: Any
-        kwargs: Any
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+        known: Any = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+        args, kwargs = known
         if node.target is operator.getitem:
             return args[0][args[1]]
         outputs = node.meta.get("val")
@@ -293,9 +292,12 @@ def _decomposed(node: fx.Node) -> fx.Graph | None:
         if operation_name(op) not in HANDLERS or op is target
     }
     try:
-        graph = make_fx(function, decomposition_table=table)(*examples).graph
+        traced = make_fx(function, decomposition_table=table)(*examples)
     except Exception:
         return None
+    if not make_pure(traced):
+        return None
+    graph = traced.graph
     calls = [each for each in graph.nodes if each.op == "call_function"]
     if any(operation_name(each.target) == operation_name(target) for each in calls):
         return None

@@ -84,7 +84,7 @@ def export(
                 f"an nlm.PermutationSpec and prove it with its verify), got "
                 f"{type(error).__name__}: {reason}"
             ) from error
-        if not _make_pure(program.graph_module):
+        if not make_pure(program.graph_module):
             program = program.run_decompositions({})
     signature = program.graph_signature
     kept = selected_outputs(program, runs[-1], outputs)
@@ -133,6 +133,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
             yield
     finally:
         log.disabled = disabled
@@ -224,7 +225,7 @@ def _parameters(node: fx.Node) -> set[str]:
 # --- writes ---------------------------------------------------------------------------------------
 
 
-def _make_pure(module: nn.Module) -> bool:
+def make_pure(module: nn.Module) -> bool:
     """Takes simple writes out of a graph and those inside it; False where there are others."""
     graphs = [each.graph for each in module.modules() if isinstance(each, fx.GraphModule)]
     writes = [node for graph in graphs for node in graph.nodes if is_write(node)]
@@ -252,8 +253,8 @@ def _is_simple(node: fx.Node) -> bool:
     target = node.args[0] if node.args else None
     if not isinstance(target, fx.Node) or target.op != "call_function":
         return False
-    schema = getattr(node.target, "_schema", None)
-    written = [each for each in schema.arguments if each.is_write] if schema is not None else []
+    operation: Any = node.target
+    written = [argument for argument in operation._schema.arguments if argument.is_write]
     if len(written) != 1 or written[0].name != "self":
         return False
     return not shares_memory(target) and not any(map(shares_memory, target.users))
@@ -262,7 +263,8 @@ def _is_simple(node: fx.Node) -> bool:
 def shares_memory(node: fx.Node) -> bool:
     """Whether a node's value may be a view of its argument."""
     if node.target is operator.getitem:
-        return True
+        source = node.args[0]
+        return not isinstance(source, fx.Node) or shares_memory(source)
     schema = getattr(node.target, "_schema", None)
     if schema is None or schema.is_mutable:
         return schema is None and node.op == "call_function"
