@@ -181,6 +181,7 @@ def ranked(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise NotUnderstood
     dim = dim_of(x, dim)
+    step.record(replaced(x.axes, dim))
     if is_wild(x.axes[dim]):
         pin(x.axes[dim], "ranks of equal values")
     values = step.shapes[0] if isinstance(step.node.meta["val"], (tuple, list)) else step.shape
@@ -194,6 +195,7 @@ def ranked(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
 @handler("argsort")
 def argsort(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
     dim = dim_of(x, more.get("dim", next((r for r in rest if type(r) is int), -1)))
+    step.record(replaced(x.axes, dim))
     return Array(
         replaced(x.axes, dim, fixed(step.shape[dim], "ranks")), over=positions(x.axes[dim])
     )

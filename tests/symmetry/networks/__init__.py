@@ -154,6 +154,7 @@ def order(w: Writer) -> str:
             f"{v}.roll({w.k}, {d})",
             f"{v}.cumsum({d})",
             f"{v}.sort({d}).values",
+            f"{v} + {v}.sort({d}).values",
             f"{v}.topk({w.k}, {d}).values",
             f"{v}.gather({d}, {v}.argsort({w.e}) % {w.n})",
             f"{v}.gather({d}, {v}.argsort({d}))",
