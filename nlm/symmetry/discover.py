@@ -160,9 +160,14 @@ class _Reader:
         for x in operands:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
+        known = {leaf for x in operands for axis in x.axes for leaf in leaves(axis)}
         for x in _arrays(result):
             x.lookups |= lookups
             self.records.append((tuple(x.axes), x.lookups))
+            # What stands in order from here on may have been moved on its way: nothing hangs on it.
+            if placed := {e for axis in x.axes for e in leaves(axis) if e.pinned} - known:
+                rest = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
+                self.records.append((tuple(rest), x.lookups))
             there = {leaf for axis in x.axes for leaf in leaves(axis)}
             x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
         self.fold(node, args, kwargs, operands, result)
