@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from nlm.symmetry.alike import siblings
 from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, size_of
 from nlm.symmetry.conclude import conclude
-from nlm.symmetry.graph import Graph, export
+from nlm.symmetry.graph import Graph, export, operation_name
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
 from nlm.symmetry.handlers.elements import pointwise, reduction
+from nlm.symmetry.siblings import Siblings
 from nlm.symmetry.spec import PermutationSpec
 
 _log = logging.getLogger(__name__)
@@ -52,10 +54,21 @@ def discover(
 def interpret(graph: Graph, model: nn.Module) -> PermutationSpec:
     """The specification that a graph of a model allows."""
     state = model.state_dict(keep_vars=True)
+    modules = dict(model.named_modules())
     reader = _Reader(graph, state)
     reader.run(graph.nodes, {})
+    stacked = siblings(graph, state, reader.values)
     reader.name_shared(state)
-    return conclude(reader, state, graph, dict(model.named_modules()))
+    spec = conclude(reader, state, graph, modules)
+    while stacked:
+        reader = _Reader(graph, state, stacked)
+        reader.run(graph.nodes, {})
+        if all(each.movable for each in stacked):
+            reader.name_shared(state)
+            other = conclude(reader, state, graph, modules)
+            return max(spec, other, key=lambda each: each.permutation_count)
+        stacked = [each for each in stacked if each.movable]
+    return spec
 
 
 class _Reader:
@@ -67,11 +80,18 @@ class _Reader:
     records : the axes of every tensor, and the index values on which it depends.
     values : node of the outermost graph -> what is known of its value.
     opaque : operation -> how often it was not understood.
+    siblings : modules that are alike; the entries of each stack stand under its name.
     """
 
-    def __init__(self, graph: Graph, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, graph: Graph, state: Mapping[str, Tensor], siblings: Sequence[Siblings] = ()
+    ) -> None:
         self.graph = graph
         self.state = state
+        self.siblings = siblings
+        self.around: tuple[Axis, ...] = ()
+        for each in siblings:
+            each.begin()
         self.entries: dict[str, Array] = {}
         self.by_identity: dict[int, Array] = {}
         self.records: list[tuple[tuple[Axis, ...], frozenset[Lookup]]] = []
@@ -104,6 +124,9 @@ class _Reader:
         if not isinstance(value, Tensor):
             return value
         name = self.graph.entries.get(node.name)
+        for each in self.siblings:
+            if (stack := each.stack_of.get(name or "")) is not None:
+                return self.member(stack, value, each.axis)
         if name in self.state and value.is_floating_point():
             key = id(self.state[name])
             if key not in self.by_identity:
@@ -116,6 +139,15 @@ class _Reader:
         x.constant = self.graph.constants.get(node.name)
         return x
 
+    def member(self, stack: str, value: Tensor, axis: Axis) -> Array:
+        """A parameter of one sibling: all have the same axes."""
+        if stack not in self.entries:
+            real = value.is_floating_point()
+            axes = [free(size) if real else fixed(size, "constant") for size in value.shape]
+            self.entries[stack] = Array([axis, *axes])
+            self.records.append((tuple(self.entries[stack].axes), frozenset()))
+        return Array(self.entries[stack].axes[1:])
+
     def name_shared(self, state: Mapping[str, Tensor]) -> None:
         """Gives the other names of a shared parameter the same axes."""
         for name, tensor in state.items():
@@ -125,14 +157,19 @@ class _Reader:
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """What is known of the result of an operation."""
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
-        if node.target is operator.getitem:
+        if node.graph is self.graph.nodes:
+            self.around = tuple(each.axis for each in self.siblings if node in each.index)
+        special = [found for each in self.siblings if (found := each.result(node, args))]
+        if node.target is operator.getitem and not special:
             return args[0][args[1]]
         outputs = node.meta.get("val")
         if not any(isinstance(each, Tensor) for each in _flat(outputs)):
             return outputs
         operands = _arrays((args, kwargs))
         lookups: frozenset[Lookup] = frozenset().union(*(x.lookups for x in operands))
-        step = Step(node, self.records, lookups)
+        step = Step(node, self.records, lookups, self.around)
+        if special:
+            return self.noted(special[0], lookups)
         try:
             result = self.understood(step, args, kwargs, operands)
             _check_shapes(result, outputs)
@@ -147,12 +184,16 @@ class _Reader:
         for x in operands:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
+        self.fold(node, args, kwargs, operands, self.noted(result, lookups))
+        return result
+
+    def noted(self, result: Any, lookups: frozenset[Lookup]) -> Any:
+        """A result, of which the axes are recorded."""
         for x in _arrays(result):
             x.lookups |= lookups
-            self.records.append((tuple(x.axes), x.lookups))
+            self.records.append(((*self.around, *x.axes), x.lookups))
             there = {leaf for axis in x.axes for leaf in leaves(axis)}
             x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
-        self.fold(node, args, kwargs, operands, result)
         return result
 
     def understood(self, step: Step, args: Any, kwargs: Any, operands: list[Array]) -> Any:
@@ -232,17 +273,6 @@ _REDUCTIONS = {
     "min", "argmax", "argmin", "linalg_vector_norm", "var_mean", "std_mean", "aminmax", "median",
     "nanmedian", "mode", "nansum", "nanmean", "count_nonzero",
 }  # fmt: skip
-
-
-def operation_name(target: Any) -> str:
-    """ "linear" for an ATen operation, in place or not; "library.name" for another's."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return str(target)
-    library, _, name = schema.name.partition("::")
-    if schema.is_mutable and name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return name if library == "aten" else f"{library}.{name}"
 
 
 def _looks_up(target: Any) -> bool:
