@@ -5,6 +5,7 @@
 A test fails where they are not what this script would write.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nlm.symmetry.layout import references
 
 HERE = Path(__file__).parent
 PAGE = HERE / "symmetry.md"
+[COSTS] = HERE.parent.glob("benchmarks/results/*/trace.json")
 DRAWN = ("bert-base", "qwen2-0.5b")
 
 
@@ -36,9 +38,27 @@ def filled(page: str) -> str:
             f"| `{name}` | {model_class} | {len(spec.free)} | {spec.permutation_count} | "
             f"{_moved(spec)} of {len(spec.params)} |"
         )
-    table = "\n".join(lines)
-    pattern = r"(<!-- shipped: [^>]*-->\n).*?(<!-- end of shipped -->)"
-    return re.sub(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", page, flags=re.DOTALL)
+    page = _between("shipped", lines, page)
+    return _between("cost", _costs(), page)
+
+
+def _costs() -> list[str]:
+    """What tracing cost when benchmarks/bench_trace.py was last run."""
+    measured = json.loads(COSTS.read_text())
+    lines = ["| name | export | discovery | ratio | peak memory |", "|---|---|---|---|---|"]
+    for row in measured["rows"]:
+        lines.append(
+            f"| `{row['model']}` | {row['export_s']:.1f} s | {row['discover_s']:.1f} s | "
+            f"{row['times_export']:.2f} | {row['peak_bytes'] / 2**30:.2f} GiB |"
+        )
+    return lines
+
+
+def _between(mark: str, lines: list[str], page: str) -> str:
+    """The page with other lines between two marks."""
+    pattern = rf"(<!-- {mark}: [^>]*-->\n).*?(<!-- end of {mark} -->)"
+    text = "\n".join(lines)
+    return re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", page, flags=re.DOTALL)
 
 
 def _moved(spec: PermutationSpec) -> int:

@@ -4,8 +4,10 @@ Both models see the same inputs; for every group the signed correlation matrix o
 collected in one streamed pass (nothing is kept but moments), and linear assignments maximise the
 sum of the matched correlations (Li et al. 2015, arXiv:1511.07543; Ainsworth, Hayase and Srinivasa,
 arXiv:2209.04836, section 3.1). Signed, because a unit matched with its negative would be averaged
-away. A group is solved together with the units inside it (:mod:`nlm.align.nested`); what is seen at
-different modules is independent.
+away. A group is solved together
+with the units inside it (:mod:`nlm.align.nested`); what is seen at different modules is
+independent. Groups that no module shows (the heads of a projection that is a bare parameter,
+experts in one stacked tensor) are matched by their weights then, with all others in place.
 """
 
 import time
@@ -18,8 +20,9 @@ from nlm._state_dict import check_weight
 from nlm.align.descent import Descent
 from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.align.similarity import Comparison, Correlation
+from nlm.align.weights import weight_matching
 from nlm.statistics import Data, Forward, Mask, collect_cross_moments
-from nlm.symmetry import Layout, PermutationSpec, Ref
+from nlm.symmetry import Layout, PermutationSpec, Ref, Site
 from nlm.symmetry.blocks import Block, blocks
 from nlm.symmetry.layout import product
 
@@ -54,8 +57,8 @@ def activation_matching(
     Raises
     ------
     ValueError
-        See :func:`nlm.align`; also an unknown group in ``observe``, a group that no module's output
-        shows, an output of another size than the group, or fewer than two positions.
+        See :func:`nlm.align`; also an unknown group in ``observe`` or one that is not seen there,
+        an output of another size than the group, or fewer than two positions.
     """
     started = time.perf_counter()
     for who, model in (("model_a", model_a), ("model_b", model_b)):
@@ -101,14 +104,22 @@ def activation_matching(
             samples |= dict.fromkeys(_standing(spec, block), count)
     descent = Descent(spec.groups, comparisons)
     descent.run()
+    permutation, agreement = descent.permutation, descent.agreement()
+    unseen = [group for group in spec.free if group not in samples]
+    if unseen:
+        in_order = spec.apply(permutation, model_b.state_dict())
+        rest = weight_matching(model_a.state_dict(), in_order, spec.restrict(unseen))
+        permutation = spec.compose(permutation, rest.permutation)
+        agreement |= {group: rest.report.correlation[group] for group in unseen}
     report = AlignmentReport(
         "activations",
         descent.objective[-1:],
-        descent.agreement(),
+        agreement,
         time.perf_counter() - started,
         samples,
+        by_weights=unseen,
     )
-    return AlignmentResult(descent.permutation, report)
+    return AlignmentResult(permutation, report)
 
 
 def _sites(
@@ -117,7 +128,7 @@ def _sites(
     """The modules to observe with the dimension of their output and its layout, and what is seen.
 
     What is written as (module, dimension) is taken as it is, a group inside others as the product
-    of these and itself. A group that no module shows may be seen with those inside it.
+    of these and itself. Groups that no module shows are left out, if not all of them are.
     """
     if unknown := [group for group in observe if group not in spec.groups]:
         raise ValueError(
@@ -133,17 +144,21 @@ def _sites(
             sites.setdefault((*place, layout), []).append(group)
             continue
         site = None if place is None else spec.sites.get(place)
-        if place is None or site is None or not _used(spec, site.layout, [group]):
-            if group not in observe and any(group in other.parents for other in spec.free.values()):
-                continue
-            raise ValueError(
-                f"nlm.align: a group is observed where it stands with its parents on a dimension "
-                f"of a module's output (or at observe={{group: (module, dimension)}}), got "
-                f"{'no module' if site is None else repr(str(site.layout))} for {group!r} at "
-                f"{place!r}"
-            )
-        sites.setdefault((place, site.dim, site.layout), []).append(group)
+        if place is not None and site is not None and _used(spec, site.layout, [group]):
+            sites.setdefault((place, site.dim, site.layout), []).append(group)
+        elif group in observe:
+            raise _not_seen(group, place, site)
+    if spec.free and not sites:
+        raise _not_seen(next(iter(spec.free)), None, None)
     return sites
+
+
+def _not_seen(group: str, place: str | None, site: Site | None) -> ValueError:
+    return ValueError(
+        f"nlm.align: a group is observed where it stands with its parents on a dimension of a "
+        f"module's output (or at observe={{group: (module, dimension)}}), got "
+        f"{'no module' if site is None else repr(str(site.layout))} for {group!r} at {place!r}"
+    )
 
 
 def _used(spec: PermutationSpec, layout: Layout, groups: list[str]) -> list[Block]:

@@ -21,6 +21,7 @@ class AlignmentReport:
     seconds : wall time.
     samples : positions that the activation statistics saw, per group.
     excluded : entries left out of the cost.
+    by_weights : groups that no module's output shows, matched by their weights (activations).
     """
 
     method: str
@@ -29,6 +30,7 @@ class AlignmentReport:
     seconds: float
     samples: dict[str, int] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
+    by_weights: list[str] = field(default_factory=list)
 
 
 @dataclass

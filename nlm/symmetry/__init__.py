@@ -2,6 +2,7 @@
 
 from nlm.symmetry.layout import Family, Fixed, Layout, Product, Ref, Sum, parse
 from nlm.symmetry.permutation import AxisGroup, Permutation
+from nlm.symmetry.pretrained import trace_config
 from nlm.symmetry.proof import SymmetryError, VacuousError, Verification
 from nlm.symmetry.spec import PermutationSpec, Site
 from nlm.symmetry.trace import trace
@@ -22,4 +23,5 @@ __all__ = [
     "Verification",
     "parse",
     "trace",
+    "trace_config",
 ]

@@ -15,21 +15,16 @@ read once more, with the siblings' index as an axis (:mod:`nlm.symmetry.siblings
 """
 
 import heapq
-import operator
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from nlm.symmetry.atoms import resolve, size_of
 from nlm.symmetry.graph import Graph, operation_name
-from nlm.symmetry.handlers import Array
-from nlm.symmetry.handlers.registry import dim_of
-from nlm.symmetry.handlers.shapes import span
-from nlm.symmetry.siblings import Pick, Siblings, Space
+from nlm.symmetry.siblings import Pick, Siblings, Space, picks
 
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum", "logical_and", "logical_or", "bitwise_or"}
 _MIXED = -1  # in place of a sibling: of several
@@ -103,7 +98,7 @@ class _Search:
         self.places = {node: place for place, node in enumerate(graph.nodes.nodes)}
         self.interned: dict[Hashable, int] = {}
         self.numbers: dict[fx.Node, int] = {}
-        self.picks = dict(_picks(graph.nodes, values))
+        self.picks = dict(picks(graph.nodes, values))
         self.seeds: dict[Space, list[fx.Node]] = defaultdict(list)
         self.parameters: dict[fx.Node, list[tuple[Space, int, str]]] = {}
         self.touched: dict[fx.Node, dict[Space, int]] = {}
@@ -195,6 +190,7 @@ class _Trial:
         self.open: set[fx.Node] = set()  # sums of some siblings, or not of all alike
         self.picks: dict[fx.Node, Pick] = {}
         self.joins: dict[fx.Node, list[range]] = {}
+        self.left = False  # whether a sum over all siblings was met
         self.met: dict[Space, set[tuple[int, int]]] = defaultdict(set)
 
     def companions(self) -> list[Space]:
@@ -223,7 +219,7 @@ class _Trial:
             if node in self.index or node in self.open:
                 for user in node.users:
                     heapq.heappush(waiting, (places[user], user))
-        return bool(self.index)
+        return self.left or bool(self.joins)
 
     def _visit(self, node: fx.Node) -> bool:
         """Says what a node is; False where it mixes siblings."""
@@ -248,10 +244,7 @@ class _Trial:
         if len(found) != 1:
             return self._lays(node)
         [index] = found
-        for source in sources:
-            if source not in self.index:
-                for space, other in self.search.touched[source].items():
-                    self.met[space].add((index, other))
+        self._meets(node, index)
         return self._belongs(node, index, expression(node, self.search.numbers, self.expressions))
 
     def _belongs(self, node: fx.Node, index: int, key: Hashable) -> bool:
@@ -259,25 +252,30 @@ class _Trial:
         self.expressions[node] = self.search.intern(key)
         return True
 
+    def _meets(self, node: fx.Node, index: int) -> None:
+        """Notes what a sibling's node depends on that is not known to be the sibling's."""
+        for source in node.all_input_nodes:
+            if source not in self.index and source not in self.open:
+                for space, other in self.search.touched[source].items():
+                    self.met[space].add((index, other))
+
     def _adds(self, node: fx.Node) -> bool:
         name = operation_name(node.target)
         terms: Terms = Counter()
         for source in node.args:
-            same = isinstance(source, fx.Node) and operation_name(source.target) == name
-            if source in self.open and not same:
-                return False
-            if same and source in self.terms:
+            if not isinstance(source, fx.Node) or not (source in self.open or source in self.index):
+                terms[None, frozen(source, self.search.numbers)] += 1
+            elif source in self.terms and operation_name(source.target) == name:
                 terms += self.terms[source]
             elif source in self.index:
                 terms[self.index[source], self.expressions[source]] += 1
             else:
-                terms[None, frozen(source, self.search.numbers)] += 1
+                return False
         found = {index for index, _ in terms if index is not None}
-        for source in node.all_input_nodes:
-            if source not in self.index and source not in self.open and len(found) == 1:
-                for space, other in self.search.touched[source].items():
-                    self.met[space].add((next(iter(found)), other))
+        if len(found) == 1:
+            self._meets(node, *found)
         if self._balanced(terms):
+            self.left = True
             return True
         self.terms[node] = terms
         if len(found) > 1:
@@ -351,72 +349,3 @@ def frozen(
     if isinstance(value, slice):
         return frozen((value.start, value.stop, value.step), numbers, own)
     return type(value), str(value)
-
-
-# --- picks ----------------------------------------------------------------------------------------
-
-
-def _picks(nodes: fx.Graph, values: Mapping[fx.Node, Any]) -> Iterator[tuple[fx.Node, Pick]]:
-    """The nodes that take one of n equal stretches of an axis."""
-    for node in nodes.nodes:
-        if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
-            continue
-        source = node.args[0]
-        name = operation_name(node.target)
-        if node.target is operator.getitem:
-            yield from _part(node, source, values)
-            continue
-        x = values.get(source)
-        if not isinstance(x, Array):
-            continue
-        arguments = _arguments(node)
-        if name in ("eq", "ne") and x.over is not None and isinstance(node.args[1], int):
-            yield from _pick(node, x.over, node.args[1], 1, None, False)
-        elif name in ("select", "select_copy"):
-            dim = dim_of(x, arguments["dim"])
-            yield from _pick(node, x.axes[dim], arguments["index"], 1, dim, False)
-        elif name in ("slice", "slice_copy", "narrow"):
-            dim = dim_of(x, arguments.get("dim", 0))
-            start = arguments.get("start")
-            stop = start + arguments["length"] if name == "narrow" else arguments.get("end")
-            if arguments.get("step", 1) != 1:
-                continue
-            first, last = span(x, dim, start, stop)
-            if width := max(last - first, 0) if first % max(last - first, 1) == 0 else 0:
-                yield from _pick(node, x.axes[dim], first // width, width, dim, True)
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-
-
-def _part(
-    node: fx.Node, source: fx.Node, values: Mapping[fx.Node, Any]
-) -> Iterator[tuple[fx.Node, Pick]]:
-    """A part of what is split into equal ones."""
-    name = operation_name(source.target)
-    if name not in ("unbind", "unbind_copy", "split", "chunk", "split_with_sizes", "tensor_split"):
-        return
-    x = values.get(source.args[0]) if isinstance(source.args[0], fx.Node) else None
-    if not isinstance(x, Array):
-        return
-    arguments = _arguments(source)
-    dim = dim_of(x, arguments.get("dim", 0))
-    parts = [list(each.shape) for each in source.meta["val"]]
-    if all(part == parts[0] for part in parts):
-        width = size_of(x.axes[dim]) // len(parts)
-        kept = not name.startswith("unbind")
-        yield from _pick(node, x.axes[dim], node.args[1], width, dim, kept)
-
-
-def _pick(
-    node: fx.Node, axis: Any, index: Any, width: int, dim: int | None, kept: bool
-) -> Iterator[tuple[fx.Node, Pick]]:
-    atoms = resolve(axis)
-    count, rest = divmod(size_of(axis), width)
-    if atoms and not rest and count > 1 and isinstance(index, int):
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        yield node, Pick((atoms[0], count), index % count, count, dim, source, kept)

@@ -8,7 +8,7 @@ not differently for each unit. Nothing here knows what a head is.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nlm.symmetry.atoms import (
@@ -23,7 +23,7 @@ from nlm.symmetry.atoms import (
     resolve,
 )
 from nlm.symmetry.axes import collapse
-from nlm.symmetry.handlers import Array, Lookup, Record, always_with
+from nlm.symmetry.handlers import Array, Lookup, Record
 from nlm.symmetry.sums import couple
 
 Choices = dict[tuple[Atom, int], int]  # (sum, which of its occurrences) -> part
@@ -31,10 +31,23 @@ Choices = dict[tuple[Atom, int], int]  # (sum, which of its occurrences) -> part
 
 def tell_apart(records: list[Record], entries: list[Array]) -> None:
     """Makes families of the leaves that stand nowhere without a sum."""
+    where: dict[Atom, set[int]] = {}  # the tensors in which a leaf or a sum stands
+    for number, axes in enumerate(_distinct(records)):
+        for atom in (each for axis in axes for each in (*leaves(axis), *compounds(axis))):
+            where.setdefault(atom, set()).add(number)
+    split: list[Atom] = []
+
+    def together(candidates: Iterable[Atom], lead: Atom) -> list[Atom]:
+        split[:] = [leaf for leaf in candidates if where[leaf] <= where[lead]]
+        return split
+
     for x in entries:
         for lead in [each for axis in x.axes for each in compounds(axis)]:
             if find(lead) is lead and lead.kind == "sum":
-                couple(x.axes, lead, lambda leaves, lead: always_with(records, leaves, lead))
+                couple(x.axes, lead, together)
+                for leaf in split:
+                    where.update((each, where[leaf]) for each in leaves([leaf]))
+                split.clear()
 
 
 def settle(records: list[Record], entries: list[Array]) -> None:

@@ -11,6 +11,7 @@ understood pins all that it touches.
 """
 
 import logging
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -123,9 +124,9 @@ class _Reader:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        name = self.graph.entries.get(node.name)
+        name = self.graph.entries.get(node.name, "")
         for each in self.siblings:
-            if (stack := each.stack_of.get(name or "")) is not None:
+            if stack := each.stack_of.get(name):
                 return self.member(stack, value, each.axis)
         if name in self.state and value.is_floating_point():
             key = id(self.state[name])
@@ -134,7 +135,7 @@ class _Reader:
                 self.records.append((tuple(self.by_identity[key].axes), frozenset()))
             self.entries[name] = self.by_identity[key]
             return self.entries[name]
-        why = "input" if name is None and node.name not in self.graph.constants else "constant"
+        why = "input" if not name and node.name not in self.graph.constants else "constant"
         x = Array([fixed(size, why) for size in value.shape])
         x.constant = self.graph.constants.get(node.name)
         return x
@@ -252,10 +253,11 @@ class _Reader:
         self, node: fx.Node, args: Any, kwargs: Any, operands: list[Array], result: Any
     ) -> None:
         """Computes small constants: an index that is one may be a slice."""
-        value = node.meta["val"]
         if not isinstance(result, Array) or any(x.constant is None for x in operands):
             return
-        if value.numel() > _FOLDED or not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return
+        if math.prod(map(size_of, result.axes)) > _FOLDED:
             return
         if torch.Tag.nondeterministic_seeded in node.target.tags and operands == []:
             return

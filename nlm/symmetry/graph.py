@@ -6,7 +6,9 @@ operation such as ``relu_`` on a tensor that nobody else sees is its pure form; 
 """
 
 import inspect
+import logging
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,13 +73,14 @@ def export(
     runs: list[list[str]] = []  # export restores a module's attributes
     named = _Named(model, runs.append)
     shapes: dict[str, list[int]] = {}
-    with traceable(model), evaluation(named), torch.no_grad(), _watched(model, shapes):
+    with traceable(model), evaluation(named), _watched(model, shapes), _quiet():
         try:
             program = torch.export.export(named, args, dict(kwargs), strict=False)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"nlm.trace: a model is traced by torch.export with the example inputs, got "
+                f"nlm.trace: a model is traced by torch.export with the example inputs (else write "
+                f"an nlm.PermutationSpec and prove it with its verify), got "
                 f"{type(error).__name__}: {reason}"
             ) from error
         if not _make_pure(program.graph):
@@ -119,6 +122,19 @@ def _watched(model: nn.Module, shapes: dict[str, list[int]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.export's own warnings and tracebacks: what fails is raised."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.disabled = disabled
 
 
 @contextmanager

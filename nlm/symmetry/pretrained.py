@@ -65,7 +65,12 @@ def trace_config(
     kwargs = dict(example_inputs or make_inputs(model))
 
     def make() -> PermutationSpec:
-        return trace(model, (), kwargs, outputs)
+        try:
+            return trace(model, (), kwargs, outputs)
+        except ValueError as error:
+            if example_inputs is not None or outputs is not None:
+                raise
+            raise ValueError(f"{error} (example_inputs replace {_described(kwargs)})") from error
 
     if not cache:
         return make()
@@ -252,6 +257,14 @@ def _class_of(config: Any, wanted: type[nn.Module] | str | None) -> Any:
     return found
 
 
+def _described(inputs: Mapping[str, Any]) -> str:
+    """Inputs by their shapes."""
+    return ", ".join(
+        f"{name} {list(value.shape) if isinstance(value, Tensor) else value}"
+        for name, value in inputs.items()
+    )
+
+
 def _setting(config: Any, *names: str) -> Any:
     """The first of the named settings of a configuration, or of a part of it; None without any."""
     for name in names:
@@ -263,7 +276,7 @@ def _setting(config: Any, *names: str) -> Any:
 
 def _tokens(config: Any, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Tokens of the vocabulary, not among the first, which have special meanings."""
-    size = _setting(config, "vocab_size") or 2
+    size = _setting(config, "vocab_size", "input_vocab_size") or 2
     return torch.randint(min(4, size - 1), size, shape, generator=generator)
 
 
@@ -292,10 +305,12 @@ def _spectrum_shape(config: Any) -> tuple[int, ...]:
 
 
 def _wave_shape(config: Any) -> tuple[int, ...]:
-    """[batch, frames, mel bins] where the configuration has them, else [batch, samples]."""
+    """[batch, frames, mel bins], [batch, channels, samples] of a codec, or [batch, samples]."""
     frames, bins = _setting(config, "max_length"), _setting(config, "num_mel_bins")
     if frames and bins:
         return _BATCH, frames, bins
+    if _setting(config, "codebook_size"):
+        return _BATCH, _setting(config, "audio_channels") or 1, 320 * _TOKENS
     strides = _setting(config, "conv_stride") or (320,)
     return _BATCH, 400 + _TOKENS * math.prod(strides)
 

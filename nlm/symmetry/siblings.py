@@ -9,7 +9,7 @@ dimension have it there. That the graph does treat them alike is decided in
 """
 
 import operator
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from nlm.symmetry.axes import broadcast, unify, view
 from nlm.symmetry.graph import operation_name
 from nlm.symmetry.handlers import Array
 from nlm.symmetry.handlers.registry import dim_of, replaced
+from nlm.symmetry.handlers.shapes import span
 from nlm.symmetry.stacks import stack_of
 from nlm.symmetry.sums import concatenate
 
@@ -99,7 +100,7 @@ class Siblings:
         parts: list[Array] = list(args[0])
         if any(x.over is not None for x in parts):
             pin(self.axis, "index values")
-        dim = args[1] if len(args) > 1 else node.kwargs.get("dim", 0)
+        dim = arguments(node).get("dim", 0)
         if operation_name(node.target) == "stack":
             axes = broadcast(*(x.axes for x in parts))
             axes.insert(dim % (len(axes) + 1), self.axis)
@@ -114,6 +115,69 @@ class Siblings:
                 axes.append([*self.axis, *inner])
             place = run.stop
         return Array(replaced(others, dim, concatenate(axes)))
+
+
+# --- what is picked -------------------------------------------------------------------------------
+
+
+def picks(nodes: fx.Graph, values: Mapping[fx.Node, Any]) -> Iterator[tuple[fx.Node, Pick]]:
+    """The nodes that take one of n equal stretches of an axis; ``values`` are all nodes' axes."""
+    for node in nodes.nodes:
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        source = node.args[0]
+        whole: Any = source.args[0] if _is_part(node) and source.args else source
+        x = values.get(whole)
+        if not isinstance(x, Array):
+            continue
+        found = _part(node, source, x) if _is_part(node) else _stretch(node, x)
+        if found is None:
+            continue
+        axis, index, width, dim, kept = found
+        atoms = resolve(axis)
+        count, rest = divmod(size_of(axis), width) if type(width) is int and width > 0 else (0, 0)
+        if atoms and count > 1 and not rest and type(index) is int:
+            yield node, Pick((atoms[0], count), index % count, count, dim, source, kept)
+
+
+Stretch = tuple[Axis, Any, Any, int | None, bool]  # of an axis: its number, width; dimension, kept
+
+
+def _stretch(node: fx.Node, x: Array) -> Stretch | None:
+    name = operation_name(node.target)
+    given = arguments(node)
+    if name in ("eq", "ne") and x.over is not None:
+        return x.over, given["other"], 1, None, False
+    if name in ("select", "select_copy"):
+        dim = dim_of(x, given["dim"])
+        return x.axes[dim], given["index"], 1, dim, False
+    if name in ("slice", "slice_copy", "narrow") and given.get("step", 1) == 1:
+        dim = dim_of(x, given.get("dim", 0))
+        start: Any = given.get("start")
+        end = start + given["length"] if name == "narrow" else given.get("end")
+        if all(each is None or type(each) is int for each in (start, end)):
+            first, last = span(x, dim, start, end)
+            if last > first and first % (last - first) == 0:
+                return x.axes[dim], first // (last - first), last - first, dim, True
+    return None
+
+
+def _part(node: fx.Node, source: fx.Node, x: Array) -> Stretch | None:
+    name = operation_name(source.target)
+    if name not in ("unbind", "unbind_copy", "split", "chunk", "split_with_sizes", "tensor_split"):
+        return None
+    dim = dim_of(x, arguments(source).get("dim", 0))
+    shapes = [list(each.shape) for each in source.meta["val"]]
+    width = size_of(x.axes[dim]) // len(shapes)
+    equal = all(shape == shapes[0] for shape in shapes)
+    return (x.axes[dim], node.args[1], width, dim, name[:6] != "unbind") if equal else None
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """An operation's arguments by their names."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _is_part(node: fx.Node) -> bool:

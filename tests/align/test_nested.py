@@ -189,7 +189,7 @@ def test_observe_places_units_with_their_parents():
     planted = spec.random(1)
     other = STRUCTURED["experts"]()[0].eval()
     other.load_state_dict(spec.apply(planted, model.state_dict()))
-    with pytest.raises(ValueError, match=r"or at observe=.*got no module for 'f' at None"):
+    with pytest.raises(ValueError, match=r"or at observe=.*got no module for 'e' at None"):
         nlm.align(model, other, spec, "activations", data=[inputs])
     for observe in ({"f": ("hidden", 1)}, {"f": ("hidden", -1), "e": ("gate", 1)}):
         result = nlm.align(model, other, spec, "activations", data=[inputs], observe=observe)

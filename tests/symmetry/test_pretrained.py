@@ -237,3 +237,11 @@ def test_inputs_may_be_given() -> None:
     inputs = {"inputs_embeds": torch.zeros(1, 3, 24, device="meta")}
     spec = pretrained.trace_config(config, example_inputs=inputs, cache=False)
     assert spec.pinned["bert.embeddings.LayerNorm.weight:0"] == "input"
+
+
+def test_inputs_that_do_not_fit_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("ViTForImageClassification")
+    monkeypatch.setitem(pretrained._SHAPES, "pixel_values", lambda config: (2, 3, 40, 32))
+    words = r"example_inputs replace pixel_values \[2, 3, 40, 32\]"
+    with pytest.raises(ValueError, match=words):
+        pretrained.trace_config(config, cache=False)

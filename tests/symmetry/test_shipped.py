@@ -14,7 +14,7 @@ def test_a_shipped_specification_is_what_a_trace_finds(name: str) -> None:
     fresh = pretrained.trace_config(config, cache=False)
     kept = nlm.PermutationSpec.load(name)
     assert kept.digest() == fresh.digest()
-    assert (kept.outputs, kept.pinned) == (fresh.outputs, fresh.pinned)
+    assert (kept.outputs, kept.pinned.keys()) == (fresh.outputs, fresh.pinned.keys())
     assert not kept.opaque_ops and not kept.proven
     assert shipped.find(pretrained.fingerprint_of(config)) == shipped.path(name)
 

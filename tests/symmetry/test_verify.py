@@ -39,40 +39,10 @@ def test_permuted_logits_are_refused():
         nlm.align(model, mlp(1), wrong, example_inputs=vectors(8))
 
 
-def test_a_dead_network_proves_nothing():
-    model = mlp()
-    nn.init.constant_(model[0].bias, -1e3)  # no unit of the first layer ever fires
-    with pytest.raises(nlm.SymmetryError, match="can be proven only where its units matter"):
-        nlm.trace(model, vectors(8))
-
-
 def test_zero_parameters_hide_nothing():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).eval()
     nn.init.zeros_(model[1].weight)
     assert nlm.trace(model, torch.randn(8, 4)).verified is not None
-
-
-@pytest.mark.parametrize(
-    ("model", "inputs", "message"),
-    [
-        (nn.Sequential(nn.Linear(4, 6), nn.Softmax(-1)), torch.ones(2, 4), "got Softmax at '1'"),
-        (nn.ModuleList([nn.Linear(4, 4)]), torch.ones(2, 4), "got ModuleList at ''"),
-        (
-            nn.Sequential(nn.Conv1d(4, 8, 1), nn.Conv1d(8, 8, 1, groups=2)),
-            torch.ones(2, 4, 4),
-            "got 2 groups of 8",
-        ),
-    ],
-)
-def test_networks_that_are_not_read_yet(model, inputs, message):
-    with pytest.raises(ValueError, match=message):
-        nlm.trace(model.eval(), inputs)
-
-
-def test_a_module_used_twice_is_refused():
-    layer = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="stands once in a sequential network"):
-        nlm.trace(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 4))
 
 
 def test_the_model_is_left_as_it_was():
@@ -113,40 +83,6 @@ def test_buffers_that_are_not_saved_are_used():
     spec = PermutationSpec(plain.groups, plain.params)
     spec.verify(Scaled(*mlp()), vectors(8))
     assert spec.proven
-
-
-def test_shared_parameters():
-    tied = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    tied[2].weight = tied[0].weight
-    message = r"shared has one layout under all its names, got \[g0:8, 8\] for '0.weight' and"
-    with pytest.raises(nlm.SymmetryError, match=message):
-        nlm.trace(tied, torch.randn(8, 8))
-    same = nn.Sequential(
-        nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 2)
-    )
-    same[3].weight, same[3].bias = same[1].weight, same[1].bias
-    assert nlm.trace(same, torch.randn(8, 4)).proven
-
-
-def test_entries_that_are_not_known_are_named():
-    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
-    with pytest.raises(ValueError, match=r"'parametrizations.weight.original0' at '0'; .* verify"):
-        nlm.trace(nn.Sequential(normed, nn.ReLU(), nn.Linear(6, 2)), torch.randn(2, 4))
-
-    class Gained(nn.Linear):
-        def __init__(self, *sizes):
-            super().__init__(*sizes)
-            self.gain = nn.Parameter(torch.ones(()))
-
-    with pytest.raises(ValueError, match="entries of a Gained are known by name, got 'gain'"):
-        nlm.trace(nn.Sequential(Gained(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(2, 4))
-
-
-def test_what_is_not_read_says_what_to_do():
-    with pytest.raises(ValueError, match=r"write the specification .* prove it with its verify"):
-        nlm.trace(nn.Sequential(nn.Linear(4, 6), nn.Softmax(-1)), torch.ones(2, 4))
-    with pytest.raises(ValueError, match="write the specification"):
-        nlm.trace(mlp(), (vectors(2), vectors(2)))
 
 
 def test_a_batch_is_run_as_told():

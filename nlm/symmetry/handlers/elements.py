@@ -17,7 +17,7 @@ def pointwise(step: Step, operands: Sequence[Array]) -> Array:
     return Array(broadcast(*(x.axes for x in operands)))
 
 
-@handler("where", "float_power")
+@handler("where", "float_power", "polar", "complex")
 def untagged(step: Step, *operands: Any, **more: Any) -> Array:
     """Element-wise operations that are not marked as such."""
     return pointwise(step, [x for x in (*operands, *more.values()) if isinstance(x, Array)])
@@ -45,18 +45,21 @@ def reduction(step: Step, x: Array, dims: Sequence[int] | None) -> Any:
         [] if dim in gone else axis for dim, axis in enumerate(x.axes) if kept or dim not in gone
     ]
     over = None
-    if len(gone) == 1:
+    names_positions = name in _EXTREMES
+    if len(gone) == 1 and names_positions:
         over = positions(x.axes[min(gone)])
-    elif gone and (several or name.startswith("arg")):
+    elif gone and names_positions and (several or name.startswith("arg")):
         pin([atom for axis in x.axes for atom in axis], "position of an extreme")
     if name in ("argmax", "argmin"):
         return Array(axes, over=over)
     if several:
-        second = over if name in ("max", "min", "median", "nanmedian", "mode") else None
         return tuple(
-            Array(list(axes), over=second if number else None) for number in range(len(outputs))
+            Array(list(axes), over=over if number else None) for number in range(len(outputs))
         )
     return Array(axes)
+
+
+_EXTREMES = ("max", "min", "median", "nanmedian", "mode", "argmax", "argmin")
 
 
 @handler("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin")
@@ -68,6 +71,7 @@ def softmax(step: Step, x: Array, dim: int, *rest: Any, **more: Any) -> Array:
 @handler(
     "zeros", "ones", "full", "new_ones", "new_zeros", "new_full", "zeros_like", "ones_like",
     "full_like", "scalar_tensor", "fill", "zero",
+    looks_up=True,
 )  # fmt: skip
 def filled(step: Step, *rest: Any, **more: Any) -> Array:
     value = more.get("fill_value", rest[-1] if rest else None)
@@ -94,6 +98,27 @@ def ordered(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
         axes[dim] = fixed(step.shape[dim], name)
     moved = name in ("flip", "roll", "rot90", "fliplr", "flipud")
     return Array(axes, x.over if moved else None)
+
+
+@handler("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(step: Step, x: Array, dims: Sequence[int], *rest: Any) -> Array:
+    axes = list(x.axes)
+    for dim in (dim_of(x, dim) for dim in dims):
+        pin(axes[dim], "Fourier transform")
+        axes[dim] = fixed(step.shape[dim], "Fourier transform")
+    return Array(axes)
+
+
+@handler("view_as_real", reads=False)
+def view_as_real(step: Step, x: Array) -> Array:
+    return Array([*x.axes, fixed(2, "real and imaginary")])
+
+
+@handler("view_as_complex", reads=False)
+def view_as_complex(step: Step, x: Array) -> Array:
+    pin(x.axes[-1], "real and imaginary")
+    step.record(x.axes[:-1])
+    return Array(x.axes[:-1])
 
 
 @handler("triu", "tril")

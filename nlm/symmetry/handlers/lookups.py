@@ -38,6 +38,18 @@ def embedding(step: Step, weight: Array, index: Array, *rest: Any, **more: Any) 
     return Array([*index.axes, *weight.axes[1:]], lookups=used(index))
 
 
+@handler("_embedding_bag", "_embedding_bag_forward_only", looks_up=True)
+def embedding_bag(step: Step, weight: Array, index: Array, *rest: Any) -> tuple[Array, ...]:
+    pin(weight.axes[0], "looked up by number")
+    step.record(weight.axes[1:])
+    for x in (index, *rest):
+        if isinstance(x, Array) and x.over is not None:
+            pin(x.over, "looked up by number")
+    bags, *others = step.shapes
+    sizes = ([fixed(size, "bags") for size in shape] for shape in others)
+    return Array([fixed(bags[0], "bags"), weight.axes[1]]), *map(Array, sizes)
+
+
 @handler("index_select", looks_up=True)
 def index_select(step: Step, x: Array, dim: int, index: Array) -> Array:
     before: list[Array | None] = [None] * dim_of(x, dim)
@@ -99,9 +111,8 @@ def gather(step: Step, x: Array, dim: int, index: Array, **more: Any) -> Array:
 def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: Any) -> Array:
     dim = dim_of(x, dim)
     operands = [index, *([source] if isinstance(source, Array) else [])]
-    for each in (x, source):
-        if isinstance(each, Array) and each.over is not None:
-            pin(each.over, "scattered")
+    if x.over is not None or any(each.over is not None for each in operands[1:]):
+        raise NotUnderstood
     for at in range(len(x.axes)):
         sizes = {size_of(each.axes[at]) for each in operands}
         if len(sizes) > 1 or (at != dim and sizes != {size_of(x.axes[at])}):
@@ -115,6 +126,32 @@ def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: A
     others = broadcast(replaced(x.axes, dim, []), replaced(common, dim, []))
     step.record(common)
     return Array(replaced(others, dim, target))
+
+
+@handler("index_put", looks_up=True)
+def index_put(
+    step: Step, x: Array, indices: Sequence[Array | None], source: Array, add: bool = False
+) -> Array:
+    """Writes, or adds, where indices say; these dimensions stay in order."""
+    given = {dim: index for dim, index in enumerate(indices) if index is not None}
+    dims = list(given)
+    for argument in step.node.args[1]:
+        if isinstance(argument, fx.Node) and argument.meta["val"].dtype == torch.bool:
+            raise NotUnderstood
+    if dims[-1] - dims[0] != len(dims) - 1 or any(
+        each is not None and each.over is not None for each in (x, source, *indices)
+    ):
+        raise NotUnderstood
+    common = broadcast(*(index.axes for index in given.values()))
+    first, last = dims[0], dims[-1] + 1
+    written = broadcast([*x.axes[:first], *common, *x.axes[last:]], source.axes)
+    before, after = written[:first], written[first + len(common) :]
+    step.record(written)
+    step.record([*before, *after])
+    for dim in dims:
+        pin(x.axes[dim], "written to by number")
+    places = [fixed(size, "written to by number") for size in step.shape[first:last]]
+    return Array([*before, *places, *after])
 
 
 @handler("one_hot", looks_up=True)

@@ -67,13 +67,22 @@ def movedim(step: Step, x: Array, source: Any, destination: Any) -> Array:
 
 @handler("expand", "expand_as", "broadcast_to", "expand_copy", reads=False)
 def expand(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
-    shape = step.shape
+    return expanded(x, step.shape)
+
+
+def expanded(x: Array, shape: Sequence[int]) -> Array:
+    """A tensor in a larger shape, its values repeated."""
     old: list[Axis] = [[] for _ in range(len(shape) - len(x.axes))] + x.axes
     axes = [
         wild(size) if size != 1 and size_of(axis) == 1 else axis
         for size, axis in zip(shape, old, strict=True)
     ]
     return x.shaped(axes)
+
+
+@handler("broadcast_tensors", reads=False)
+def broadcast_tensors(step: Step, tensors: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(expanded(x, shape) for x, shape in zip(tensors, step.shapes, strict=True))
 
 
 @handler("repeat", reads=False)
@@ -114,6 +123,14 @@ def slice_(
         pin(x.axes[dim], "sliced")
         return Array(replaced(x.axes, dim, fixed(step.shape[dim], "sliced")), x.over)
     return step.pieces(x, dim, [first, last - first, size - last])[1]
+
+
+@handler("unfold", "unfold_copy", reads=False)
+def unfold(step: Step, x: Array, dim: int, size: int, stride: int) -> Array:
+    dim = dim_of(x, dim)
+    pin(x.axes[dim], "unfolded")
+    windows = fixed(step.shape[dim], "unfolded")
+    return Array([*replaced(x.axes, dim, windows), fixed(size, "unfolded")])
 
 
 @handler("narrow", "narrow_copy", reads=False)

@@ -8,7 +8,6 @@ from symmetry.zoo._set_up import (
     prompt,
     text,
     transformer,
-    without,
 )
 
 GPT2 = {"vocab_size": 50, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 32}
@@ -86,7 +85,6 @@ ZOO = {
         multi_query=False,
         bias=True,
     ),
-    "codegen": transformer("CodeGenForCausalLM", prompt, **GPT2, rotary_dim=4),
     "gpt_neo": transformer(
         "GPTNeoForCausalLM",
         prompt,
@@ -99,7 +97,6 @@ ZOO = {
         window_size=4,
     ),
     "gpt_bigcode": transformer("GPTBigCodeForCausalLM", prompt, **GPT2, multi_query=True),
-    "gpt_bigcode_mha": transformer("GPTBigCodeForCausalLM", prompt, **GPT2, multi_query=False),
     "openai_gpt": transformer("OpenAIGPTLMHeadModel", text, **GPT2),
     "mpt": transformer(
         "MptForCausalLM", prompt, vocab_size=50, d_model=32, n_layers=2, n_heads=4, max_seq_len=32
@@ -108,105 +105,26 @@ ZOO = {
         "StableLmForCausalLM", prompt, **GROUPED_QUERIES, use_qkv_bias=True, qk_layernorm=True
     ),
     "phi": transformer("PhiForCausalLM", prompt, **GROUPED_QUERIES, qk_layernorm=True),
-    "gemma": transformer("GemmaForCausalLM", prompt, **GROUPED_QUERIES, head_dim=8),
     "gemma3": transformer(
         "Gemma3ForCausalLM", prompt, **GROUPED_QUERIES, head_dim=8, sliding_window=4
     ),
     "cohere": transformer("CohereForCausalLM", prompt, **GROUPED_QUERIES, use_qk_norm=True),
-    "cohere2": transformer("Cohere2ForCausalLM", prompt, **GROUPED_QUERIES),
     "olmo": transformer("OlmoForCausalLM", prompt, **GROUPED_QUERIES),
     "olmo2": transformer("Olmo2ForCausalLM", prompt, **GROUPED_QUERIES),
     "starcoder2": transformer("Starcoder2ForCausalLM", prompt, **GROUPED_QUERIES),
-    "granite": transformer("GraniteForCausalLM", prompt, **GROUPED_QUERIES),
     "glm": transformer("GlmForCausalLM", prompt, **GROUPED_QUERIES, head_dim=8, pad_token_id=0),
-    "glm4": transformer("Glm4ForCausalLM", prompt, **GROUPED_QUERIES, head_dim=8, pad_token_id=0),
-    "nemotron": transformer("NemotronForCausalLM", prompt, **GROUPED_QUERIES, head_dim=8),
-    "smollm3": transformer("SmolLM3ForCausalLM", prompt, **GROUPED_QUERIES, pad_token_id=0),
-    "helium": transformer("HeliumForCausalLM", prompt, **GROUPED_QUERIES, head_dim=8),
-    "exaone4": transformer("Exaone4ForCausalLM", prompt, **GROUPED_QUERIES, sliding_window=4),
     "persimmon": transformer(
         "PersimmonForCausalLM", prompt, **{**ENCODER, "hidden_size": 32}, **SDPA
     ),
     "ctrl": transformer(
         "CTRLLMHeadModel", prompt, vocab_size=50, n_embd=24, n_layer=2, n_head=4, dff=40
     ),
-    "xglm": transformer(
-        "XGLMForCausalLM",
-        prompt,
-        vocab_size=50,
-        d_model=24,
-        ffn_dim=40,
-        num_layers=2,
-        attention_heads=4,
-        max_position_embeddings=32,
-    ),
-    "biogpt": transformer("BioGptForCausalLM", prompt, **ENCODER, **SDPA),
-    "bitnet": transformer("BitNetForCausalLM", prompt, **GROUPED_QUERIES),
     "diffllama": transformer("DiffLlamaForCausalLM", prompt, **GROUPED_QUERIES),
-    "apertus": transformer("ApertusForCausalLM", prompt, **GROUPED_QUERIES),
-    "arcee": transformer("ArceeForCausalLM", prompt, **GROUPED_QUERIES),
-    "seed_oss": transformer("SeedOssForCausalLM", prompt, **GROUPED_QUERIES, head_dim=8),
-    "rwkv": transformer(
-        "RwkvForCausalLM",
-        prompt,
-        vocab_size=50,
-        hidden_size=16,
-        attention_hidden_size=16,
-        num_hidden_layers=2,
-        context_length=16,
-    ),
-    "recurrent_gemma": transformer(
-        "RecurrentGemmaForCausalLM",
-        prompt,
-        **{**ENCODER, "num_hidden_layers": 3},
-        lru_width=24,
-        head_dim=6,
-        attention_window_size=4,
-        num_key_value_heads=1,
-    ),
-    "xlstm": transformer(
-        "xLSTMForCausalLM",
-        prompt,
-        vocab_size=50,
-        hidden_size=32,
-        num_heads=4,
-        num_blocks=2,
-        num_hidden_layers=2,
-        chunk_size=8,
-    ),
     "lfm2": transformer(
         "Lfm2ForCausalLM",
         prompt,
         **GROUPED_QUERIES,
         layer_types=["conv", "full_attention"],
         block_multiple_of=8,
-    ),
-    "falcon_mamba": transformer(
-        "FalconMambaForCausalLM",
-        prompt,
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        state_size=4,
-    ),
-    "bamba": transformer(
-        "BambaForCausalLM",
-        prompt,
-        **GROUPED_QUERIES,
-        attn_layer_indices=[1],
-        mamba_n_heads=4,
-        mamba_d_head=16,
-        mamba_n_groups=1,
-        mamba_d_state=4,
-        mamba_chunk_size=4,
-        pad_token_id=0,
-    ),
-    "jetmoe": transformer(
-        "JetMoeForCausalLM",
-        prompt,
-        **without(GROUPED_QUERIES, "num_attention_heads"),
-        kv_channels=8,
-        num_local_experts=4,
-        num_experts_per_tok=2,
     ),
 }

@@ -9,7 +9,6 @@ from symmetry.zoo._set_up import (
     masked_text,
     picture,
     transformer,
-    without,
 )
 
 
@@ -35,15 +34,6 @@ ZOO = {
     "dinov2_swiglu": transformer(
         "Dinov2ForImageClassification", picture, **VISION, use_swiglu_ffn=True
     ),
-    "dinov2_registers": transformer("Dinov2WithRegistersForImageClassification", picture, **VISION),
-    "dinov3": transformer(
-        "DINOv3ViTModel", picture, **{**VISION, "hidden_size": 32}, num_register_tokens=2
-    ),
-    "ijepa": transformer("IJepaForImageClassification", picture, **VISION),
-    "data2vec_vision": transformer(
-        "Data2VecVisionForImageClassification", picture, **VISION, use_relative_position_bias=True
-    ),
-    "vit_msn": transformer("ViTMSNForImageClassification", picture, **VISION),
     "vit_mae": transformer(
         "ViTMAEForPreTraining",
         lambda: {**picture(), "noise": torch.rand(2, 16)},
@@ -58,19 +48,6 @@ ZOO = {
         picture,
         **{**VISION, "image_size": [32, 32]},
         num_detection_tokens=5,
-    ),
-    "vitdet": transformer(
-        "VitDetModel",
-        picture,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        pretrain_image_size=32,
-        patch_size=8,
-        window_block_indices=[0],
-        window_size=2,
-        use_relative_position_embeddings=True,
     ),
     "swin": transformer(
         "SwinForImageClassification",
@@ -92,28 +69,6 @@ ZOO = {
         num_heads=[2, 4],
         window_size=4,
     ),
-    "donut_swin": transformer(
-        "DonutSwinForImageClassification",
-        picture,
-        image_size=32,
-        patch_size=2,
-        embed_dim=12,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    ),
-    "swin2sr": transformer(
-        "Swin2SRForImageSuperResolution",
-        lambda: {"pixel_values": images(8)},
-        image_size=8,
-        patch_size=1,
-        embed_dim=12,
-        depths=[1, 1],
-        num_heads=[2, 2],
-        window_size=4,
-        upscale=2,
-        upsampler="pixelshuffle",
-    ),
     "segformer": transformer(
         "SegformerForSemanticSegmentation",
         picture,
@@ -126,32 +81,6 @@ ZOO = {
         num_attention_heads=[2, 4],
         mlp_ratios=[2, 2],
         decoder_hidden_size=20,
-    ),
-    "glpn": transformer(
-        "GLPNForDepthEstimation",
-        picture,
-        num_encoder_blocks=4,
-        depths=[1, 1, 1, 1],
-        sr_ratios=[2, 1, 1, 1],
-        hidden_sizes=[8, 12, 16, 24],
-        patch_sizes=[7, 3, 3, 3],
-        strides=[2, 2, 2, 2],
-        num_attention_heads=[2, 2, 2, 4],
-        mlp_ratios=[2, 2, 2, 2],
-        decoder_hidden_size=16,
-    ),
-    "pvt": transformer(
-        "PvtForImageClassification",
-        picture,
-        image_size=32,
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sequence_reduction_ratios=[2, 1],
-        hidden_sizes=[16, 24],
-        patch_sizes=[4, 2],
-        strides=[4, 2],
-        num_attention_heads=[2, 4],
-        mlp_ratios=[2, 2],
     ),
     "pvt_v2": transformer(
         "PvtV2ForImageClassification",
@@ -199,24 +128,6 @@ ZOO = {
         mlp_ratio=[2, 2, 2],
         attention_ratio=[2, 2, 2],
     ),
-    "mobilevit": transformer(
-        "MobileViTForImageClassification",
-        large_picture,
-        image_size=64,
-        hidden_sizes=[16, 20, 24],
-        neck_hidden_sizes=[8, 12, 16, 20, 24, 28, 40],
-        num_attention_heads=4,
-        expand_ratio=2.0,
-    ),
-    "mobilevitv2": transformer(
-        "MobileViTV2ForImageClassification",
-        large_picture,
-        image_size=64,
-        width_multiplier=0.25,
-        expand_ratio=1.0,
-        n_attn_blocks=[1, 1, 1],
-        base_attn_unit_dims=[32, 32, 32],
-    ),
     "hiera": transformer(
         "HieraForImageClassification",
         picture,
@@ -232,24 +143,6 @@ ZOO = {
         query_stride=[2, 2],
         mlp_ratio=2.0,
     ),
-    "swiftformer": transformer(
-        "SwiftFormerForImageClassification",
-        large_picture,
-        image_size=64,
-        depths=[1, 1],
-        embed_dims=[12, 16],
-        mlp_ratio=2,
-    ),
-    "dpt": transformer(
-        "DPTForDepthEstimation",
-        picture,
-        **{**VISION, "num_hidden_layers": 4},
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 10, 12, 14],
-        reassemble_factors=[2, 1, 1, 0.5],
-        fusion_hidden_size=16,
-        is_hybrid=False,
-    ),
     "sam_vision": transformer(
         "SamVisionModel",
         picture,
@@ -260,24 +153,11 @@ ZOO = {
         num_pos_feats=8,
         mlp_dim=40,
     ),
-    "videomae": transformer(
-        "VideoMAEForVideoClassification",
-        lambda: {"pixel_values": torch.randn(2, 4, 3, 16, 16)},
-        **{**VISION, "image_size": 16},
-        num_frames=4,
-        tubelet_size=2,
-    ),
     "vivit": transformer(
         "VivitForVideoClassification",
         lambda: {"pixel_values": torch.randn(2, 4, 3, 16, 16)},
         **{**VISION, "image_size": 16},
         num_frames=4,
         tubelet_size=[2, 8, 8],
-    ),
-    "timesformer": transformer(
-        "TimesformerForVideoClassification",
-        lambda: {"pixel_values": torch.randn(2, 4, 3, 16, 16)},
-        **without({**VISION, "image_size": 16}, "attn_implementation"),
-        num_frames=4,
     ),
 }

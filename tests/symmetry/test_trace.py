@@ -1,0 +1,152 @@
+"""``nlm.trace``: what it is given, what it selects, what it leaves behind, what it says."""
+
+import warnings
+
+import pytest
+import torch
+from _networks import convnet, images, mlp, vectors
+from torch import nn
+
+import nlm
+from nlm.symmetry import parse
+
+
+class TwoHeads(nn.Module):
+    """Logits, boxes with weights of their own, and a hidden state."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.classes, self.boxes = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 4)
+
+    def forward(self, x, scale=1.0):
+        hidden = torch.relu(self.trunk(x)) * scale
+        return {
+            "logits": self.classes(hidden),
+            "boxes": {"corners": self.boxes(hidden)},
+            "last_hidden_state": hidden,
+        }
+
+
+def test_outputs_are_the_logits_and_what_has_weights_of_its_own():
+    spec = nlm.trace(TwoHeads(), torch.randn(5, 4))
+    assert spec.outputs == ("logits", "boxes.corners")
+    assert spec.params["trunk.weight"] == (parse("g0:8"), parse("4"))
+    assert spec.params["boxes.weight"] == (parse("4"), parse("g0:8"))
+    assert spec.pinned["classes.weight:0"] == "output"
+
+
+def test_outputs_can_be_chosen():
+    model, x = TwoHeads(), torch.randn(5, 4)
+    spec = nlm.trace(model, x, outputs=["logits"])
+    assert spec.params["boxes.weight"] == (parse("4"), parse("8"))
+    assert spec.pinned["boxes.weight:1"] == "not read"
+    assert not nlm.trace(model, x, outputs=["last_hidden_state", "logits"]).free
+    with pytest.raises(ValueError, match=r"outputs of the model \(logits, .*, got 'scores'"):
+        nlm.trace(model, x, outputs=["scores"])
+
+
+def test_inputs_are_a_tensor_a_tuple_or_a_dict():
+    model, x = TwoHeads(), torch.randn(5, 4)
+    one = nlm.trace(model, x)
+    assert one == nlm.trace(model, (x,)) == nlm.trace(model, {"x": x})
+    assert one.groups == nlm.trace(model, x, {"scale": torch.tensor(2.0)}).groups
+
+
+def test_a_model_without_weights_is_traced_and_not_proven():
+    with torch.device("meta"):
+        model = convnet()
+    spec = nlm.trace(model, torch.ones(2, 1, 8, 8, device="meta"))
+    assert not spec.proven
+    assert spec.groups == nlm.trace(convnet(), images(8)).groups
+    with pytest.raises(nlm.SymmetryError, match="one that is not verified"):
+        nlm.align(convnet(0), convnet(1), spec)
+    assert nlm.align(convnet(0), convnet(1), spec, example_inputs=images(8)).permutation
+
+
+def test_mode_hooks_and_warnings_stay_as_they_were():
+    model = convnet().train()
+    seen = []
+    handle = model[0].register_forward_hook(lambda *_: seen.append(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nlm.trace(model, images(8))
+    assert model.training and model[0].training and list(model[0]._forward_hooks) == [handle.id]
+    assert all(not module._forward_hooks for module in model.modules() if module is not model[0])
+
+
+def test_what_cannot_be_exported_says_why():
+    class Branching(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(ValueError, match=r"traced by torch.export .* prove it with its verify"):
+        nlm.trace(Branching(4, 4), torch.randn(2, 4))
+    with pytest.raises(ValueError, match="got NotImplementedError"):
+        nlm.trace(nn.ModuleList([nn.Linear(4, 4)]), torch.ones(2, 4))
+
+    class Silent(nn.Linear):
+        def forward(self, x):
+            return 1.0
+
+    with pytest.raises(ValueError, match="returns tensors, got none"):
+        nlm.trace(Silent(4, 4), torch.randn(2, 4))
+
+
+def test_units_without_effect_stay():
+    class Wasteful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+            self.spare = nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.body(x) + 0 * self.spare(x).sum(1, keepdim=True)
+
+    spec = nlm.trace(Wasteful(), torch.randn(8, 4))
+    assert list(spec.free) == ["g0"] and spec.proven
+    assert "without effect" in spec.pinned.values()
+
+
+def test_shared_parameters_have_one_layout():
+    tied = nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2)
+    )
+    tied[4].weight = tied[2].weight
+    spec = nlm.trace(tied, torch.randn(8, 4))
+    assert spec.params["2.weight"] == spec.params["4.weight"] == (parse("g0:8"), parse("g0:8"))
+    layer = nn.Linear(4, 4)
+    twice = nlm.trace(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 4))
+    assert not twice.free  # its units are inputs and outputs too
+
+
+def test_parametrized_and_added_parameters():
+    class Gained(nn.Linear):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return super().forward(x) * self.gain
+
+    normed = nn.utils.parametrizations.weight_norm(Gained(4, 6))
+    spec = nlm.trace(nn.Sequential(normed, nn.ReLU(), nn.Linear(6, 2)), torch.randn(8, 4))
+    assert spec.params["0.parametrizations.weight.original0"] == (parse("g0:6"), parse("1"))
+    assert spec.params["0.parametrizations.weight.original1"] == (parse("g0:6"), parse("4"))
+    assert spec.params["0.gain"] == ()
+
+
+def test_sites_are_the_outputs_of_modules_that_ran_once():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Linear(4, 6), shared, nn.Linear(6, 5), shared, nn.Linear(5, 2))
+    spec = nlm.trace(model, torch.randn(8, 4))
+    assert {name: (site.dim, str(site.layout)) for name, site in spec.sites.items()} == {
+        "0": (1, "g0:6"),
+        "2": (1, "g1:5"),
+    }
+    assert nlm.trace(mlp(), vectors(8)).observation_sites() == {"g0": "1", "g1": "3"}
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float16])
+def test_low_precision_models(other):
+    spec = nlm.trace(mlp().to(other), vectors(8).to(other))
+    assert spec.proven and spec.permutation_count == 2
