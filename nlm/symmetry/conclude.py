@@ -38,7 +38,8 @@ def conclude(
     entries = {name: reader.entries.get(name) for name in shapes}
     tell_apart(reader.records, [x for x in entries.values() if x is not None])
     settle(reader.records, [x for x in entries.values() if x is not None])
-    parents = parents_of(reader.records, entries)
+    outermost = [atom for each in reader.siblings for atom in each.axis]
+    parents = parents_of(reader.records, entries, outermost)
     writer = _Writer(entries, parents, set(stacks))
     params = {
         name: tuple(map(Fixed, shapes[name])) if x is None else writer.layouts(x.axes)
