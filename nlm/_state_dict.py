@@ -97,7 +97,7 @@ def check_weight(caller: str, who: str, name: str, tensor: Tensor) -> None:
 
 def count_not_finite(tensor: Tensor) -> int:
     """The number of NaN and inf in a tensor; one read of it where there is none."""
-    if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
+    if not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())):
         return 0  # the sum of finite numbers may overflow, that of others is never finite
     return int((~torch.isfinite(tensor)).sum())
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nlm.symmetry.graph import Graph, operation_name
+from nlm.symmetry.graph import Graph, is_write, operation_name
 from nlm.symmetry.siblings import Pick, Siblings, Space, picks
 
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum", "logical_and", "logical_or", "bitwise_or"}
@@ -38,7 +38,7 @@ def siblings(
 ) -> list[Siblings]:
     """All siblings that a graph treats alike; ``values`` are the axes of its nodes."""
     candidates = list(_candidates(state))
-    if not candidates:
+    if not candidates or any(map(is_write, graph.nodes.nodes)):
         return []
     search = _Search(graph, candidates, values)
     found: list[Siblings] = []

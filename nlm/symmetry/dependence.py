@@ -142,6 +142,27 @@ def unwritable(axes: list[Axis]) -> list[Atom]:
     return bad
 
 
+def _hidden(axes: list[Axis]) -> set[Atom]:
+    """The leaves of the selectors that a parameter's layout names as wholes."""
+    found: set[Atom] = set()
+
+    def walk(atoms: Axis, within: list[Axis]) -> None:
+        for number, atom in enumerate(atoms):
+            if selects_behind(atom, atoms[number:], within):
+                for row in rows(atom, atoms[number + 1 :]):
+                    walk(row, [row])
+                return
+            if atom in map(find_selector, families(within)):
+                found.update(leaves([atom]))
+            else:
+                for part in atom.parts:
+                    walk(resolve(part), within)
+
+    for axis in axes:
+        walk(resolve(axis), axes)
+    return found
+
+
 def selects_behind(atom: Atom, atoms: Axis, axes: list[Axis]) -> bool:
     """Whether all families over a sum stand behind it in one product."""
     own = [each for each in families(axes) if find_selector(each) is atom]
@@ -261,6 +282,10 @@ def parents_of(
             if leaf in rank:
                 others = companions - {leaf}
                 together[leaf] = together[leaf] & others if leaf in together else others
+    for x in entries.values():
+        if x is not None and (hidden := _hidden(x.axes)):
+            for leaf in together.keys() & {leaf for axis in x.axes for leaf in leaves(axis)}:
+                together[leaf] -= hidden
     movable = {leaf for leaf in rank if not leaf.pinned and leaf.read}
     parents: dict[Atom, list[Atom]] = {leaf: [] for leaf in movable}
 

@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from nlm.symmetry.alike import siblings
 from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, size_of
 from nlm.symmetry.conclude import conclude
-from nlm.symmetry.graph import Graph, export, operation_name
+from nlm.symmetry.graph import Graph, export, is_write, make_pure, operation_name
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
 from nlm.symmetry.handlers.elements import pointwise, reduction
 from nlm.symmetry.siblings import Siblings
@@ -79,7 +79,7 @@ class _Reader:
     ----------
     entries : state dict name -> its axes, for the floating-point entries that the graph mentions.
     records : the axes of every tensor, and the index values on which it depends.
-    values : node of the outermost graph -> what is known of its value.
+    values : node -> what is known of its value.
     opaque : operation -> how often it was not understood.
     siblings : modules that are alike; the entries of each stack stand under its name.
     """
@@ -102,7 +102,8 @@ class _Reader:
     def run(self, nodes: fx.Graph, given: dict[fx.Node, Any]) -> Any:
         """The outputs of a graph; ``given`` holds the values of an inner graph's placeholders."""
         outermost = nodes is self.graph.nodes
-        values = self.values if outermost else dict(given)
+        values = self.values
+        values.update(given)
         for node in nodes.nodes:
             if node.op == "placeholder":
                 if node not in values:
@@ -157,7 +158,8 @@ class _Reader:
 
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """What is known of the result of an operation."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+        known: Any = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+        args, kwargs = known
         if node.graph is self.graph.nodes:
             self.around = tuple(each.axis for each in self.siblings if node in each.index)
         special = [found for each in self.siblings if (found := each.result(node, args))]
@@ -172,6 +174,8 @@ class _Reader:
         if special:
             return self.noted(special[0], lookups)
         try:
+            if is_write(node):
+                raise NotUnderstood
             result = self.understood(step, args, kwargs, operands)
             _check_shapes(result, outputs)
         except NotUnderstood:
@@ -228,10 +232,11 @@ class _Reader:
 
     def inner(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The result of the operations that one is made of; None where it is not made of others."""
-        graph = _decomposed(node)
+        given = _arrays((args, kwargs))
+        graphs = [each.graph for each in _flat(args) if isinstance(each, fx.GraphModule)]
+        graph = graphs[0] if str(node.target) in _WRAPPERS and graphs else _decomposed(node)
         if graph is None:
             return None
-        given = [x for x in _flat((args, kwargs)) if isinstance(x, Array)]
         places = [each for each in graph.nodes if each.op == "placeholder"]
         if len(places) != len(given):
             return None
@@ -259,7 +264,7 @@ class _Reader:
             return
         if math.prod(map(size_of, result.axes)) > _FOLDED:
             return
-        if torch.Tag.nondeterministic_seeded in node.target.tags and operands == []:
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
             return
         known = _mapped((args, kwargs), lambda x: x.constant)
         if "device" in known[1]:
@@ -275,6 +280,10 @@ _REDUCTIONS = {
     "min", "argmax", "argmin", "linalg_vector_norm", "var_mean", "std_mean", "aminmax", "median",
     "nanmedian", "mode", "nansum", "nanmean", "count_nonzero",
 }  # fmt: skip
+
+
+#: Operations that only say under which settings a graph runs.
+_WRAPPERS = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper"}
 
 
 def _looks_up(target: Any) -> bool:
@@ -305,9 +314,12 @@ def _decomposed(node: fx.Node) -> fx.Graph | None:
         if operation_name(op) not in HANDLERS or op is target
     }
     try:
-        graph = make_fx(function, decomposition_table=table)(*examples).graph
+        traced = make_fx(function, decomposition_table=table)(*examples)
     except Exception:
         return None
+    if not make_pure(traced):
+        return None
+    graph = traced.graph
     calls = [each for each in graph.nodes if each.op == "call_function"]
     if any(operation_name(each.target) == operation_name(target) for each in calls):
         return None

@@ -21,6 +21,7 @@ from nlm._modules import evaluation
 from nlm.symmetry.outputs import named_tensors, selected
 
 _PREFIX = "model."
+_PURE = "nlm: the result stands for what it was written to"
 
 
 @dataclass
@@ -83,7 +84,7 @@ def export(
                 f"an nlm.PermutationSpec and prove it with its verify), got "
                 f"{type(error).__name__}: {reason}"
             ) from error
-        if not _make_pure(program.graph):
+        if not make_pure(program.graph_module):
             program = program.run_decompositions({})
     signature = program.graph_signature
     kept = selected_outputs(program, runs[-1], outputs)
@@ -132,6 +133,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
             yield
     finally:
         log.disabled = disabled
@@ -234,14 +236,16 @@ def operation_name(target: Any) -> str:
 # --- writes ---------------------------------------------------------------------------------------
 
 
-def _make_pure(graph: fx.Graph) -> bool:
-    """Takes simple writes out of a graph; False, with nothing changed, where there are others."""
-    writes = [node for node in graph.nodes if is_write(node)]
-    order = {node: number for number, node in enumerate(graph.nodes)}
+def make_pure(module: nn.Module) -> bool:
+    """Takes simple writes out of a graph and those inside it; False where there are others."""
+    graphs = [each.graph for each in module.modules() if isinstance(each, fx.GraphModule)]
+    writes = [node for graph in graphs for node in graph.nodes if is_write(node)]
+    order = {node: number for graph in graphs for number, node in enumerate(graph.nodes)}
     if not all(_is_simple(node) for node in writes):
         return False
     for node in writes:
         target = node.args[0]
+        node.meta[_PURE] = True
         for user in list(target.users):
             if order[user] > order[node]:
                 user.replace_input_with(target, node)
@@ -249,9 +253,10 @@ def _make_pure(graph: fx.Graph) -> bool:
 
 
 def is_write(node: fx.Node) -> bool:
-    """Whether a node changes one of its arguments."""
+    """Whether a node changes one of its arguments, and others see it."""
     schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
+    writes = node.op == "call_function" and schema is not None and schema.is_mutable
+    return writes and _PURE not in node.meta
 
 
 def _is_simple(node: fx.Node) -> bool:
@@ -259,7 +264,8 @@ def _is_simple(node: fx.Node) -> bool:
     target = node.args[0] if node.args else None
     if not isinstance(target, fx.Node) or target.op != "call_function":
         return False
-    written = [argument for argument in node.target._schema.arguments if argument.is_write]
+    operation: Any = node.target
+    written = [argument for argument in operation._schema.arguments if argument.is_write]
     if len(written) != 1 or written[0].name != "self":
         return False
     return not shares_memory(target) and not any(map(shares_memory, target.users))
@@ -268,7 +274,8 @@ def _is_simple(node: fx.Node) -> bool:
 def shares_memory(node: fx.Node) -> bool:
     """Whether a node's value may be a view of its argument."""
     if node.target is operator.getitem:
-        return True
+        source = node.args[0]
+        return not isinstance(source, fx.Node) or shares_memory(source)
     schema = getattr(node.target, "_schema", None)
     if schema is None or schema.is_mutable:
         return schema is None and node.op == "call_function"

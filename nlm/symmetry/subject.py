@@ -86,8 +86,11 @@ class Subject:
             if len(self._examples) < len(examples) + _OTHER_SHAPES:
                 self._add(_to(dtype, other))
         precision = _Precision(self._model.state_dict().values(), dtype)
-        with precision:
-            self._run(self._examples[0])
+        try:
+            with precision:
+                self._run(self._examples[0])
+        except RuntimeError:  # torch.cond and its kind run under no watch, and then not without it
+            torch._dynamo.reset()
         narrow = precision.narrowest != dtype
         self.text = f"{precision.narrowest}{' inside' if narrow else ''}".removeprefix("torch.")
         self.tolerance = TOLERANCE[precision.narrowest]

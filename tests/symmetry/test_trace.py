@@ -92,6 +92,19 @@ def test_what_cannot_be_exported_says_why():
         nlm.trace(Silent(4, 4), torch.randn(2, 4))
 
 
+def test_settings_around_operations_are_looked_through():
+    class Careful(nn.Sequential):
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                x = self[0](x)
+                x.relu_()
+            with torch.enable_grad():
+                return self[1](x)
+
+    spec = nlm.trace(Careful(nn.Linear(4, 6), nn.Linear(6, 2)), torch.randn(8, 4))
+    assert spec.permutation_count == 1 and not spec.opaque_ops and "0" in spec.sites
+
+
 def test_units_without_effect_stay():
     class Wasteful(nn.Module):
         def __init__(self):

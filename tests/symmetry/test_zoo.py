@@ -8,7 +8,7 @@ import nlm
 from nlm.symmetry.layout import references
 from nlm.symmetry.stacks import joined
 
-TOLERANCE = {"float64": 1e-9, "float32": 3e-6}
+TOLERANCE = {"float64": 1e-9, "float32 inside": 3e-6, "float32": 3e-6}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -16,7 +16,7 @@ def test_zoo(name: str) -> None:
     torch.manual_seed(0)
     model, args, kwargs = ZOO[name]()
     spec = nlm.trace(model.eval(), args, kwargs)
-    assert spec.proven
+    assert spec.proven and "refuted by the proof" not in spec.pinned.values()
     proof = spec.verified
     assert proof.max_error <= TOLERANCE[proof.dtype]
     assert proof.max_error < 1e-3 * proof.control

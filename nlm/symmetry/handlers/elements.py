@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nlm.symmetry.atoms import Axis, fixed, pin, size_of, wild
-from nlm.symmetry.axes import broadcast, unify
+from nlm.symmetry.atoms import Axis, fixed, pin, wild
+from nlm.symmetry.axes import broadcast
 from nlm.symmetry.handlers.lookups import positions
-from nlm.symmetry.handlers.registry import Array, Step, dim_of, handler, replaced
+from nlm.symmetry.handlers.registry import Array, NotUnderstood, Step, dim_of, handler, replaced
 
 
 def pointwise(step: Step, operands: Sequence[Array]) -> Array:
@@ -26,8 +26,7 @@ def untagged(step: Step, *operands: Any, **more: Any) -> Array:
 @handler("prelu", "_prelu_kernel")
 def prelu(step: Step, x: Array, weight: Array) -> Array:
     if len(weight.axes) == 1 and len(x.axes) > 1:
-        unify(x.axes[1], weight.axes[0]) if size_of(weight.axes[0]) > 1 else None
-        return Array(x.axes)
+        return Array(replaced(x.axes, 1, *broadcast([x.axes[1]], [weight.axes[0]])))
     return pointwise(step, [x, weight])
 
 
@@ -87,6 +86,8 @@ def filled(step: Step, *rest: Any, **more: Any) -> Array:
 def ordered(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
     """Sums up, shifts or turns round along dimensions: these stay in order."""
     name = step.name.split(".")[1]
+    if any(isinstance(each, Array) for each in (*rest, *more.values())):
+        raise NotUnderstood  # differences with values before the first
     given: Any = more.get("dims", more.get("dim"))
     if given is None:
         place = {"roll": 1, "diff": 1, "rot90": 1}.get(name, 0)

@@ -1,11 +1,11 @@
 """How layers act on axes: products, attention, convolutions, normalisation, recurrence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nlm.symmetry.atoms import Axis, compound, fixed, free, pin, resolve, size_of, wild
 from nlm.symmetry.axes import broadcast, unify
-from nlm.symmetry.handlers.registry import Array, NotUnderstood, Step, dim_of, handler
+from nlm.symmetry.handlers.registry import Array, NotUnderstood, Step, dim_of, handler, replaced
 from nlm.symmetry.sums import concatenate, couple, stack
 
 # --- matrix products ------------------------------------------------------------------------------
@@ -19,7 +19,7 @@ def linear(step: Step, x: Array, weight: Array, bias: Array | None = None) -> Ar
     return Array(axes if bias is None else broadcast(axes, bias.axes))
 
 
-@handler("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+@handler("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(step: Step, x: Array, y: Array, **more: Any) -> Array:
     unify(x.axes[-1], y.axes[-2] if len(y.axes) > 1 else y.axes[0])
     rows = [] if len(x.axes) == 1 else [x.axes[-2]]
@@ -32,6 +32,15 @@ def matmul(step: Step, x: Array, y: Array, **more: Any) -> Array:
 @handler("addmm", "baddbmm", "addmv")
 def addmm(step: Step, bias: Array, x: Array, y: Array, **more: Any) -> Array:
     return Array(broadcast(matmul(step, x, y).axes, bias.axes))
+
+
+@handler("inner")
+def inner(step: Step, x: Array, y: Array) -> Array:
+    if not x.axes or not y.axes:
+        return Array(broadcast(x.axes, y.axes))
+    unify(x.axes[-1], y.axes[-1])
+    step.record([*x.axes, *y.axes[:-1]])
+    return Array([*x.axes[:-1], *y.axes[:-1]])
 
 
 @handler("outer", "ger")
@@ -56,11 +65,10 @@ def einsum(step: Step, equation: str, operands: Sequence[Array], **more: Any) ->
 def bilinear(step: Step, x: Array, y: Array, weight: Array, bias: Array | None = None) -> Array:
     unify(x.axes[-1], weight.axes[1])
     unify(y.axes[-1], weight.axes[2])
-    if bias is not None:
-        unify(bias.axes[0], weight.axes[0])
+    target = weight.axes[:1] if bias is None else broadcast(weight.axes[:1], bias.axes)
     batch = broadcast(x.axes[:-1], y.axes[:-1])
     step.record([*batch, *weight.axes])
-    return Array([*batch, weight.axes[0]])
+    return Array([*batch, *target])
 
 
 @handler("cdist", "_cdist_forward")
@@ -150,7 +158,7 @@ def _convolved(
     spatial = len(weight.axes) - 2
     unify(x.axes[-1 - spatial], source)
     if bias is not None:
-        unify(bias.axes[0], target)
+        [target] = broadcast([target], [bias.axes[0]])
     step.record([*x.axes[: -1 - spatial], *paired])
     for axis in weight.axes[2:]:
         pin(axis, "kernel")
@@ -206,31 +214,29 @@ def pool(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
     "batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"
 )
 def batch_norm(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
-    for parameter in rest[:4]:
-        if isinstance(parameter, Array):
-            unify(parameter.axes[0], x.axes[1])
-    step.record([x.axes[1]])
-    return _with_statistics(step, Array(x.axes))
+    axes = _scaled(x, rest[:4])
+    step.record([axes[1]])
+    return _with_statistics(step, Array(axes))
 
 
 @handler("instance_norm")
 def instance_norm(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
-    for parameter in rest[:4]:
-        if isinstance(parameter, Array):
-            unify(parameter.axes[0], x.axes[1])
-    step.record(x.axes[:2])
-    return Array(x.axes)
+    axes = _scaled(x, rest[:4])
+    step.record(axes[:2])
+    return Array(axes)
+
+
+def _scaled(x: Array, parameters: Iterable[Any]) -> list[Axis]:
+    """The axes of channels (dimension 1) with parameters of their own."""
+    vectors = [each.axes[0] for each in parameters if isinstance(each, Array)]
+    return replaced(x.axes, 1, *broadcast([x.axes[1]], *([axis] for axis in vectors)))
 
 
 @handler("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
 def layer_norm(step: Step, x: Array, shape: Sequence[int], *rest: Any, **more: Any) -> Any:
-    kept, normed = x.axes[: -len(shape)], x.axes[-len(shape) :]
-    step.record(kept)
-    for parameter in (*rest[:2], *more.values()):
-        if isinstance(parameter, Array):
-            for axis, other in zip(parameter.axes, normed, strict=True):
-                unify(axis, other)
-    return _with_statistics(step, Array(x.axes))
+    step.record(x.axes[: -len(shape)])
+    parameters = [each.axes for each in (*rest[:2], *more.values()) if isinstance(each, Array)]
+    return _with_statistics(step, Array(broadcast(x.axes, *parameters)))
 
 
 @handler("group_norm", "native_group_norm")
@@ -240,12 +246,10 @@ def group_norm(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
     if "native" in step.name:
         groups = rest[-2]
         parameters = [each for each in rest[:2] if isinstance(each, Array)]
-    channels = x.axes[1]
-    for parameter in parameters:
-        unify(parameter.axes[0], channels)
+    x = Array(_scaled(x, parameters))
     normed = _grouped(step, x, groups)
     step.record([x.axes[0], normed])
-    return _with_statistics(step, Array(x.axes))
+    return _with_statistics(step, x)
 
 
 def _grouped(step: Step, x: Array, groups: int) -> Axis:
@@ -337,11 +341,15 @@ def recurrent(
             outputs.append(visible)
             ends.append((visible, cells))
         source = outputs[0] if directions == 1 else concatenate(outputs)
-    batch = x.axes[:-1]
-    single = batch[0] if batch_first else batch[-1]
+    batch = list(x.axes[:-1])
+    time = 1 if batch_first and len(batch) > 1 else 0
+    pin(batch[time], "time")
+    batch[time] = fixed(size_of(batch[time]), "time")
+    if len(batch) > 1:
+        [batch[1 - time]] = broadcast([batch[1 - time]], *([state.axes[1]] for state in given))
     results = [Array([*batch, source])]
     for kind in range(len(given)):
-        number, [axis] = stack([[end[kind]] for end in ends])
-        middle = [single] if len(batch) > 1 else []
-        results.append(Array([number, *middle, axis]))
+        which, [axis] = stack([[end[kind]] for end in ends])
+        middle = [each for dim, each in enumerate(batch) if dim != time]
+        results.append(Array([which, *middle, axis]))
     return tuple(results)

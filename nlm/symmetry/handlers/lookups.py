@@ -64,9 +64,8 @@ def index_(step: Step, x: Array, indices: Sequence[Array | None]) -> Array:
         run = _run(index, size_of(x.axes[dim]))
         if run is not None:
             return slice_(step, x, dim, run.start, run.stop)
-    for argument in step.node.args[1] if isinstance(step.node.args[1], (list, tuple)) else ():
-        if isinstance(argument, fx.Node) and argument.meta["val"].dtype == torch.bool:
-            raise NotUnderstood
+    if _has_mask(step):
+        raise NotUnderstood
     lookups: frozenset[Lookup] = frozenset()
     for dim, index in given.items():
         look_up(x.axes[dim], index, "indexed")
@@ -76,6 +75,15 @@ def index_(step: Step, x: Array, indices: Sequence[Array | None]) -> Array:
     kept = [axis for dim, axis in enumerate(x.axes) if dim not in given]
     place = dims[0] if dims[-1] - dims[0] == len(dims) - 1 else 0
     return Array([*kept[:place], *common, *kept[place:]], x.over, lookups=lookups)
+
+
+def _has_mask(step: Step) -> bool:
+    """Whether one of an operation's indices is of booleans."""
+    indices = step.node.args[1]
+    return any(
+        isinstance(each, fx.Node) and each.meta["val"].dtype == torch.bool
+        for each in (indices if isinstance(indices, (list, tuple)) else ())
+    )
 
 
 def _run(index: Array, size: int) -> range | None:
@@ -135,11 +143,10 @@ def index_put(
     """Writes, or adds, where indices say; these dimensions stay in order."""
     given = {dim: index for dim, index in enumerate(indices) if index is not None}
     dims = list(given)
-    for argument in step.node.args[1]:
-        if isinstance(argument, fx.Node) and argument.meta["val"].dtype == torch.bool:
-            raise NotUnderstood
-    if dims[-1] - dims[0] != len(dims) - 1 or any(
-        each is not None and each.over is not None for each in (x, source, *indices)
+    if (
+        _has_mask(step)
+        or dims[-1] - dims[0] != len(dims) - 1
+        or any(each is not None and each.over is not None for each in (x, source, *indices))
     ):
         raise NotUnderstood
     common = broadcast(*(index.axes for index in given.values()))

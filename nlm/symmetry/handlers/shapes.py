@@ -169,11 +169,10 @@ def cat(step: Step, tensors: Sequence[Array], dim: int = 0) -> Array:
     parts = [x for x in tensors if all(size_of(axis) for axis in x.axes)] or list(tensors[:1])
     dim = dim_of(parts[0], dim)
     others = broadcast(*(replaced(x.axes, dim, []) for x in parts))
-    over = None
-    if all(x.over is not None for x in parts):
-        over = broadcast(*([x.over] for x in parts))[0]
-    elif any(x.over is not None for x in parts):
+    named = [x.over for x in parts if x.over is not None]
+    if named and len(named) < len(parts):
         raise NotUnderstood
+    over = broadcast(*([axis] for axis in named))[0] if named else None
     return Array(replaced(others, dim, concatenate([x.axes[dim] for x in parts])), over)
 
 

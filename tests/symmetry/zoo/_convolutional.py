@@ -327,12 +327,6 @@ def diffusion_unet() -> SetUp:
     return Diffusion(), (images(8), torch.rand(2)), {}
 
 
-def residual_groupnorm() -> SetUp:
-    branch = nn.Sequential(nn.GroupNorm(4, 12), nn.ReLU(), conv(12, 12), nn.GroupNorm(3, 12))
-    trunk = nn.Sequential(conv(3, 12), Residual(branch), nn.GroupNorm(12, 12), nn.GroupNorm(1, 12))
-    return classifier(trunk, 12), (images(8),), {}
-
-
 class Autoencoder(nn.Module):
     """A variational autoencoder; the noise is an input."""
 
@@ -391,6 +385,6 @@ ZOO = {
     for set_up in (
         *(vgg, resnet, resnext, wide_resnet, densenet, dwsep, unet, shuffle, shufflenet_v2),
         *(squeezenet, inception, efficientnet, mobilenet_v3, conv_mixer, super_resolution),
-        *(space_to_depth, diffusion_unet, residual_groupnorm, autoencoder, conv3d, feature_pyramid),
+        *(space_to_depth, diffusion_unet, autoencoder, conv3d, feature_pyramid),
     )
 }

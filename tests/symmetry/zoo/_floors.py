@@ -54,7 +54,6 @@ FLOORS: dict[str, tuple[int, float]] = {
     "super_resolution": (3, 0.998),
     "space_to_depth": (2, 0.998),
     "diffusion_unet": (22, 1.000),
-    "residual_groupnorm": (0, 0.000),
     "autoencoder": (5, 1.000),
     "conv3d": (2, 0.994),
     "feature_pyramid": (5, 0.998),
