@@ -22,6 +22,7 @@ from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.align.similarity import Comparison
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.layout import references
+from nlm.symmetry.stacks import joined
 
 
 def weight_matching(
@@ -73,6 +74,7 @@ def _comparisons(
     """The entries that make up the cost, in float64, and the names of those left out."""
     for state in (a, b):
         spec.check_state_dict(state)
+    a, b = (joined(spec.stacks, state) for state in (a, b))
     found, excluded = [], []
     for name, layouts in spec.params.items():
         for who, state in (("model_a", a), ("model_b", b)):

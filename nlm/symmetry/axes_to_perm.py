@@ -62,6 +62,11 @@ def import_table(
 
 def export_table(spec: PermutationSpec) -> Table:
     """The table of a specification that has one group or none per dimension."""
+    if spec.stacks:
+        raise ValueError(
+            f"nlm.symmetry: an axes_to_perm table holds entries of a state dict, got a stack of "
+            f"several, {next(iter(spec.stacks))!r}"
+        )
     return {
         name: tuple(_cell(layout, name, dim) for dim, layout in enumerate(layouts))
         for name, layouts in spec.params.items()

@@ -1,6 +1,6 @@
 """From axes to a specification: names for the groups, layouts for the parameters, sites."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nlm.symmetry.handlers import Array
 from nlm.symmetry.layout import Family, Fixed, Layout, Ref, Sum, product, references
 from nlm.symmetry.permutation import AxisGroup
 from nlm.symmetry.spec import PermutationSpec, Site
+from nlm.symmetry.stacks import shape, stack_of
 
 if TYPE_CHECKING:
     from nlm.symmetry.discover import _Reader
@@ -30,14 +31,19 @@ def conclude(
     reader: "_Reader", state: Mapping[str, Tensor], graph: Graph, modules: dict[str, nn.Module]
 ) -> PermutationSpec:
     """The specification that the axes allow."""
-    entries = {name: reader.entries.get(name) for name in state}
+    stacks = {name: of for each in reader.siblings for name, of in each.names.items()}
+    owner = stack_of(stacks)
+    names = dict.fromkeys(owner.get(entry, entry) for entry in state)
+    shapes = {name: shape(stacks, name, state) for name in names}
+    entries = {name: reader.entries.get(name) for name in shapes}
     tell_apart(reader.records, [x for x in entries.values() if x is not None])
     settle(reader.records, [x for x in entries.values() if x is not None])
-    parents = parents_of(reader.records, entries)
-    writer = _Writer(entries, parents)
+    outermost = [atom for each in reader.siblings for atom in each.axis]
+    parents = parents_of(reader.records, entries, outermost)
+    writer = _Writer(entries, parents, set(stacks))
     params = {
-        name: tuple(map(Fixed, tensor.shape)) if x is None else writer.layouts(x.axes)
-        for (name, tensor), x in zip(state.items(), entries.values(), strict=True)
+        name: tuple(map(Fixed, shapes[name])) if x is None else writer.layouts(x.axes)
+        for name, x in entries.items()
     }
     groups = writer.groups(params, parents)
     sites = {}
@@ -54,7 +60,9 @@ def conclude(
         for dim, axis in enumerate(x.axes)
         if size_of(axis) > 1 and not any(references(params[name][dim]))
     }
-    return PermutationSpec(groups, params, sites, graph.outputs, dict(reader.opaque), pinned)
+    return PermutationSpec(
+        groups, params, sites, graph.outputs, dict(reader.opaque), pinned, stacks=stacks
+    )
 
 
 def _why(axis: Axis) -> str:
@@ -69,6 +77,7 @@ def _module_outputs(
 ) -> Iterator[tuple[str, Array]]:
     """The modules that ran once and returned one tensor, with what is known of it."""
     last: dict[str, Array] = {}
+    inside = {node for each in reader.siblings for node in each.index}
     for node, value in reader.values.items():
         stack = node.meta.get("nn_module_stack") or {}
         if isinstance(value, Array):
@@ -77,7 +86,8 @@ def _module_outputs(
                 shape = graph.module_shapes.get(name)
                 if shape == [size_of(axis) for axis in value.axes]:
                     last.pop(name, None)
-                    last[name] = value
+                    if node not in inside:  # where the sibling's index is not to be seen
+                        last[name] = value
     for name, value in last.items():
         if name in modules and name:
             yield name, value
@@ -90,7 +100,10 @@ class _Writer:
     """Names the groups in the order in which they are met and writes layouts."""
 
     def __init__(
-        self, entries: Mapping[str, Array | None], parents: Mapping[Atom, list[Atom]]
+        self,
+        entries: Mapping[str, Array | None],
+        parents: Mapping[Atom, list[Atom]],
+        stacks: Set[str],
     ) -> None:
         self.names: dict[Atom, str] = {}
         self.still: dict[Atom, str] = {}
@@ -99,7 +112,7 @@ class _Writer:
         for name, x in entries.items():
             for dim, axis in enumerate(x.axes if x is not None else ()):
                 for leaf in leaves(axis):
-                    self._name(leaf, name, dim, parents, needed)
+                    self._name(leaf, name, dim - (name in stacks), parents, needed)
 
     def _name(
         self, leaf: Atom, entry: str, dim: int, parents: Mapping[Atom, Any], needed: set[Atom]
@@ -109,9 +122,9 @@ class _Writer:
         elif leaf in needed and leaf not in self.still:
             self.still[leaf] = f"f{len(self.still)}"
         name = self.names.get(leaf) or self.still.get(leaf)
-        if name is not None and (name not in self.origins or (dim == 0 and self._late(name))):
+        if name is not None and (name not in self.origins or (dim <= 0 and self._late(name))):
             module = entry.rpartition(".")[0]
-            self.origins[name] = module if dim == 0 else f"{module} (input)"
+            self.origins[name] = module if dim <= 0 else f"{module} (input)"
 
     def _late(self, name: str) -> bool:
         return self.origins[name].endswith(" (input)")

@@ -259,10 +259,13 @@ def _looked_up(lookups: frozenset[Lookup], alone: set[Atom], possible: Counter[A
 
 
 def parents_of(
-    records: list[Record], entries: Mapping[str, Array | None]
+    records: list[Record], entries: Mapping[str, Array | None], outermost: Axis
 ) -> dict[Atom, list[Atom]]:
-    """For each leaf that may be permuted those on whose index its permutation may depend."""
-    rank: dict[Atom, tuple[int, int]] = {}
+    """For each leaf that may be permuted those on whose index its permutation may depend.
+
+    Of two that could depend on one another it is the inner one, or the one not ``outermost``.
+    """
+    rank = {leaf: (-1, number) for number, leaf in enumerate(leaves(outermost))}
     for x in entries.values():
         for axis in x.axes if x is not None else ():
             for place, leaf in _placed(axis, 0):

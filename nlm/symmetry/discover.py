@@ -22,19 +22,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nlm.symmetry.atoms import (
-    Axis,
-    fixed,
-    free,
-    leaves,
-    mark_read,
-    pin,
-    size_of,
-)
+from nlm.symmetry.alike import siblings
+from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, resolve, size_of
 from nlm.symmetry.conclude import conclude
-from nlm.symmetry.graph import Graph, export, is_write, make_pure
+from nlm.symmetry.graph import Graph, export, is_write, make_pure, operation_name
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
 from nlm.symmetry.handlers.elements import pointwise, reduction
+from nlm.symmetry.siblings import Siblings
 from nlm.symmetry.spec import PermutationSpec
 
 _log = logging.getLogger(__name__)
@@ -61,10 +55,21 @@ def discover(
 def interpret(graph: Graph, model: nn.Module) -> PermutationSpec:
     """The specification that a graph of a model allows."""
     state = model.state_dict(keep_vars=True)
+    modules = dict(model.named_modules())
     reader = _Reader(graph, state)
     reader.run(graph.nodes, {})
+    stacked = siblings(graph, state, reader.values)
     reader.name_shared(state)
-    return conclude(reader, state, graph, dict(model.named_modules()))
+    spec = conclude(reader, state, graph, modules)
+    while stacked:
+        reader = _Reader(graph, state, stacked)
+        reader.run(graph.nodes, {})
+        if all(each.movable for each in stacked):
+            reader.name_shared(state)
+            other = conclude(reader, state, graph, modules)
+            return max(spec, other, key=lambda each: each.permutation_count)
+        stacked = [each for each in stacked if each.movable]
+    return spec
 
 
 class _Reader:
@@ -76,11 +81,18 @@ class _Reader:
     records : the axes of every tensor, and the index values on which it depends.
     values : node -> what is known of its value.
     opaque : operation -> how often it was not understood.
+    siblings : modules that are alike; the entries of each stack stand under its name.
     """
 
-    def __init__(self, graph: Graph, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, graph: Graph, state: Mapping[str, Tensor], siblings: Sequence[Siblings] = ()
+    ) -> None:
         self.graph = graph
         self.state = state
+        self.siblings = siblings
+        self.around: tuple[Axis, ...] = ()
+        for each in siblings:
+            each.begin()
         self.entries: dict[str, Array] = {}
         self.by_identity: dict[int, Array] = {}
         self.records: list[tuple[tuple[Axis, ...], frozenset[Lookup]]] = []
@@ -113,18 +125,30 @@ class _Reader:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        name = self.graph.entries.get(node.name)
-        if name is not None and name in self.state and value.is_floating_point():
+        name = self.graph.entries.get(node.name, "")
+        for each in self.siblings:
+            if stack := each.stack_of.get(name):
+                return self.member(stack, value, each.axis)
+        if name in self.state and value.is_floating_point():
             key = id(self.state[name])
             if key not in self.by_identity:
                 self.by_identity[key] = Array([free(size) for size in value.shape])
                 self.records.append((tuple(self.by_identity[key].axes), frozenset()))
             self.entries[name] = self.by_identity[key]
             return self.entries[name]
-        why = "input" if name is None and node.name not in self.graph.constants else "constant"
+        why = "input" if not name and node.name not in self.graph.constants else "constant"
         x = Array([fixed(size, why) for size in value.shape])
         x.constant = self.graph.constants.get(node.name)
         return x
+
+    def member(self, stack: str, value: Tensor, axis: Axis) -> Array:
+        """A parameter of one sibling: all have the same axes."""
+        if stack not in self.entries:
+            real = value.is_floating_point()
+            axes = [free(size) if real else fixed(size, "constant") for size in value.shape]
+            self.entries[stack] = Array([axis, *axes])
+            self.records.append((tuple(self.entries[stack].axes), frozenset()))
+        return Array(self.entries[stack].axes[1:])
 
     def name_shared(self, state: Mapping[str, Tensor]) -> None:
         """Gives the other names of a shared parameter the same axes."""
@@ -136,14 +160,19 @@ class _Reader:
         """What is known of the result of an operation."""
         known: Any = fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
         args, kwargs = known
-        if node.target is operator.getitem:
+        if node.graph is self.graph.nodes:
+            self.around = tuple(each.axis for each in self.siblings if node in each.index)
+        special = [found for each in self.siblings if (found := each.result(node, args))]
+        if node.target is operator.getitem and not special:
             return args[0][args[1]]
         outputs = node.meta.get("val")
         if not any(isinstance(each, Tensor) for each in _flat(outputs)):
             return outputs
         operands = _arrays((args, kwargs))
         lookups: frozenset[Lookup] = frozenset().union(*(x.lookups for x in operands))
-        step = Step(node, self.records, lookups)
+        step = Step(node, self.records, lookups, self.around)
+        if special:
+            return self.noted(special[0], lookups, operands)
         try:
             if is_write(node):
                 raise NotUnderstood
@@ -160,17 +189,21 @@ class _Reader:
         for x in operands:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
+        self.fold(node, args, kwargs, operands, self.noted(result, lookups, operands))
+        return result
+
+    def noted(self, result: Any, lookups: frozenset[Lookup], operands: list[Array]) -> Any:
+        """A result, of which the axes are recorded."""
         known = {leaf for x in operands for axis in x.axes for leaf in leaves(axis)}
         for x in _arrays(result):
             x.lookups |= lookups
-            self.records.append((tuple(x.axes), x.lookups))
+            self.records.append(((*self.around, *x.axes), x.lookups))
             # What stands in order from here on may have been moved on its way: nothing hangs on it.
             if placed := {e for axis in x.axes for e in leaves(axis) if e.pinned} - known:
                 rest = ([each for each in resolve(axis) if each not in placed] for axis in x.axes)
-                self.records.append((tuple(rest), x.lookups))
+                self.records.append(((*self.around, *rest), x.lookups))
             there = {leaf for axis in x.axes for leaf in leaves(axis)}
             x.lookups = frozenset(each for each in x.lookups if there.issuperset(each.leaves()))
-        self.fold(node, args, kwargs, operands, result)
         return result
 
     def understood(self, step: Step, args: Any, kwargs: Any, operands: list[Array]) -> Any:
@@ -256,17 +289,6 @@ _REDUCTIONS = {
 
 #: Operations that only say under which settings a graph runs.
 _WRAPPERS = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper"}
-
-
-def operation_name(target: Any) -> str:
-    """ "linear" for an ATen operation, in place or not; "library.name" for another's."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return str(target)
-    library, _, name = schema.name.partition("::")
-    if schema.is_mutable and name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return name if library == "aten" else f"{library}.{name}"
 
 
 def _looks_up(target: Any) -> bool:

@@ -222,6 +222,17 @@ def _parameters(node: fx.Node) -> set[str]:
     return {each.name for each in seen if each.op == "placeholder"}
 
 
+def operation_name(target: Any) -> str:
+    """ "linear" for an ATen operation, in place or not; "library.name" for another's."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return str(target)
+    library, _, name = schema.name.partition("::")
+    if schema.is_mutable and name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if library == "aten" else f"{library}.{name}"
+
+
 # --- writes ---------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nlm.symmetry import gather
+from nlm.symmetry import gather, stacks
 from nlm.symmetry import permutation as permutations
 from nlm.symmetry.blocks import blocks
 from nlm.symmetry.layout import Layout, is_name, pin, references, selectors
@@ -46,6 +46,8 @@ class PermutationSpec:
     outputs : names of the selected outputs; their axes are pinned.
     opaque_ops : operations that were not understood, with how often; they pin what they touch.
     pinned : group id or "parameter:dimension" -> why it stays as it is.
+    stacks : name in ``params`` -> the entries of sibling modules that it stands for, along a new
+        first dimension (:mod:`nlm.symmetry.stacks`): experts in a list.
     verified : the proof, once :meth:`verify` has been passed; see :attr:`proven`.
     """
 
@@ -56,8 +58,10 @@ class PermutationSpec:
     opaque_ops: dict[str, int] = field(default_factory=dict)
     pinned: dict[str, str] = field(default_factory=dict)
     verified: Verification | None = None
+    stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        stacks.check(self.stacks, self.params)
         for name, group in self.groups.items():
             if not is_name(name):
                 raise ValueError(
@@ -139,10 +143,12 @@ class PermutationSpec:
         self.check_state_dict(state_dict, strict=strict)
         full = permutations.check(self.groups, permutation)
         plans = gather.Gathers(self.groups, full)
+        state = stacks.joined(self.stacks, state_dict)
         moved = gather.apply(
-            state_dict.values(), [plans.of(self.params.get(name, ())) for name in state_dict]
+            state.values(), [plans.of(self.params.get(name, ())) for name in state]
         )
-        return dict(zip(state_dict, moved, strict=True))
+        found = stacks.separated(self.stacks, dict(zip(state, moved, strict=True)))
+        return {name: found[name] for name in state_dict}
 
     def restrict(self, groups: Iterable[str]) -> "PermutationSpec":
         """The same specification with only the given groups free and the others pinned.
@@ -187,8 +193,9 @@ class PermutationSpec:
 
     def check_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
         """Raises ValueError where a state dict does not have the entries and shapes it should."""
-        missing = [name for name in self.params if name not in state_dict]
-        extra = [name for name in state_dict if name not in self.params] if strict else []
+        entries = dict.fromkeys(stacks.entries(self.stacks, self.params))
+        missing = [name for name in entries if name not in state_dict]
+        extra = [name for name in state_dict if name not in entries] if strict else []
         if missing or extra:
             raise ValueError(
                 f"nlm.symmetry: a state dict has the entries of its specification, got "
@@ -196,7 +203,7 @@ class PermutationSpec:
                 f"{_listed('extra', extra)}"
             )
         for name, layouts in self.params.items():
-            shape = tuple(state_dict[name].shape)
+            shape = stacks.shape(self.stacks, name, state_dict)
             fits = len(shape) == len(layouts) and all(
                 size == layout.size or not any(references(layout))
                 for size, layout in zip(shape, layouts, strict=True)
@@ -267,6 +274,7 @@ class PermutationSpec:
             ),
             sorted((name, list(map(str, dims))) for name, dims in self.params.items()),
             [(name, site.dim, str(site.layout)) for name, site in self.sites.items()],
+            *([sorted(self.stacks.items())] if self.stacks else []),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from nlm._state_dict import count_not_finite
 from nlm.symmetry.outputs import named_tensors
 from nlm.symmetry.proof import SymmetryError
+from nlm.symmetry.stacks import Stacks, joined, separated
 
 Example = tuple[Any, dict[str, Any]]
 
@@ -37,7 +38,8 @@ class Subject:
 
     Attributes
     ----------
-    state : name -> perturbed weights; the same tensor under all names of a shared parameter.
+    state : name -> perturbed weights; the same tensor under all names of a shared parameter, the
+        members of a stack as one.
     aliases : name -> all names of the same parameter.
     text : what it computes in: "float64", "float32 inside", ...
     tolerance : the largest error that is put down to rounding.
@@ -51,6 +53,7 @@ class Subject:
         others: Iterable[Example] = (),
         forward: Callable[..., Any] | None = None,
         outputs: Sequence[str] = (),
+        stacks: Stacks | None = None,
     ) -> None:
         """``others`` are examples that the model need not take."""
         if any(tensor.is_meta for tensor in model.state_dict().values()):
@@ -66,6 +69,7 @@ class Subject:
                 )
         self._call = forward or _call
         self._selected = tuple(outputs)
+        self._stacks = stacks or {}
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         types = dict.fromkeys((torch.float64, torch.float32, own))
         for dtype in types:
@@ -115,6 +119,8 @@ class Subject:
             )
         after = self._model.state_dict()
         self._writes = any(not torch.equal(after[name], self.state[name]) for name in after)
+        self.state = joined(self._stacks, self.state)
+        self.aliases |= {name: [name] for name in self._stacks}
 
     def _add(self, example: Example) -> None:
         """One more example, where it is of a new shape and the model takes it."""
@@ -150,7 +156,10 @@ class Subject:
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         if not self._in_place:
-            self._model.load_state_dict({**self.state, **state})
+            state = {**self.state, **state}
+        state = separated(self._stacks, state)
+        if not self._in_place:
+            self._model.load_state_dict(state)
             return
         with torch.no_grad():
             for name, tensor in state.items():

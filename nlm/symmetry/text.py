@@ -43,7 +43,7 @@ def to_mapping(spec: PermutationSpec) -> dict[str, Any]:
         "opaque_ops": dict(spec.opaque_ops),
         "pinned": dict(spec.pinned),
         "verified": None if spec.verified is None else dataclasses.asdict(spec.verified),
-    }
+    } | ({"stacks": {name: list(of) for name, of in spec.stacks.items()}} if spec.stacks else {})
 
 
 def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> PermutationSpec:
@@ -78,6 +78,7 @@ def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> Permutatio
             opaque_ops=dict(text.get("opaque_ops", {})),
             pinned=dict(text.get("pinned", {})),
             verified=None if proof is None else Verification(**proof),
+            stacks={str(stack): tuple(of) for stack, of in text.get("stacks", {}).items()},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(

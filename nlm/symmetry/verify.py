@@ -42,8 +42,9 @@ def verify(
     example: Example = (example_inputs, dict(kwargs))
     more = [_more(example, inputs, forward) for inputs in more_inputs]
     subject = Subject(
-        model, [example, *more], () if more else other_shapes(example), forward, spec.outputs
-    )
+        model, [example, *more], () if more else other_shapes(example), forward, spec.outputs,
+        spec.stacks,
+    )  # fmt: skip
     trials = _Trials(spec, subject)
     errors = {group: trials.alone(group) for group in trials.places}
     controls = {group: trials.control(group) for group in trials.places}
@@ -69,9 +70,15 @@ def _more(example: Example, inputs: Any, forward: Callable[..., Any] | None) -> 
 def _check_shared(spec: PermutationSpec, model: nn.Module) -> None:
     """Raises SymmetryError where a parameter under two names would be permuted in two ways."""
     first: dict[int, str] = {}
+    members = {each for of in spec.stacks.values() for each in of}
     for name, tensor in model.state_dict(keep_vars=True).items():
         other = first.setdefault(id(tensor), name)
-        if spec.params[name] != spec.params[other]:
+        if name != other and not members.isdisjoint((name, other)):
+            raise SymmetryError(
+                f"nlm.symmetry: a member of a stack is not shared, got one tensor for {other!r} "
+                f"and {name!r}"
+            )
+        if name not in members and spec.params[name] != spec.params[other]:
             raise SymmetryError(
                 f"nlm.symmetry: a parameter that is shared has one layout under all its names, got "
                 f"[{', '.join(map(str, spec.params[other]))}] for {other!r} and "

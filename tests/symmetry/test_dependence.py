@@ -200,16 +200,17 @@ def test_experts_have_orders_of_their_own_where_nothing_mixes_them(name: str) ->
 
 # --- stacks ---------------------------------------------------------------------------------------
 
-# Three layers' outputs stacked: how many permutations they have together, besides what enters.
+# Three layers' outputs stacked: how many permutations there are, besides what enters: of their
+# units together or in each, and of the layers themselves.
 STACKED: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
-    "side by side": (3, lambda z: z.tanh()),
-    "gram": (1, lambda z: z @ z.transpose(1, 2)),
-    "attention": (1, lambda z: F.scaled_dot_product_attention(z, z, z)),
+    "side by side": (4, lambda z: z.tanh()),
+    "gram": (2, lambda z: z @ z.transpose(1, 2)),
+    "attention": (2, lambda z: F.scaled_dot_product_attention(z, z, z)),
     "exchanged": (2, lambda z: z * z.flip(1)),
-    "differences": (1, lambda z: (z[:, :, None] - z[:, None]).abs().sum(-1)),
-    "three of them": (1, lambda z: torch.einsum("bif,bjf,bkf->bijk", z, z, z)),
+    "differences": (2, lambda z: (z[:, :, None] - z[:, None]).abs().sum(-1)),
+    "three of them": (2, lambda z: torch.einsum("bif,bjf,bkf->bijk", z, z, z)),
     "the second": (1, lambda z: z[:, 1]),
-    "summed": (1, lambda z: z.sum(1)),
+    "summed": (9, lambda z: z.sum(1)),  # the layers in another order for each unit
 }
 
 

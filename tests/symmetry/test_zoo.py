@@ -6,6 +6,7 @@ from symmetry.zoo import FLOORS, ZOO
 
 import nlm
 from nlm.symmetry.layout import references
+from nlm.symmetry.stacks import joined
 
 TOLERANCE = {"float64": 1e-9, "float32 inside": 3e-6, "float32": 3e-6}
 
@@ -19,7 +20,7 @@ def test_zoo(name: str) -> None:
     proof = spec.verified
     assert proof.max_error <= TOLERANCE[proof.dtype]
     assert proof.max_error < 1e-3 * proof.control
-    parameters = dict(model.named_parameters())
+    parameters = joined(spec.stacks, dict(model.named_parameters()))
     moved = sum(
         parameter.numel()
         for name, parameter in parameters.items()

@@ -71,11 +71,15 @@ def always_with(records: list[Record], candidates: Iterable[Atom], lead: Atom) -
 
 @dataclass
 class Step:
-    """One operation of the graph, for its handler."""
+    """One operation of the graph, for its handler.
+
+    ``around`` are axes at one position of which the operation runs (:mod:`nlm.symmetry.siblings`).
+    """
 
     node: fx.Node
     records: list[Record]
     lookups: frozenset[Lookup] = frozenset()
+    around: tuple[Axis, ...] = ()
 
     @property
     def shape(self) -> list[int]:
@@ -98,7 +102,7 @@ class Step:
         A product notes all axes that it pairs, before it sums: what stands in both operands at
         different positions (rows and columns of a Gram matrix) is there twice.
         """
-        self.records.append((tuple(axes), self.lookups))
+        self.records.append(((*self.around, *axes), self.lookups))
 
     def together(self, candidates: Iterable[Atom], lead: Atom) -> list[Atom]:
         """Which of some leaves stand in no tensor so far without an atom."""
