@@ -171,6 +171,7 @@ class Subject:
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             outputs = named_tensors(self._call(self._model, args, **kwargs))
+        outputs = {name: tensor.detach() for name, tensor in outputs.items()}
         parts = tuple(f"{name}." for name in self._selected)
         chosen = [
             tensor
