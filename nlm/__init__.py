@@ -14,6 +14,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _CALLABLE_ROOMS = ("align", "merge")
+_FOLDERS = ("checkpoint", "correct", "statistics", "symmetry")
 _ROOMS = {"evaluate": "nlm.evaluate", "ops": "nlm.ops"} | {
     name: f"nlm.{name}" for name in _CALLABLE_ROOMS
 }
@@ -71,6 +72,8 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return import_module(f"nlm.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'nlm' has no attribute {name!r}")
     home = import_module(_HOME[name])

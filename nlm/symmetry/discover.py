@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from nlm.symmetry.alike import siblings
 from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, resolve, size_of
+from nlm.symmetry.axes import unify
 from nlm.symmetry.conclude import conclude
 from nlm.symmetry.graph import Graph, export, is_write, make_pure, operation_name
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
@@ -115,11 +116,23 @@ class _Reader:
             elif node.op == "output":
                 outputs = fx.node.map_arg(node.args[0], lambda each: values[each])
                 if outermost:
-                    for x in _arrays(outputs):
+                    written = self.graph.written
+                    for name, x in zip(written, outputs, strict=False):
+                        self.write(name, x)
+                    for x in _arrays(outputs[len(written) :]):
                         for axis in (*x.axes, x.over or []):
                             pin(axis, "output")
                 return outputs
         return None
+
+    def write(self, name: str, x: Array) -> None:
+        """An entry that the model changes keeps its axes."""
+        if name in self.entries:
+            for axis, other in zip(self.entries[name].axes, x.axes, strict=True):
+                unify(axis, other)
+        else:
+            for axis in (*x.axes, x.over or []):
+                pin(axis, "written")
 
     def placeholder(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
@@ -190,6 +203,9 @@ class _Reader:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
         self.fold(node, args, kwargs, operands, self.noted(result, lookups, operands))
+        for x, value in zip(_flat(result), _flat(outputs), strict=False):
+            if isinstance(x, Array) and isinstance(value, Tensor):
+                x.tied = _is_tied(node.target, operands, value)
         return result
 
     def noted(self, result: Any, lookups: frozenset[Lookup], operands: list[Array]) -> Any:
@@ -289,6 +305,24 @@ _REDUCTIONS = {
 
 #: Operations that only say under which settings a graph runs.
 _WRAPPERS = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper"}
+
+
+_TYING = {
+    "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "hardswish",
+    "hardsigmoid", "hardshrink", "softshrink", "sign", "round", "floor", "ceil", "trunc",
+}  # fmt: skip
+_KEEPING = {
+    "mul", "div", "neg", "abs", "pow", "square", "sqrt", "exp", "log", "sigmoid", "tanh", "gelu",
+    "silu", "softmax", "_softmax", "log_softmax",
+}  # fmt: skip
+
+
+def _is_tied(target: Any, operands: list[Array], value: Tensor) -> bool:
+    """Whether several values of a result may well be equal."""
+    name = operation_name(target)
+    passes_on = name in HANDLERS and not HANDLERS[name].reads
+    inherited = (passes_on or name in _KEEPING) and any(x.tied for x in operands)
+    return name in _TYING or inherited or not (value.is_floating_point() or value.is_complex())
 
 
 def _looks_up(target: Any) -> bool:

@@ -6,11 +6,13 @@ operation such as ``relu_`` on a tensor that nobody else sees is its pure form; 
 """
 
 import inspect
+import io
 import logging
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ class Graph:
     entries : placeholder -> the state dict's name of what it holds.
     constants : placeholder -> its value, for tensors that the model's code made.
     outputs : names of the selected outputs.
+    written : the entries that the model changes; their new values are the first outputs.
     module_shapes : module -> shape of its output, for those that ran once and returned one tensor.
     """
 
@@ -41,6 +44,7 @@ class Graph:
     entries: dict[str, str]
     constants: dict[str, Tensor]
     outputs: tuple[str, ...]
+    written: tuple[str, ...]
     module_shapes: dict[str, list[int]]
 
 
@@ -100,7 +104,13 @@ def export(
         for placeholder, target in signature.inputs_to_lifted_tensor_constants.items()
         if isinstance(program.constants.get(target), Tensor)
     }
-    return Graph(program.graph, entries, constants, kept, shapes)
+    written = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
+    changed = [
+        written.get(each.arg.name, "").removeprefix(_PREFIX)
+        for each in signature.output_specs
+        if each.kind.name != "USER_OUTPUT"
+    ]
+    return Graph(program.graph, entries, constants, kept, tuple(changed), shapes)
 
 
 @contextmanager
@@ -127,16 +137,21 @@ def _watched(model: nn.Module, shapes: dict[str, list[int]]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.export's own warnings and tracebacks: what fails is raised."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, log.disabled = log.disabled, True
+    """Without torch.export's own warnings, tracebacks and graphs: what fails is raised."""
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    logs = [(log, log.disabled) for log in map(logging.getLogger, names)]
+    for log, _ in logs:
+        log.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
-            yield
+            with redirect_stderr(io.StringIO()) as held:
+                yield
+        sys.stderr.write(held.getvalue())
     finally:
-        log.disabled = disabled
+        for log, disabled in logs:
+            log.disabled = disabled
 
 
 @contextmanager

@@ -31,6 +31,7 @@ Example = tuple[Any, dict[str, Any]]
 #: Relative error of outputs that rounding alone can make.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 _OTHER_SHAPES = 2
+_MOST_NOISE = 1e-4  # what float32 inside of a deep network may make of it
 
 
 class Subject:
@@ -73,11 +74,11 @@ class Subject:
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         types = dict.fromkeys((torch.float64, torch.float32, own))
         for dtype in types:
-            self._model = copy.deepcopy(model).eval().to(dtype)
+            self._model = _copied(model).eval().to(dtype)
             self._examples = [_to(dtype, example) for example in examples]
             try:
-                self._run(self._examples[0])
-                break
+                if _size(self._run(self._examples[0])) < math.inf or dtype == list(types)[-1]:
+                    break
             except (RuntimeError, TypeError, ValueError):
                 if dtype == list(types)[-1]:
                     raise
@@ -94,7 +95,20 @@ class Subject:
         narrow = precision.narrowest != dtype
         self.text = f"{precision.narrowest}{' inside' if narrow else ''}".removeprefix("torch.")
         self.tolerance = TOLERANCE[precision.narrowest]
+        if self.text != "float64":
+            self.tolerance = max(self.tolerance, min(8 * self._noise(), _MOST_NOISE))
         self.shapes = len({_shapes(example) for example in self._examples})
+
+    def _noise(self) -> float:
+        """The relative change of the outputs when all weights are rounded to float32 otherwise."""
+        generator = torch.Generator().manual_seed(1)
+        eps = torch.finfo(torch.float32).eps / 2
+        moved = {}
+        for name, tensor in self.state.items():
+            if tensor.is_floating_point():
+                step = eps * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                moved[name] = tensor * (1 + step).to(tensor.device, tensor.dtype)
+        return self.change(moved, slice(None))
 
     def _prepare(self) -> None:
         """Perturbs the weights as strongly as the model bears, and keeps what it then computes."""
@@ -183,6 +197,16 @@ class Subject:
             for tensor in chosen or outputs.values()
             if (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel()
         ]
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"nlm.symmetry: a specification is proven on a copy of the model (torch.nn.utils.prune "
+            f"needs prune.remove first), got one that cannot be copied: {error}"
+        ) from error
 
 
 class _Precision(TorchDispatchMode):

@@ -131,10 +131,10 @@ def read(path: str | os.PathLike[str]) -> PermutationSpec:
                 f"({', '.join(shipped.MODELS)}), got {os.fspath(path)!r}"
             )
         path = file = named
-    text = file.read_text()
     try:
+        text = file.read_text()
         content = yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"nlm.symmetry: a specification is JSON or YAML, got {os.fspath(path)!r} ({error})"
         ) from error

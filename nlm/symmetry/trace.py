@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from nlm.symmetry.discover import discover
@@ -53,6 +54,11 @@ def trace(
     ----------
     Ainsworth, Hayase, Srinivasa: Git Re-Basin, arXiv:2209.04836, section 2.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"nlm.trace: a model is a torch.nn.Module that is not scripted, got "
+            f"{type(model).__name__}"
+        )
     if isinstance(example_inputs, Mapping):
         args: tuple[Any, ...] = ()
         kwargs = {**example_inputs, **(kwargs or {})}

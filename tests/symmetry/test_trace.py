@@ -6,9 +6,11 @@ import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
 from torch import nn
+from torch.nn.utils import prune
 
 import nlm
 from nlm.symmetry import parse
+from nlm.symmetry.discover import discover
 
 
 class TwoHeads(nn.Module):
@@ -74,15 +76,23 @@ def test_mode_hooks_and_warnings_stay_as_they_were():
     assert all(not module._forward_hooks for module in model.modules() if module is not model[0])
 
 
-def test_what_cannot_be_exported_says_why():
+def test_what_cannot_be_exported_says_why(capfd):
     class Branching(nn.Linear):
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x
 
     with pytest.raises(ValueError, match=r"traced by torch.export .* prove it with its verify"):
         nlm.trace(Branching(4, 4), torch.randn(2, 4))
+    assert capfd.readouterr().err == ""
     with pytest.raises(ValueError, match="got NotImplementedError"):
         nlm.trace(nn.ModuleList([nn.Linear(4, 4)]), torch.ones(2, 4))
+
+    with pytest.raises(ValueError, match=r"a torch.nn.Module that is not scripted, got function"):
+        nlm.trace(lambda x: x, torch.randn(2, 4))
+    pruned = mlp()
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"a copy of the model .* prune.remove first"):
+        nlm.trace(pruned, vectors(8))
 
     class Silent(nn.Linear):
         def forward(self, x):
@@ -103,6 +113,35 @@ def test_settings_around_operations_are_looked_through():
 
     spec = nlm.trace(Careful(nn.Linear(4, 6), nn.Linear(6, 2)), torch.randn(8, 4))
     assert spec.permutation_count == 1 and not spec.opaque_ops and "0" in spec.sites
+
+
+def test_state_that_a_model_writes_follows_its_units():
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.register_buffer("mean", torch.rand(6))
+
+        def forward(self, x):
+            hidden = torch.relu(self.a(x))
+            self.mean.mul_(0.9).add_(0.1 * hidden.mean(0))
+            return self.b(hidden - self.mean)
+
+    spec = nlm.trace(Remembering(), torch.randn(8, 4))
+    assert spec.permutation_count == 1 and spec.params["mean"] == (parse("g0:6"),)
+
+
+@pytest.mark.parametrize("tie", [torch.relu, torch.sign, lambda x: (x > 0).float()])
+def test_places_among_equal_values_number_nothing(tie):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.rows = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 3))
+
+        def forward(self, x):
+            return self.rows[tie(self.a(x)).argmax(-1)]
+
+    assert not discover(Chosen().eval(), (torch.randn(8, 4),), {}).free
 
 
 def test_units_without_effect_stay():

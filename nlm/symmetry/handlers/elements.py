@@ -46,7 +46,7 @@ def reduction(step: Step, x: Array, dims: Sequence[int] | None) -> Any:
     over = None
     names_positions = name in _EXTREMES
     if len(gone) == 1 and names_positions:
-        over = positions(x.axes[min(gone)])
+        over = positions(x, min(gone)) if several or name.startswith("arg") else None
     elif gone and names_positions and (several or name.startswith("arg")):
         pin([atom for axis in x.axes for atom in axis], "position of an extreme")
     if name in ("argmax", "argmin"):

@@ -42,9 +42,9 @@ def embedding(step: Step, weight: Array, index: Array, *rest: Any, **more: Any) 
 def embedding_bag(step: Step, weight: Array, index: Array, *rest: Any) -> tuple[Array, ...]:
     pin(weight.axes[0], "looked up by number")
     step.record(weight.axes[1:])
-    for x in (index, *rest):
-        if isinstance(x, Array) and x.over is not None:
-            pin(x.over, "looked up by number")
+    for x in (index, *(each for each in rest if isinstance(each, Array))):
+        for axis in (*x.axes, x.over or []):
+            pin(axis, "looked up by number")
     bags, *others = step.shapes
     sizes = ([fixed(size, "bags") for size in shape] for shape in others)
     return Array([fixed(bags[0], "bags"), weight.axes[1]]), *map(Array, sizes)
@@ -177,30 +177,33 @@ def ranked(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
     """The largest values along a dimension, in order, and where they stand."""
     name = step.name.split(".")[1]
     place = 0 if name in ("sort", "msort") else 1
-    dim = more.get("dim", rest[place] if len(rest) > place else -1)
+    dim = more.get("dim", rest[place] if len(rest) > place else 0 if name == "msort" else -1)
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise NotUnderstood
     dim = dim_of(x, dim)
     step.record(replaced(x.axes, dim))
-    if is_wild(x.axes[dim]):
-        pin(x.axes[dim], "ranks of equal values")
     values = step.shapes[0] if isinstance(step.node.meta["val"], (tuple, list)) else step.shape
     ranks: list[Axis] = [fixed(values[dim], "ranks")] if len(values) == len(x.axes) else []
     axes = replaced(x.axes, dim, *ranks)
     if not isinstance(step.node.meta["val"], (tuple, list)):
         return Array(axes)
-    return Array(axes), Array(list(axes), over=positions(x.axes[dim]))
+    return Array(axes), Array(list(axes), over=positions(x, dim))
 
 
 @handler("argsort")
 def argsort(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
     dim = dim_of(x, more.get("dim", next((r for r in rest if type(r) is int), -1)))
     step.record(replaced(x.axes, dim))
-    return Array(
-        replaced(x.axes, dim, fixed(step.shape[dim], "ranks")), over=positions(x.axes[dim])
-    )
+    return Array(replaced(x.axes, dim, fixed(step.shape[dim], "ranks")), over=positions(x, dim))
 
 
-def positions(axis: Axis) -> Axis:
-    """What index values found along an axis name: nothing that may move, among equal values."""
-    return fixed(size_of(axis), "ranks of equal values") if is_wild(axis) else axis
+def positions(x: Array, dim: int) -> Axis:
+    """What index values found along a dimension name.
+
+    Among equal values the place decides, so that nothing may move.
+    """
+    axis = x.axes[dim]
+    if x.tied or is_wild(axis):
+        pin(axis, "ranks of equal values")
+        return fixed(size_of(axis), "ranks of equal values")
+    return axis

@@ -37,6 +37,7 @@ class Array:
     lookup : the identity of these values, kept while they are only reshaped.
     lookups : the index values that the tensor was looked up with, or computed from what was.
     constant : the value, of small tensors that depend on no input and no parameter.
+    tied : whether several values may well be equal (zeros of a relu, signs, integers).
     """
 
     axes: list[Axis]
@@ -44,6 +45,7 @@ class Array:
     lookup: Lookup | None = None
     lookups: frozenset[Lookup] = frozenset()
     constant: Tensor | None = None
+    tied: bool = False
 
     def __post_init__(self) -> None:
         if self.over is not None and self.lookup is None:
