@@ -15,20 +15,19 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from nlm.symmetry.alike import siblings
 from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, resolve, size_of
 from nlm.symmetry.axes import unify
 from nlm.symmetry.conclude import conclude
-from nlm.symmetry.graph import Graph, export, is_write, make_pure, operation_name
+from nlm.symmetry.graph import Graph, export, is_write, operation_name
 from nlm.symmetry.handlers import HANDLERS, Array, Lookup, NotUnderstood, Step
 from nlm.symmetry.handlers.elements import pointwise, reduction
+from nlm.symmetry.operations import bound, decomposed, flat, is_tied
 from nlm.symmetry.siblings import Siblings
 from nlm.symmetry.spec import PermutationSpec
 
@@ -179,7 +178,7 @@ class _Reader:
         if node.target is operator.getitem and not special:
             return args[0][args[1]]
         outputs = node.meta.get("val")
-        if not any(isinstance(each, Tensor) for each in _flat(outputs)):
+        if not any(isinstance(each, Tensor) for each in flat(outputs)):
             return outputs
         operands = _arrays((args, kwargs))
         lookups: frozenset[Lookup] = frozenset().union(*(x.lookups for x in operands))
@@ -203,9 +202,9 @@ class _Reader:
             if x.over is not None and id(x.over) not in kept and not _looks_up(node.target):
                 pin(x.over, "computed with")
         self.fold(node, args, kwargs, operands, self.noted(result, lookups, operands))
-        for x, value in zip(_flat(result), _flat(outputs), strict=False):
+        for x, value in zip(flat(result), flat(outputs), strict=False):
             if isinstance(x, Array) and isinstance(value, Tensor):
-                x.tied = _is_tied(node.target, operands, value)
+                x.tied = is_tied(node.target, operands, value)
         return result
 
     def noted(self, result: Any, lookups: frozenset[Lookup], operands: list[Array]) -> Any:
@@ -237,7 +236,7 @@ class _Reader:
         if torch.Tag.pointwise in tags and isinstance(outputs, Tensor):
             return pointwise(step, operands)
         if torch.Tag.reduction in tags or operation_name(target) in _REDUCTIONS:
-            arguments = _bound(target, args, kwargs)
+            arguments = bound(target, args, kwargs)
             if isinstance(arguments.get("other"), Array):
                 return pointwise(step, operands)
             dims = arguments.get("dim")
@@ -254,8 +253,8 @@ class _Reader:
     def inner(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The result of the operations that one is made of; None where it is not made of others."""
         given = _arrays((args, kwargs))
-        graphs = [each.graph for each in _flat(args) if isinstance(each, fx.GraphModule)]
-        graph = graphs[0] if str(node.target) in _WRAPPERS and graphs else _decomposed(node)
+        graphs = [each.graph for each in flat(args) if isinstance(each, fx.GraphModule)]
+        graph = graphs[0] if str(node.target) in _WRAPPERS and graphs else decomposed(node)
         if graph is None:
             return None
         places = [each for each in graph.nodes if each.op == "placeholder"]
@@ -307,86 +306,14 @@ _REDUCTIONS = {
 _WRAPPERS = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper"}
 
 
-_TYING = {
-    "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "hardswish",
-    "hardsigmoid", "hardshrink", "softshrink", "sign", "round", "floor", "ceil", "trunc",
-}  # fmt: skip
-_KEEPING = {
-    "mul", "div", "neg", "abs", "pow", "square", "sqrt", "exp", "log", "sigmoid", "tanh", "gelu",
-    "silu", "softmax", "_softmax", "log_softmax",
-}  # fmt: skip
-
-
-def _is_tied(target: Any, operands: list[Array], value: Tensor) -> bool:
-    """Whether several values of a result may well be equal."""
-    name = operation_name(target)
-    passes_on = name in HANDLERS and not HANDLERS[name].reads
-    inherited = (passes_on or name in _KEEPING) and any(x.tied for x in operands)
-    return name in _TYING or inherited or not (value.is_floating_point() or value.is_complex())
-
-
 def _looks_up(target: Any) -> bool:
     """Whether an operation's handler understands index values as such."""
     registered = HANDLERS.get(operation_name(target))
     return registered is not None and registered.looks_up
 
 
-def _decomposed(node: fx.Node) -> fx.Graph | None:
-    """The graph of an operation in terms of others; None where there is none."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return None
-    nodes = [each for each in _flat((node.args, node.kwargs)) if isinstance(each, fx.Node)]
-    examples = [
-        torch.empty(each.meta["val"].shape, dtype=each.meta["val"].dtype, device="meta")
-        for each in nodes
-    ]
-
-    def function(*tensors: Tensor) -> Any:
-        remaining = iter(tensors)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: next(remaining))
-        return target(*args, **kwargs)
-
-    table = {
-        op: rule
-        for op, rule in _decompositions().items()
-        if operation_name(op) not in HANDLERS or op is target
-    }
-    try:
-        traced = make_fx(function, decomposition_table=table)(*examples)
-    except Exception:
-        return None
-    if not make_pure(traced):
-        return None
-    graph = traced.graph
-    calls = [each for each in graph.nodes if each.op == "call_function"]
-    if any(operation_name(each.target) == operation_name(target) for each in calls):
-        return None
-    return graph if calls else None
-
-
-@cache
-def _decompositions() -> dict[Any, Any]:
-    return dict(torch._decomp.core_aten_decompositions())
-
-
-def _bound(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """An operation's arguments by their names."""
-    names = [argument.name for argument in target._schema.arguments]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _flat(value: Any) -> list[Any]:
-    """The leaves of nested tuples, lists and dicts, in order."""
-    if isinstance(value, (tuple, list)):
-        return [leaf for part in value for leaf in _flat(part)]
-    if isinstance(value, dict):
-        return [leaf for part in value.values() for leaf in _flat(part)]
-    return [value]
-
-
 def _arrays(value: Any) -> list[Array]:
-    return [leaf for leaf in _flat(value) if isinstance(leaf, Array)]
+    return [leaf for leaf in flat(value) if isinstance(leaf, Array)]
 
 
 def _mapped(value: Any, function: Callable[[Array], Any]) -> Any:
@@ -408,7 +335,7 @@ def _placed(outputs: Any, axis: Callable[[int], Axis]) -> Any:
 
 def _check_shapes(result: Any, outputs: Any) -> None:
     """Raises where a handler's result has another shape than the operation's."""
-    found, expected = _flat(result), _flat(outputs)
+    found, expected = flat(result), flat(outputs)
     for x, value in zip(found, expected, strict=True):
         if isinstance(value, Tensor) and [size_of(axis) for axis in x.axes] != list(value.shape):
             raise ValueError(f"{[size_of(axis) for axis in x.axes]} for {list(value.shape)}")
