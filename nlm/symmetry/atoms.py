@@ -141,11 +141,11 @@ def _simplify_family(atom: Atom) -> None:
         atom.become("product", [factors])
 
 
-def choose(axis: Sequence[Atom], lead: Atom, number: int | None) -> Axis:
+def choose(axis: Sequence[Atom], lead: Atom, number: int) -> Axis:
     """An axis where one part of a selector is left: families over it become the member."""
     found: Axis = []
     for atom in resolve(axis):
-        if atom.kind == "family" and number is not None and find_selector(atom) is lead:
+        if atom.kind == "family" and find_selector(atom) is lead:
             found += choose(atom.parts[number], lead, number)
         elif atom.kind == "sum" and mentions(atom, lead):
             parts = [choose(part, lead, number) for part in atom.parts]

@@ -22,7 +22,8 @@ def flat(value: Any) -> list[Any]:
 
 def bound(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """An operation's arguments by their names."""
-    names = [argument.name for argument in target._schema.arguments]
+    schema = getattr(target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

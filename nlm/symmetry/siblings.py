@@ -21,6 +21,7 @@ from nlm.symmetry.graph import operation_name
 from nlm.symmetry.handlers import Array
 from nlm.symmetry.handlers.registry import dim_of, replaced
 from nlm.symmetry.handlers.shapes import span
+from nlm.symmetry.operations import bound
 from nlm.symmetry.stacks import stack_of
 from nlm.symmetry.sums import concatenate
 
@@ -100,7 +101,7 @@ class Siblings:
         parts: list[Array] = list(args[0])
         if any(x.over is not None for x in parts):
             pin(self.axis, "index values")
-        dim = arguments(node).get("dim", 0)
+        dim = bound(node.target, node.args, node.kwargs).get("dim", 0)
         if operation_name(node.target) == "stack":
             axes = broadcast(*(x.axes for x in parts))
             axes.insert(dim % (len(axes) + 1), self.axis)
@@ -145,7 +146,7 @@ Stretch = tuple[Axis, Any, Any, int | None, bool]  # of an axis: its number, wid
 
 def _stretch(node: fx.Node, x: Array) -> Stretch | None:
     name = operation_name(node.target)
-    given = arguments(node)
+    given = bound(node.target, node.args, node.kwargs)
     if name in ("eq", "ne") and x.over is not None:
         return x.over, given["other"], 1, None, False
     if name in ("select", "select_copy"):
@@ -166,18 +167,11 @@ def _part(node: fx.Node, source: fx.Node, x: Array) -> Stretch | None:
     name = operation_name(source.target)
     if name not in ("unbind", "unbind_copy", "split", "chunk", "split_with_sizes", "tensor_split"):
         return None
-    dim = dim_of(x, arguments(source).get("dim", 0))
+    dim = dim_of(x, bound(source.target, source.args, source.kwargs).get("dim", 0))
     shapes = [list(each.shape) for each in source.meta["val"]]
     width = size_of(x.axes[dim]) // len(shapes)
     equal = all(shape == shapes[0] for shape in shapes)
     return (x.axes[dim], node.args[1], width, dim, name[:6] != "unbind") if equal else None
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """An operation's arguments by their names."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _is_part(node: fx.Node) -> bool:

@@ -122,7 +122,7 @@ def segments(axis: Axis) -> list[Axis]:
     lead, inner = axis[0], axis[1:]
     if lead.kind == "leaf":
         lead.pinned = lead.pinned or "rows of a grid"
-        return [choose(inner, lead, None)] * lead.size
+        return [resolve(inner)] * lead.size
     if lead.kind == "family":
         pin(axis, "grids that do not fit")
         return [fixed(size_of(inner), "grids that do not fit")] * lead.size
