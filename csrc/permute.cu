@@ -1,11 +1,12 @@
 // Gathers axes of a list of tensors on the GPU, one launch per tensor. The work is
 // permute_body.h's.
 //
-// One read and one write of every tensor, in words of 16 bytes where the last axis is copied in
-// runs. Compiled and emulated, not yet run on a GPU.
+// One read and one write of every tensor, in words of 16 bytes where the layout allows.
 #define NLM_ISA device
 
 #include <cuda_runtime.h>
+
+#include <cstdio>
 
 #include "permute_body.h"
 
@@ -27,22 +28,56 @@ struct DeviceMemory {
     return static_cast<T*>(plan.target);
   }
   NLM_DEVICE const int64_t* index(int a) const { return plan.axes[a].index; }
+  template <class T>
+  NLM_DEVICE T* shared() const {
+#if defined(__CUDA_ARCH__)
+    extern __shared__ Word16 staged[];
+    return reinterpret_cast<T*>(staged);
+#else
+    return nullptr;
+#endif
+  }
+  // As PyTorch's own indexing: the kernel stops, and the next synchronisation raises.
+  NLM_DEVICE void fail() const {
+#if defined(__CUDA_ARCH__)
+    printf("nlm.permute: the values of an index must lie in the axis that they index\n");
+    __trap();
+#endif
+  }
 };
 
-template <class T, class Write>
-__global__ void __launch_bounds__(kBlockThreads)
+template <class T, int kPack, class Write>
+__global__ void __launch_bounds__(kBlockThreads, 3)
     permute_kernel(const __grid_constant__ PermuteGrid work, const Write write) {
-  permute_body<T>(work, blockIdx.x, threadIdx.x, DeviceMemory{work.plan}, write);
+  const DeviceMemory memory = {work.plan};
+  if (work.staged_columns != 0) {
+    stage_body<T>(work, blockIdx.x, threadIdx.x, memory);
+    __syncthreads();
+  }
+  permute_body<T, kPack>(work, blockIdx.x, threadIdx.x, memory, write);
+}
+
+template <class T, int kPack, class Write>
+cudaError_t launch(const PermuteGrid& work, const Write& write, cudaStream_t stream) {
+  if (work.grid.blocks() > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const auto kernel = permute_kernel<T, kPack, Write>;
+  const int shared = static_cast<int>(shared_bytes(work, sizeof(T)));
+  if (shared > (48 << 10)) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<static_cast<unsigned>(work.grid.blocks()), kBlockThreads, shared, stream>>>(work, write);
+  return cudaGetLastError();
 }
 
 template <class T, class Write>
 cudaError_t launch(const Plan& plan, const Write& write, cudaStream_t stream) {
   if (plan.elements == 0) return cudaSuccess;
-  const PermuteGrid work = make_permute_grid(plan);
-  if (work.grid.blocks() > INT32_MAX) return cudaErrorInvalidConfiguration;
-  permute_kernel<T>
-      <<<static_cast<unsigned>(work.grid.blocks()), kBlockThreads, 0, stream>>>(work, write);
-  return cudaGetLastError();
+  constexpr int kPack = kPackOf<sizeof(T)>;
+  int pack = 0;
+  const PermuteGrid work = make_permute_grid(plan, sizeof(T), kPack, pack);
+  return pack == kPack ? launch<T, kPack>(work, write, stream) : launch<T, 1>(work, write, stream);
 }
 
 cudaError_t copy(const PermuteItem& item, int element_bytes, cudaStream_t stream) {

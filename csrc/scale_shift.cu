@@ -1,7 +1,7 @@
 // y = x * scale[t, c] + shift[t, c] and its gradients on the GPU. The work is scale_shift_body.h's.
 //
 // One read of x and one write of y; backward two reads and one write. Multiplication and addition
-// round separately, as on the CPU. Compiled and emulated, not yet run on a GPU.
+// round separately, as on the CPU.
 #define NLM_ISA device
 
 #include <cuda_runtime.h>
@@ -66,7 +66,8 @@ cudaError_t forward(const View3& x, const View3& y, const DeviceMemory& memory, 
                     cudaStream_t stream) {
   constexpr int kPack = 16 / sizeof(T);
   int pack = 0;
-  const ForwardGrid work = make_forward_grid(x, y, tasks, sizeof(T), pack);
+  const ForwardGrid work =
+      make_forward_grid(x, y, memory.scale_data, memory.shift_data, tasks, sizeof(T), pack);
   const int64_t blocks = work.grid.blocks();
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const auto kernel = pack == kPack ? forward_kernel<T, kPack> : forward_kernel<T, 1>;

@@ -2,7 +2,8 @@
 //
 // Forward: rows and columns of the output. The columns are the dimension that is contiguous in
 // memory, the channels or the inner positions, so that neighbouring threads touch neighbouring
-// elements, in packs of 16 bytes where sizes, strides and addresses allow.
+// elements, in packs of 16 bytes where sizes, strides and addresses allow, and so do scale and
+// shift where the columns are channels.
 //
 // Backward: a thread walks the positions first, first + walks, first + 2 walks, ... of one channel.
 // It writes grad_x, sums grad * x and grad in float64, and puts the sums of each task it met into
@@ -11,21 +12,12 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/device.h"
 #include "core/view.h"
 #include "scale_shift.h"
 
 namespace nlm::NLM_ISA {
-
-template <class T>
-using ComputeType = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount) Pack {
-  T value[kCount];
-};
 
 inline constexpr uint32_t kNaNBits = 0x7fc00000u;
 
@@ -50,9 +42,12 @@ struct ForwardGrid {
   Tasks tasks;
 };
 
+// The stride of a dimension of one element is no matter, and may be anything.
 inline RowView row_view(const View3& view, bool columns_are_channels) {
-  return columns_are_channels ? RowView{view.outer_stride, view.inner_stride, view.channel_stride}
-                              : RowView{view.outer_stride, view.channel_stride, view.inner_stride};
+  const int64_t outer = view.outer > 1 ? view.outer_stride : 0;
+  const int64_t channel = view.channels > 1 ? view.channel_stride : 0;
+  const int64_t inner = view.inner > 1 ? view.inner_stride : 0;
+  return columns_are_channels ? RowView{outer, inner, channel} : RowView{outer, channel, inner};
 }
 
 // Whether `view` can be read in packs of `count` along its columns of `columns` elements.
@@ -64,8 +59,9 @@ inline bool takes_packs(const View3& view, const RowView& rows, int64_t columns,
 }
 
 // `pack` becomes the number of elements of a pack: 16 bytes of them, or 1.
-inline ForwardGrid make_forward_grid(const View3& x, const View3& y, const Tasks& tasks,
-                                     int element_bytes, int& pack) {
+inline ForwardGrid make_forward_grid(const View3& x, const View3& y, const void* scale,
+                                     const void* shift, const Tasks& tasks, int element_bytes,
+                                     int& pack) {
   const bool by_channel = channels_are_columns(x);
   int64_t columns = by_channel ? x.channels : x.inner;
   const int64_t middle = by_channel ? x.inner : x.channels;
@@ -73,7 +69,8 @@ inline ForwardGrid make_forward_grid(const View3& x, const View3& y, const Tasks
   RowView y_rows = row_view(y, by_channel);
   pack = 16 / element_bytes;
   if (takes_packs(x, x_rows, columns, pack, element_bytes) &&
-      takes_packs(y, y_rows, columns, pack, element_bytes)) {
+      takes_packs(y, y_rows, columns, pack, element_bytes) &&
+      (!by_channel || (is_aligned(scale, 16) && is_aligned(shift, 16)))) {
     columns /= pack;
     x_rows = {x_rows.outer_stride / pack, x_rows.middle_stride / pack, 1};
     y_rows = {y_rows.outer_stride / pack, y_rows.middle_stride / pack, 1};
@@ -109,23 +106,35 @@ NLM_DEVICE void forward_body(const ForwardGrid& work, int64_t block, int thread,
   const int64_t task = task_of(work.tasks, outer, memory);
   const auto x = memory.template x<Pack<T, kPack>>();
   const auto y = memory.template y<Pack<T, kPack>>();
-  const auto scale = memory.template scale<Compute>();
-  const auto shift = memory.template shift<Compute>();
   const int64_t x_row = outer * work.x.outer_stride + middle * work.x.middle_stride;
   const int64_t y_row = outer * work.y.outer_stride + middle * work.y.middle_stride;
   const int64_t end = work.grid.end_column(block);
+  using Parameters = Pack<Compute, kPack>;
+  Parameters a = {}, b = {};
+  if (task < 0) {
+    for (int i = 0; i < kPack; ++i) {
+      a.value[i] = b.value[i] = static_cast<Compute>(float_of_bits(kNaNBits));
+    }
+  } else if (!work.columns_are_channels) {
+    const int64_t channel = task * work.channels + middle;
+    for (int i = 0; i < kPack; ++i) {
+      a.value[i] = memory.template scale<Compute>()[channel];
+      b.value[i] = memory.template shift<Compute>()[channel];
+    }
+  }
+  const bool reads_parameters = task >= 0 && work.columns_are_channels;
+  const auto scale = memory.template scale<Parameters>();
+  const auto shift = memory.template shift<Parameters>();
+  const int64_t first_parameter = reads_parameters ? task * (work.channels / kPack) : 0;
   for (int64_t column = work.grid.first_column(block, thread); column < end;
        column += work.grid.lanes) {
     Pack<T, kPack> pack = x[x_row + column * work.x.column_stride];
+    if (reads_parameters) {
+      a = scale[first_parameter + column];
+      b = shift[first_parameter + column];
+    }
     for (int i = 0; i < kPack; ++i) {
-      Compute a = static_cast<Compute>(float_of_bits(kNaNBits));
-      Compute b = a;
-      if (task >= 0) {
-        const int64_t channel = work.columns_are_channels ? column * kPack + i : middle;
-        a = scale[task * work.channels + channel];
-        b = shift[task * work.channels + channel];
-      }
-      narrow(widen(pack.value[i]) * a + b, pack.value[i]);
+      narrow(widen(pack.value[i]) * a.value[i] + b.value[i], pack.value[i]);
     }
     y[y_row + column * work.y.column_stride] = pack;
   }

@@ -5,14 +5,26 @@ A *position* is a pair (outer, inner), numbered ``p = outer * inner_size + inner
 through any strides.
 """
 
+import math
+
+import torch
 import triton
 import triton.language as tl
 
 
+def layout_unit(x: torch.Tensor) -> int:
+    """How many positions of ``[outer, C, inner]`` surely lie side by side, aligned: 1 to 16."""
+    stride_outer, stride_channel, stride_inner = x.stride()
+    return math.gcd(16, x.shape[2], stride_outer, stride_channel) if stride_inner == 1 else 1
+
+
 @triton.jit
-def position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES: tl.constexpr):
+def position_offsets(
+    first, steps, inner, stride_outer, stride_inner, DIVIDES: tl.constexpr, UNIT: tl.constexpr
+):
     """Element offsets (int64) of the positions ``first + steps``; ``DIVIDES`` says that inner > 1.
 
+    UNIT positions lie side by side in memory, from a multiple of UNIT on: `layout_unit`.
     The only 64-bit division is scalar, unless ``inner`` needs more than 31 bits. The lanes divide
     ``first % inner + steps`` as uint32, which holds the sum of two numbers below 2^31.
     """
@@ -25,7 +37,9 @@ def position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES: t
             size = inner
         outer_index = first // inner + (lane // size).to(tl.int64)
         inner_index = (lane % size).to(tl.int64)
-        return outer_index * stride_outer + inner_index * stride_inner
+        offsets = outer_index * stride_outer + inner_index * stride_inner
+        # Triton 3.6 does not see through the division: without these, no load is wide.
+        return tl.max_contiguous(tl.multiple_of(offsets, UNIT), UNIT)
     else:
         return (first + steps).to(tl.int64) * stride_outer
 
@@ -45,6 +59,6 @@ def counted_positions(
     """Which of the positions ``first + steps`` lie before ``end`` and are counted by the mask."""
     counted = first + steps < end
     if HAS_MASK:
-        offsets = position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES)
+        offsets = position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES, 1)
         counted = counted & (tl.load(mask + offsets, mask=counted, other=0) != 0)
     return counted

@@ -3,13 +3,13 @@
     n = #positions,   mean[c] = sum_p x[p, c] / n,   m2[c] = sum_p (x[p, c] - mean[c])^2
 
 over the positions of a strided ``[outer, C, inner]`` view. x is read once, and one tile per program
-twice (for the shift). Compiled and interpreted, not yet run on a GPU.
+twice (for the shift).
 
 *Numerics.* A program owns a range of positions and a block of channels. Its shift is the mean of
-the first tile's worth of positions from the first counted one on, so a large common mean is gone
-before anything is squared. Deviations are summed in float32, slot by slot (``FLUSH_TILES`` terms a
-slot at most), flushed into float64 and left as a partial (n, mean, m2). A second kernel pools the
-partials in float64 (Chan):
+the first tile with a counted position, so a large common mean is gone
+before anything is squared. Deviations are summed in float32 with fused multiply-adds, slot by slot
+(``FLUSH_TILES`` terms a slot at most), flushed into float64 and left as a partial (n, mean, m2). A
+second kernel pools the partials in float64 (Chan):
 
     mean = sum_s n_s mean_s / n,   m2 = sum_s m2_s + n_s (mean_s - mean)^2
 
@@ -21,13 +21,53 @@ the bits are the same on every run.
 import torch
 import triton
 import triton.language as tl
-from nlm.kernels._positions import counted_positions, position_offsets
+from nlm.kernels._positions import counted_positions, layout_unit, position_offsets
 
-TILE = 2048  # elements: 16 a thread
+TILE = 4096  # elements at most
 FLUSH_TILES = 64
-PROGRAMS = 1024  # wanted: eight on each of 128 multiprocessors
+PROGRAMS = 528  # wanted: four on each of 132 multiprocessors
 MINIMUM_TILES = 4  # per program, so that the shift's tile does not weigh
 MERGE_PARTIALS, MERGE_CHANNELS = 128, 16
+
+
+@triton.jit
+def add_tile(
+    x,
+    mask,
+    first,
+    steps,
+    end,
+    is_channel,
+    shift,
+    sums,
+    squares,
+    count,
+    inner,
+    stride_outer,
+    stride_inner,
+    mask_stride_outer,
+    mask_stride_inner,
+    HAS_MASK: tl.constexpr,
+    DIVIDES: tl.constexpr,
+    WHOLE: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """The sums with the positions ``first + steps``; WHOLE says that all of the tile counts."""
+    offsets = position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES, UNIT)
+    if WHOLE:
+        deviation = tl.load(x + offsets[:, None]).to(sums.dtype) - shift[None, :]
+        count += 1
+    else:
+        # A mask read from memory would make the loads of x scalar, so it is applied afterwards.
+        inside = (first + steps < end)[:, None] & is_channel[None, :]
+        tile = tl.load(x + offsets[:, None], mask=inside, other=0.0).to(sums.dtype)
+        counted = counted_positions(
+            mask, first, steps, end, inner, mask_stride_outer, mask_stride_inner, HAS_MASK, DIVIDES
+        )
+        valid = counted[:, None] & is_channel[None, :]
+        deviation = tl.where(valid, tile - shift[None, :], 0.0)
+        count += counted.to(tl.int64)
+    return sums + deviation, tl.fma(deviation, deviation, squares), count
 
 
 @triton.jit
@@ -48,6 +88,8 @@ def accumulate_kernel(
     split_positions,
     HAS_MASK: tl.constexpr,
     DIVIDES: tl.constexpr,
+    WHOLE: tl.constexpr,  # no mask, and the blocks divide the channels
+    UNIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     FLUSH: tl.constexpr,  # tiles
     BLOCK_P: tl.constexpr,
@@ -60,7 +102,7 @@ def accumulate_kernel(
     steps = tl.arange(0, BLOCK_P)
     channel = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < channels
-    x += channel[None, :] * stride_channel
+    x += tl.multiple_of(channel * stride_channel, UNIT)[None, :]
 
     anchor = begin
     if HAS_MASK:
@@ -69,11 +111,13 @@ def accumulate_kernel(
             counted = counted_positions(
                 mask, first, steps, end, inner, mask_stride_outer, mask_stride_inner, True, DIVIDES
             )
-            anchor = tl.minimum(anchor, tl.min(tl.where(counted, first + steps, end), axis=0))
+            anchor = tl.minimum(
+                anchor, tl.where(tl.max(counted.to(tl.int32), axis=0) > 0, first, end)
+            )
     counted = counted_positions(
         mask, anchor, steps, end, inner, mask_stride_outer, mask_stride_inner, HAS_MASK, DIVIDES
     )
-    offsets = position_offsets(anchor, steps, inner, stride_outer, stride_inner, DIVIDES)
+    offsets = position_offsets(anchor, steps, inner, stride_outer, stride_inner, DIVIDES, UNIT)
     valid = counted[:, None] & is_channel[None, :]
     tile = tl.load(x + offsets[:, None], mask=valid, other=0.0).to(ACCUMULATOR)
     seen = tl.maximum(tl.sum(counted.to(tl.int32), axis=0), 1)
@@ -85,22 +129,25 @@ def accumulate_kernel(
     total = tl.zeros((BLOCK_C,), tl.float64)
     squares = tl.zeros((BLOCK_C,), tl.float64)
     for chunk in range(begin, end, FLUSH * BLOCK_P):
+        chunk_end = tl.minimum(chunk + FLUSH * BLOCK_P, end)
+        whole_end = chunk
+        if WHOLE:
+            whole_end = chunk + (chunk_end - chunk) // BLOCK_P * BLOCK_P
         chunk_total = tl.zeros((BLOCK_P, BLOCK_C), ACCUMULATOR)
         chunk_squares = tl.zeros((BLOCK_P, BLOCK_C), ACCUMULATOR)
-        for first in range(chunk, tl.minimum(chunk + FLUSH * BLOCK_P, end), BLOCK_P):
-            counted = counted_positions(
-                mask, first, steps, end, inner, mask_stride_outer, mask_stride_inner,
-                HAS_MASK, DIVIDES,
+        if WHOLE:
+            for first in range(chunk, whole_end, BLOCK_P):
+                chunk_total, chunk_squares, count = add_tile(
+                    x, mask, first, steps, end, is_channel, shift, chunk_total, chunk_squares,
+                    count, inner, stride_outer, stride_inner, mask_stride_outer, mask_stride_inner,
+                    HAS_MASK, DIVIDES, True, UNIT,
+                )  # fmt: skip
+        for first in range(whole_end, chunk_end, BLOCK_P):
+            chunk_total, chunk_squares, count = add_tile(
+                x, mask, first, steps, end, is_channel, shift, chunk_total, chunk_squares,
+                count, inner, stride_outer, stride_inner, mask_stride_outer, mask_stride_inner,
+                HAS_MASK, DIVIDES, False, UNIT,
             )  # fmt: skip
-            offsets = position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES)
-            # A mask read from memory would make the loads of x scalar, so it is applied afterwards.
-            inside = (first + steps < end)[:, None] & is_channel[None, :]
-            tile = tl.load(x + offsets[:, None], mask=inside, other=0.0).to(ACCUMULATOR)
-            valid = counted[:, None] & is_channel[None, :]
-            deviation = tl.where(valid, tile - shift[None, :], 0.0)
-            chunk_total += deviation
-            chunk_squares += deviation * deviation
-            count += counted.to(tl.int64)
         total += tl.sum(chunk_total.to(tl.float64), axis=0)
         squares += tl.sum(chunk_squares.to(tl.float64), axis=0)
 
@@ -162,11 +209,15 @@ def pool_kernel(
         tl.store(count, all_positions)
 
 
-def tile_shape(channels: int, stride_channel: int, stride_position: int) -> tuple[int, int]:
-    """(positions, channels) of a tile: long along the dimension that is contiguous in memory."""
-    widest = 128 if stride_channel <= stride_position else 16
-    block_c = min(triton.next_power_of_2(channels), widest)
-    return TILE // block_c, block_c
+def tile_shape(
+    channels: int, stride_channel: int, stride_position: int, element_bytes: int
+) -> tuple[int, int, int]:
+    """(positions, channels, warps) of a tile: long along the dimension contiguous in memory."""
+    if stride_channel <= stride_position:
+        block_c = min(triton.next_power_of_2(channels), 128)
+        return min(TILE, 1024 * element_bytes) // block_c, block_c, 4
+    block_c = min(triton.next_power_of_2(channels), 64)
+    return TILE // block_c, block_c, 8
 
 
 def split_positions(positions: int, block_p: int, channel_blocks: int) -> int:
@@ -186,21 +237,22 @@ def channel_moments(
     """
     outer, channels, inner = x.shape
     positions = outer * inner
-    double = {"dtype": torch.float64, "device": x.device}
-    count = torch.zeros((), dtype=torch.int64, device=x.device)
-    mean, m2 = torch.zeros(2, channels, **double)
     if positions == 0 or channels == 0:
-        return count + (mask.sum() if mask is not None else positions), mean, m2
+        counted = positions if mask is None else int(mask.sum())
+        count = torch.full((), counted, dtype=torch.int64, device=x.device)
+        mean, m2 = torch.zeros(2, channels, dtype=torch.float64, device=x.device)
+        return count, mean, m2
 
-    stride_outer, stride_channel, stride_inner = x.stride()
-    block_p, block_c = tile_shape(
-        channels, stride_channel, stride_inner if inner > 1 else stride_outer
+    block_p, block_c, warps = tile_shape(
+        channels, x.stride(1), x.stride(2 if inner > 1 else 0), x.element_size()
     )
     channel_blocks = triton.cdiv(channels, block_c)
     per_split = split_positions(positions, block_p, channel_blocks)
     splits = triton.cdiv(positions, per_split)
+    count = torch.empty((), dtype=torch.int64, device=x.device)
+    mean, m2 = torch.empty(2, channels, dtype=torch.float64, device=x.device)
     partial_count = torch.empty(splits, dtype=torch.int64, device=x.device)
-    partial_mean, partial_m2 = torch.empty(2, splits, channels, **double)
+    partial_mean, partial_m2 = torch.empty(2, splits, channels, dtype=mean.dtype, device=x.device)
     mask_bytes = None if mask is None else mask.view(torch.uint8)
     accumulate_kernel[(channel_blocks, splits)](
         x,
@@ -211,18 +263,18 @@ def channel_moments(
         positions,
         channels,
         inner,
-        stride_outer,
-        stride_channel,
-        stride_inner,
+        *x.stride(),
         *((0, 0) if mask_bytes is None else mask_bytes.stride()),
         per_split,
         HAS_MASK=mask_bytes is not None,
         DIVIDES=inner > 1,
+        WHOLE=mask_bytes is None and channels % block_c == 0,
+        UNIT=layout_unit(x),
         ACCUMULATOR=tl.float64 if x.dtype == torch.float64 else tl.float32,
         FLUSH=FLUSH_TILES,
         BLOCK_P=block_p,
         BLOCK_C=block_c,
-        num_warps=4,
+        num_warps=warps,
         enable_fp_fusion=False,
     )
     pool_kernel[(triton.cdiv(channels, MERGE_CHANNELS),)](

@@ -1,34 +1,37 @@
-"""Means, M2s and the co-moment matrix of one batch of two streams, in Triton.
+"""Adds a batch of two streams to their means, M2s and co-moment matrix, in Triton.
 
-    comoment[i, j] = sum_p (x[p, i] - mean_x[i]) (y[p, j] - mean_y[j])            # [Cx, Cy]
+    comoment[i, j] += sum_p (x[p, i] - mean_x[i]) (y[p, j] - mean_y[j])            # [Cx, Cy]
 
-over the positions of two strided ``[outer, C, inner]`` views that share their positions; without y,
-x with itself: half of the tiles are computed, the other half mirrored, and the diagonal is m2, so
-the matrix is symmetric to the bit. 2 P Cx Cy flops, half of that without y. Compiled and
-interpreted, not yet run on a GPU.
+over the positions of two strided ``[outer, C, inner]`` views that share their positions, and Chan's
+terms for the difference from the means so far; without y, x with itself: half of the tiles are
+computed, the other half mirrored, and the diagonal is m2, so the matrix is symmetric to the bit.
 
-*Numerics.* ``channel_moments`` gives the float64 means; rounded to float32 they are the shifts s
-and t. The tensor cores multiply (x - s)^T (y - t) in steps of ``BLOCK_P`` positions (each product
-split into three), the steps are added in float32 for ``SPLIT_POSITIONS`` positions at most, and
-these partial sums in float64. What the rounding of the shifts left is taken off exactly:
+*Numerics.* ``_stream.py`` centres and scales the batch: ``(x - s) / u`` as two float16 numbers, a
+high and a low part, and a flag where a block of channels has a low part. The tensor cores multiply
+``high high + high low + low high`` (without low parts, ``high high``) over ``ROWS`` positions. They
+cut off what they add instead of rounding it, which over thousands of positions of one sign would
+show (2e-5), so these sums are added in float32 outside, for ``SPLIT_POSITIONS`` positions at most,
+and those in float64. What the rounding of s left is taken off exactly:
 
-    comoment = sum_p (x - s)(y - t) - n (mean_x - s)(mean_y - t)
+    comoment = u_x u_y sum_p (x - s) / u_x (y - t) / u_y  -  n (mean_x - s) (mean_y - t)
 
 *Order.* One round is a grid of tiles x splits of the positions, each program the owner of its tile
-of its split's partial sum; a second kernel adds the splits in order. Rounds and splits follow from
-the shape alone: no atomics, the same bits on every run.
+of its split's partial sum; a last kernel adds the splits in order. Rounds and splits follow from
+the shape alone: no float atomics, the same bits on every run.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
-from nlm.kernels._positions import counted_positions, position_offsets
-from nlm.kernels.channel_moments import channel_moments
+from nlm.kernels._stream import ROWS, Stream
 
 SPLIT_POSITIONS = 4096
-MINIMUM_POSITIONS = 1024  # per split, where there are enough
-PROGRAMS = 264  # wanted per round: two on each of 132 multiprocessors
-GATHER_BLOCK = 32
+MINIMUM_POSITIONS = 512  # per split, where there are enough
+PROGRAMS = 132  # multiprocessors to fill evenly
+PARTIAL_ELEMENTS, PART_ELEMENTS = 1 << 27, 1 << 28  # most memory: 512 MB of each
+SUM_BLOCK = 32
 
 
 @triton.jit
@@ -41,206 +44,233 @@ def triangle_tile(tile):
 
 
 @triton.jit
+def add_rounded(sums, product):
+    """sums + product, outside of the tensor cores, which cut off what they should round.
+
+    A plain sum would be moved into them; a fused multiply-add by one stays where it is.
+    """
+    return tl.fma(product, tl.full(product.shape, 1.0, tl.float32), sums)
+
+
+@triton.jit
 def product_kernel(
-    x,
-    y,
-    shift_x,  # [Cx]
-    shift_y,  # [Cy]
-    mask,  # uint8, not read unless HAS_MASK
-    partial,  # [splits, Cx, Cy]
-    round_begin,
-    split_positions,
-    positions,
+    x_high,  # float16 [rows, width_x]
+    x_low,
+    y_high,
+    y_low,
+    x_flags,
+    y_flags,
+    partial,  # float32 [splits, Cx, Cy]
+    split_rows,
+    rows,
     channels_x,
     channels_y,
-    inner,
-    x_stride_outer,
-    x_stride_channel,
-    x_stride_inner,
-    y_stride_outer,
-    y_stride_channel,
-    y_stride_inner,
-    mask_stride_outer,
-    mask_stride_inner,
+    width_x,
+    width_y,
     SAME: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    DIVIDES: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MAY_BE_WHOLE: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One tile (axis 0) of the shifted product over one split of the round's positions (axis 1)."""
+    """One tile (axis 0) of the product over one split of the round's positions (axis 1)."""
     if SAME:
         row, column = triangle_tile(tl.program_id(0))
     else:
-        rows = tl.cdiv(channels_x, BLOCK_X)
-        row, column = tl.program_id(0) % rows, tl.program_id(0) // rows
+        row_count = tl.cdiv(channels_x, BLOCK_X)
+        row, column = tl.program_id(0) % row_count, tl.program_id(0) // row_count
     split = tl.program_id(1).to(tl.int64)
-    begin = round_begin + split * split_positions
-    end = tl.minimum(begin + split_positions, positions)
-    steps = tl.arange(0, BLOCK_P)
+    begin = split * split_rows
+    steps = (tl.minimum(begin + split_rows, rows) - begin) // BLOCK_P
+
+    position = tl.arange(0, BLOCK_P)[:, None]
+    at_x = position * width_x + tl.arange(0, BLOCK_X)[None, :]
+    at_y = position * width_y + tl.arange(0, BLOCK_Y)[None, :]
+    x_high += begin * width_x + row * BLOCK_X
+    x_low += begin * width_x + row * BLOCK_X
+    y_high += begin * width_y + column * BLOCK_Y
+    y_low += begin * width_y + column * BLOCK_Y
+    step_x, step_y = BLOCK_P * width_x, BLOCK_P * width_y
+
+    sums = tl.zeros((BLOCK_X, BLOCK_Y), tl.float32)
+    nothing = tl.zeros((BLOCK_X, BLOCK_Y), tl.float32)
+    cut_steps = steps
+    if MAY_BE_WHOLE:
+        is_cut = tl.load(x_flags + row) + tl.load(y_flags + column) > 0
+        cut_steps = tl.where(is_cut, steps, 0)
+        for step in range(0, steps - cut_steps):
+            a = tl.load(x_high + step * step_x + at_x)
+            b = tl.load(y_high + step * step_y + at_y)
+            sums = add_rounded(sums, tl.dot(tl.trans(a), b, nothing))
+    for step in range(0, cut_steps):
+        a = tl.load(x_high + step * step_x + at_x)
+        b = tl.load(y_high + step * step_y + at_y)
+        a_low = tl.load(x_low + step * step_x + at_x)
+        b_low = tl.load(y_low + step * step_y + at_y)
+        product = tl.dot(tl.trans(a_low), b, nothing)
+        product = tl.dot(tl.trans(a), b_low, product)
+        product = tl.dot(tl.trans(a), b, product)
+        sums = add_rounded(sums, product)
 
     channel_x = row.to(tl.int64) * BLOCK_X + tl.arange(0, BLOCK_X)
     channel_y = column.to(tl.int64) * BLOCK_Y + tl.arange(0, BLOCK_Y)
-    is_x, is_y = channel_x < channels_x, channel_y < channels_y
-    origin_x = tl.load(shift_x + channel_x, mask=is_x, other=0.0)
-    origin_y = tl.load(shift_y + channel_y, mask=is_y, other=0.0)
-    x += channel_x[None, :] * x_stride_channel
-    y += channel_y[None, :] * y_stride_channel
-
-    sums = tl.zeros((BLOCK_X, BLOCK_Y), ACCUMULATOR)
-    for first in range(begin, end, BLOCK_P):
-        at_x = position_offsets(first, steps, inner, x_stride_outer, x_stride_inner, DIVIDES)
-        at_y = position_offsets(first, steps, inner, y_stride_outer, y_stride_inner, DIVIDES)
-        # A mask read from memory would make these loads scalar, so it is applied afterwards: to
-        # both factors, as what it hides may be NaN. Past the end one zero factor is enough.
-        inside = (first + steps < end)[:, None]
-        a = tl.load(x + at_x[:, None], mask=inside & is_x[None, :], other=0.0).to(ACCUMULATOR)
-        b = tl.load(y + at_y[:, None], mask=inside & is_y[None, :], other=0.0).to(ACCUMULATOR)
-        counted = counted_positions(
-            mask, first, steps, end, inner, mask_stride_outer, mask_stride_inner, HAS_MASK, DIVIDES
-        )[:, None]
-        a = tl.where(counted, a - origin_x[None, :], 0.0)
-        b -= origin_y[None, :]
-        if HAS_MASK:
-            b = tl.where(counted, b, 0.0)
-        sums += tl.dot(tl.trans(a), b, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-
     partial += split * channels_x * channels_y
     target = channel_x[:, None] * channels_y + channel_y[None, :]
-    tl.store(partial + target, sums, mask=is_x[:, None] & is_y[None, :])
+    inside = (channel_x < channels_x)[:, None] & (channel_y < channels_y)[None, :]
+    tl.store(partial + target, sums, mask=inside)
 
 
 @triton.jit
-def gather_kernel(
+def sum_kernel(
+    comoment,  # float64 [Cx, Cy]: updated
     partial,
-    comoment,  # float64 [Cx, Cy]
+    x_factors,  # float64 [4, C], as state_kernel leaves them
+    y_factors,
+    m2,
+    batch_count,
     splits,
     channels_x,
     channels_y,
     SAME: tl.constexpr,
+    FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds the splits in order; SAME reads entry (j, i) for an (i, j) above the diagonal."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
-    column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    valid = (row < channels_x) & (column < channels_y)
-    target = comoment + row * channels_y + column
+    """Adds the splits in order to the state, and in the first round what the means contribute.
+
+    SAME takes a tile below the diagonal (or on it) to both of its places.
+    """
     if SAME:
-        source = tl.maximum(row, column) * channels_y + tl.minimum(row, column)
+        tile_row, tile_column = triangle_tile(tl.program_id(0))
     else:
-        source = row * channels_y + column
+        tile_row, tile_column = tl.program_id(0), tl.program_id(1)
+    row = tile_row.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    column = tile_column.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_row, is_column = row < channels_x, column < channels_y
+    valid = is_row[:, None] & is_column[None, :]
+    lower = tl.maximum(row[:, None], column[None, :]) if SAME else row[:, None]
+    upper = tl.minimum(row[:, None], column[None, :]) if SAME else column[None, :]
+    source = partial + lower * channels_y + upper
     plane = tl.cast(channels_x, tl.int64) * channels_y
     total = tl.zeros((BLOCK, BLOCK), tl.float64)
     for _ in range(0, splits):
-        total += tl.load(partial + source, mask=valid, other=0.0).to(tl.float64)
+        total += tl.load(source, mask=valid, other=0.0).to(tl.float64)
         source += plane
-    tl.store(target, tl.load(target, mask=valid, other=0.0) + total, mask=valid)
+    x_unit = tl.load(x_factors + row, mask=is_row, other=0.0)
+    y_unit = tl.load(y_factors + column, mask=is_column, other=0.0)
+    total = total * x_unit[:, None] * y_unit[None, :]
+    if FIRST:
+        n = tl.load(batch_count).to(tl.float64)
+        x_rest = tl.load(x_factors + channels_x + row, mask=is_row, other=0.0)
+        y_rest = tl.load(y_factors + channels_y + column, mask=is_column, other=0.0)
+        x_spread = tl.load(x_factors + 3 * channels_x + lower, mask=valid, other=0.0)
+        y_delta = tl.load(y_factors + 2 * channels_y + upper, mask=valid, other=0.0)
+        total -= x_rest[:, None] * y_rest[None, :] * n
+        total += x_spread * y_delta
+    # Only what lies above the diagonal is read of a symmetric state.
+    state = upper * channels_y + lower if SAME else lower * channels_y + upper
+    total += tl.load(comoment + state, mask=valid, other=0.0)
+    if SAME:
+        diagonal = tl.load(m2 + row, mask=is_row, other=0.0)
+        total = tl.where(row[:, None] == column[None, :], diagonal[:, None], total)
+        tl.debug_barrier()  # all have read before any writes the mirrored entry
+        tl.store(comoment + column[None, :] * channels_y + row[:, None], total, mask=valid)
+    tl.store(comoment + row[:, None] * channels_y + column[None, :], total, mask=valid)
 
 
-def product_precision(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies: about 2^-21 relative for float32, 2^-16 for the 16-bit types.
+@dataclass(frozen=True)
+class Plan:
+    """Rounds and splits of the positions; from the shape alone."""
 
-    AMD has no tf32x3; the interpreter has one way only, in full precision.
-    """
-    if dtype == torch.float64 or triton.knobs.runtime.interpret:
-        return "ieee"
-    return "tf32x3" if dtype == torch.float32 and torch.version.hip is None else "bf16x3"
+    block_x: int
+    block_y: int
+    tiles: int
+    round_rows: int
+    split_rows: int
+
+    @property
+    def splits(self) -> int:
+        return triton.cdiv(self.round_rows, self.split_rows)
 
 
-def launch_options(dtype: torch.dtype, channels_x: int, channels_y: int) -> dict[str, int]:
-    """Tile sizes, warps and pipeline stages for the shape."""
-    widest = 64 if dtype == torch.float64 else 128
+def make_plan(positions: int, channels_x: int, channels_y: int, same: bool) -> Plan:
     block_x, block_y = (
-        min(widest, max(16, triton.next_power_of_2(channels)))
-        for channels in (channels_x, channels_y)
+        min(128, max(16, triton.next_power_of_2(channels))) for channels in (channels_x, channels_y)
     )
-    options = {
-        "BLOCK_X": block_x,
-        "BLOCK_Y": block_y,
-        "BLOCK_P": 16,
+    rows, columns = triton.cdiv(channels_x, block_x), triton.cdiv(channels_y, block_y)
+    tiles = rows * (rows + 1) // 2 if same else rows * columns
+    most_splits = max(1, PARTIAL_ELEMENTS // (channels_x * channels_y))
+    most_rows = max(ROWS, PART_ELEMENTS // (2 * (rows * block_x + columns * block_y)))
+    most_rows = min(most_rows, most_splits * SPLIT_POSITIONS)
+    rounds = triton.cdiv(positions, most_rows)
+    round_rows = _round_up(triton.cdiv(positions, rounds), ROWS)
+    fewest = triton.cdiv(round_rows, SPLIT_POSITIONS)
+    filling = triton.cdiv(tiles * fewest, PROGRAMS) * PROGRAMS // tiles
+    splits = max(fewest, min(filling, most_splits, round_rows // MINIMUM_POSITIONS))
+    return Plan(
+        block_x, block_y, tiles, round_rows, _round_up(triton.cdiv(round_rows, splits), ROWS)
+    )
+
+
+def _round_up(number: int, step: int) -> int:
+    return triton.cdiv(number, step) * step
+
+
+def product_options(small: bool, block_x: int, block_y: int) -> dict[str, int]:
+    """Positions per step, warps and pipeline stages; ``small`` for GPUs before sm_90."""
+    return {
+        "BLOCK_P": 16 if small else ROWS,
         "num_warps": 8 if block_x * block_y >= 8192 else 4,
-        "num_stages": 4,
+        "num_stages": 4 if small else 3,
     }
-    if torch.version.hip is None:
-        options["maxnreg"] = 255  # else ptxas may choose 128 for sm_80, and spill
-    return options
 
 
-def split_positions(positions: int, tiles: int, step: int) -> int:
-    """Positions per split, a multiple of ``step``, from the shape alone."""
-    wanted = max(1, min(triton.cdiv(PROGRAMS, tiles), positions // MINIMUM_POSITIONS))
-    return min(SPLIT_POSITIONS, triton.cdiv(triton.cdiv(positions, wanted), step) * step)
+def _is_small(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9
 
 
-def cross_moments(
-    x: torch.Tensor, y: torch.Tensor | None = None, mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, ...]:
-    """(count, mean_x, m2_x, mean_y, m2_y, comoment) of one batch; without y, y's are x's.
+def cross_moments_(
+    count: torch.Tensor,
+    mean_x: torch.Tensor,
+    m2_x: torch.Tensor,
+    mean_y: torch.Tensor | None,
+    m2_y: torch.Tensor | None,
+    comoment: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> None:
+    """Adds a batch to the state: float64, but for count, which is int64; contiguous.
 
     x ``[outer, Cx, inner]``, y ``[outer, Cy, inner]``, mask bool ``[outer, inner]`` (True =
-    counted); count int64 ``[]``, the others float64. Any strides, any floating-point type.
+    counted). Any strides; float32, bfloat16 or float16; at least one channel
+    each.
     """
-    count, mean_x, m2_x = channel_moments(x, mask)
-    same = y is None
-    if y is None:
-        y, mean_y, m2_y = x, mean_x, m2_x
-    else:
-        _, mean_y, m2_y = channel_moments(y, mask)
-    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shift_x, shift_y = mean_x.to(accumulator), mean_y.to(accumulator)
-    comoment = torch.outer(mean_x - shift_x, mean_y - shift_y) * -count
-
     outer, channels_x, inner = x.shape
-    channels_y, positions = y.shape[1], outer * inner
-    if positions == 0 or comoment.numel() == 0:
-        return count, mean_x, m2_x, mean_y, m2_y, comoment
-    options = launch_options(x.dtype, channels_x, channels_y)
-    rows = triton.cdiv(channels_x, options["BLOCK_X"])
-    columns = triton.cdiv(channels_y, options["BLOCK_Y"])
-    tiles = rows * (rows + 1) // 2 if same else rows * columns
-    per_split = split_positions(positions, tiles, options["BLOCK_P"])
-    splits = min(triton.cdiv(PROGRAMS, tiles), triton.cdiv(positions, per_split))
-    partial = torch.empty(splits, channels_x, channels_y, dtype=accumulator, device=x.device)
-    mask_bytes = None if mask is None else mask.view(torch.uint8)
-    gather_grid = tuple(triton.cdiv(channels, GATHER_BLOCK) for channels in comoment.shape)
-    for round_begin in range(0, positions, splits * per_split):
-        product_kernel[(tiles, splits)](
-            x,
-            y,
-            shift_x,
-            shift_y,
-            x if mask_bytes is None else mask_bytes,
-            partial,
-            round_begin,
-            per_split,
-            positions,
-            channels_x,
-            channels_y,
-            inner,
-            *x.stride(),
-            *y.stride(),
-            *((0, 0) if mask_bytes is None else mask_bytes.stride()),
-            SAME=same,
-            HAS_MASK=mask_bytes is not None,
-            DIVIDES=inner > 1,
-            ACCUMULATOR=tl.float64 if accumulator == torch.float64 else tl.float32,
-            PRECISION=product_precision(x.dtype),
+    positions = outer * inner
+    if positions == 0:
+        return
+    channels_y = channels_x if y is None else y.shape[1]
+    plan = make_plan(positions, channels_x, channels_y, same=y is None)
+    one = Stream(x, mask, plan.block_x, plan.round_rows, (count, mean_x, m2_x))
+    two = one
+    if y is not None:
+        two = Stream(y, mask, plan.block_y, plan.round_rows, (count, mean_y, m2_y))
+    partial = torch.empty(plan.splits, channels_x, channels_y, device=x.device)
+    blocks = [triton.cdiv(channels, SUM_BLOCK) for channels in comoment.shape]
+    sum_grid = (blocks[0] * (blocks[0] + 1) // 2,) if y is None else tuple(blocks)
+    for round_begin in range(0, positions, plan.round_rows):
+        for stream in (one,) if y is None else (one, two):
+            stream.centre(round_begin)
+        product_kernel[(plan.tiles, plan.splits)](
+            one.high, one.low, two.high, two.low, one.flags, two.flags, partial,
+            plan.split_rows, plan.round_rows, channels_x, channels_y, one.width, two.width,
+            SAME=y is None, MAY_BE_WHOLE=x.dtype != torch.float32,
+            BLOCK_X=plan.block_x, BLOCK_Y=plan.block_y,
+            **product_options(_is_small(x.device), plan.block_x, plan.block_y),
+        )  # fmt: skip
+        sum_kernel[sum_grid](
+            comoment, partial, one.factors, two.factors, m2_x, one.count, plan.splits,
+            channels_x, channels_y, SAME=y is None, FIRST=round_begin == 0, BLOCK=SUM_BLOCK,
             enable_fp_fusion=False,
-            **options,
-        )
-        gather_kernel[gather_grid](
-            partial,
-            comoment,
-            splits,
-            channels_x,
-            channels_y,
-            SAME=same,
-            BLOCK=GATHER_BLOCK,
-            enable_fp_fusion=False,
-        )
-    if same:
-        comoment.diagonal().copy_(m2_x)
-    return count, mean_x, m2_x, mean_y, m2_y, comoment
+        )  # fmt: skip
+    count += one.count

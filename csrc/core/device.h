@@ -1,13 +1,15 @@
 // What a kernel body needs to run on a GPU and, block by block and thread by thread, on the CPU.
 //
 // A body is a function of (block, thread). It reaches memory only through a `Memory` type: raw
-// pointers on the GPU, bounds-checked ones in the tests. It uses no shared memory and no barrier,
-// so that running the threads one after another is a faithful run.
+// pointers on the GPU, bounds-checked ones in the tests. It contains no barrier, so that running
+// the threads one after another is a faithful run; a kernel with shared memory is two bodies.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define NLM_DEVICE __host__ __device__ __forceinline__
 #else
@@ -25,6 +27,20 @@ struct DeviceBFloat16 {
 struct DeviceFloat16 {
   uint16_t bits;
 };
+
+// What the arithmetic on stored elements of type T is done in.
+template <class T>
+using ComputeType = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Neighbouring elements that are moved at once, at most 16 bytes by one instruction.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
+  T value[kCount];
+};
+
+inline bool is_aligned(const void* data, int bytes) {
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
 
 NLM_DEVICE float float_of_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
@@ -69,7 +85,11 @@ NLM_DEVICE void narrow(double value, double& result) { result = value; }
 NLM_DEVICE void narrow(float value, DeviceBFloat16& result) {
   const uint32_t bits = bits_of_float(value);
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+#if defined(__CUDA_ARCH__)
+  const uint32_t rounded = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+#else
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+#endif
   result.bits = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : rounded);
 }
 NLM_DEVICE void narrow(float value, DeviceFloat16& result) {
@@ -90,7 +110,8 @@ NLM_DEVICE void narrow(float value, DeviceFloat16& result) {
 }
 
 // `rows` rows of `columns`, cut into blocks: a block is `rows_per_block` rows by one segment of
-// columns, a row's threads are `lanes` neighbours that step through the segment together.
+// columns, a row's threads are `lanes` neighbours that step through the segment together: at least
+// a warp where there are columns for it, and at least four columns each.
 struct RowGrid {
   int64_t rows, columns;
   int lanes;  // a power of two
@@ -100,7 +121,9 @@ struct RowGrid {
   static RowGrid make(int64_t rows, int64_t columns) {
     constexpr int64_t kColumnsPerThread = 8;
     int lanes = 1;
-    while (lanes < kBlockThreads && lanes < columns) lanes *= 2;
+    while (lanes < kBlockThreads && lanes < columns && (lanes < 32 || lanes * 8 <= columns)) {
+      lanes *= 2;
+    }
     const int64_t segment = lanes * kColumnsPerThread;
     return {
         rows, columns, lanes, kBlockThreads / lanes, segment, (columns + segment - 1) / segment};

@@ -215,15 +215,18 @@ def _cuda(
     dim: int,
     mask: Tensor | None,
 ) -> None:
-    from nlm.kernels.cross_moments import cross_moments as launch
+    from nlm.kernels.cross_moments import cross_moments_ as launch
 
-    _out(count, mean_x, m2_x, mean_y, m2_y, comoment, x, y, dim, mask)
-    _check_memory((count, mean_x, m2_x, mean_y, m2_y, comoment), x, y, mask)
+    state = (count, mean_x, m2_x, mean_y, m2_y, comoment)
+    _out(*state, x, y, dim, mask)
+    if x.dtype == torch.float64 or comoment.numel() == 0:  # nothing to gain on cuBLAS
+        reference(*state, x, y, dim, mask)
+        return
+    _check_memory(state, x, y, mask)
     dim %= x.dim()
     y3 = None if y is None else channels_view(y, dim)
     mask2 = None if mask is None else positions_view(mask, dim)
-    batch = launch(channels_view(x, dim), y3, mask2)
-    _merge((count, mean_x, m2_x, mean_y, m2_y, comoment), batch)
+    launch(*state, channels_view(x, dim), y3, mask2)
 
 
 _OPERATION = register(

@@ -210,12 +210,11 @@ def _check_memory(out: list[Tensor], tensors: list[Tensor], gathers: list[_Gathe
 def _items(
     op: str, tensors: list[Tensor], targets: list[Tensor], flat: tuple
 ) -> tuple[list[tuple], list[_Gather]]:
-    """Per tensor (source, target, [(size, stride, index, parents)]), as csrc/permute.h has it.
-
-    Also the gathers, whose contiguous indices must outlive the call.
-    """
+    """Per tensor (source, target, [(size, stride, index, parents)]), as csrc/permute.h has it; and
+    the gathers, whose contiguous indices must outlive the call. A GPU checks their values."""
     gathers = [g._replace(where=g.where.contiguous()) for g in _unflatten(*flat)]
-    _check_ranges(op, gathers)
+    if not tensors[0].is_cuda:
+        _check_ranges(op, gathers)
     items = []
     for x, target in zip(tensors, targets, strict=True):
         axes: list[_Axis] = [
@@ -337,7 +336,7 @@ def permute(
         Of any types and layouts, on one device. One call for many tensors keeps all threads busy.
     indices : sequence of sequences of Tensor
         Per tensor, one int64 index per gathered axis, of shape [*parent sizes, axis size]. Values
-        lie in [0, axis size); they need not be a permutation.
+        lie in [0, axis size), or a GPU stops, as in x[p]; they need not be a permutation.
     axes : sequence of sequences of int
         Per tensor, the gathered axes. A tensor without any is copied.
     parents : sequence of sequences of sequences of int, optional

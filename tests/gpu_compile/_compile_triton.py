@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from _sass import facts_of_cubin
-from nlm.kernels import channel_moments, cross_moments
+from nlm.kernels import _stream, channel_moments, cross_moments
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -26,7 +25,6 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,15 @@ def layout_constants(layout: str, *streams: str) -> tuple[dict[str, Any], set[st
     return constants, {"inner"} | outer | channel
 
 
-def moments(dtype: str, layout: str, mask: bool) -> Configuration:
+def moments(dtype: str, layout: str, mask: bool, unit: int = 1) -> Configuration:
     constants, aligned = layout_constants(layout, "")
     strides = (1, 256) if layout == "last" else (256, 1)
-    block_p, block_c = channel_moments.tile_shape(256, *strides)
+    size = {"fp64": 8, "fp32": 4}.get(dtype, 2)
+    block_p, block_c, warps = channel_moments.tile_shape(256, *strides, size)
     constants |= {
         "HAS_MASK": mask,
+        "WHOLE": not mask,
+        "UNIT": unit,
         "ACCUMULATOR": accumulator(dtype)[1],
         "FLUSH": channel_moments.FLUSH_TILES,
         "BLOCK_P": block_p,
@@ -73,36 +74,38 @@ def moments(dtype: str, layout: str, mask: bool) -> Configuration:
     aligned |= {"x", "mask", "positions", "channels", "split_positions"}
     name = f"channel_moments {dtype} channels-{layout}{' mask' if mask else ''}"
     kernel = channel_moments.accumulate_kernel
-    return Configuration(name, kernel, types, constants, aligned, {"num_warps": 4})
+    return Configuration(name, kernel, types, constants, aligned, {"num_warps": warps})
 
 
-def product(dtype: str, layout: str, same: bool, mask: bool, channels: int) -> Configuration:
-    constants, aligned = layout_constants(layout, "x_", "y_")
-    options: dict[str, Any] = cross_moments.launch_options(DTYPES[dtype], channels, channels)
-    constants |= {key: options.pop(key) for key in ("BLOCK_X", "BLOCK_Y", "BLOCK_P")}
-    constants |= {
-        "SAME": same,
-        "HAS_MASK": mask,
-        "ACCUMULATOR": accumulator(dtype)[1],
-        "PRECISION": cross_moments.product_precision(DTYPES[dtype]),
-    }
-    wide = f"*{accumulator(dtype)[0]}"
-    types = {"x": f"*{dtype}", "y": f"*{dtype}", "mask": "*u8"}
-    types |= dict.fromkeys(("shift_x", "shift_y", "partial"), wide)
-    aligned |= {"round_begin", "split_positions", "positions", "channels_x", "channels_y"}
-    name = f"cross_moments {dtype} channels-{layout} {channels}"
-    name += (" same" if same else "") + (" mask" if mask else "")
-    return Configuration(
-        name, cross_moments.product_kernel, types, constants, aligned | set(types), options
-    )
+def centre(dtype: str, layout: str, mask: bool) -> Configuration:
+    constants, aligned = layout_constants(layout, "")
+    constants |= {"HAS_MASK": mask, "UNIT": 1 if layout == "last" else 16}
+    constants |= {"TILE_P": _stream.ROWS, "TILE_C": 64, "BLOCK_C": 128}
+    types = {"x": f"*{dtype}", "mask": "*u8", "flags": "*i32"}
+    types |= dict.fromkeys(("shift", "shrink"), "*fp32") | dict.fromkeys(("high", "low"), "*fp16")
+    aligned |= set(types) | {"round_begin", "positions", "channels", "width"}
+    name = f"cross_moments centre {dtype} channels-{layout}{' mask' if mask else ''}"
+    return Configuration(name, _stream.centre_kernel, types, constants, aligned)
 
 
-def configurations() -> Iterator[Configuration]:
+def product(target: str, channels: int, same: bool, whole: bool) -> Configuration:
+    block = cross_moments.make_plan(1 << 16, channels, channels, same).block_x
+    options: dict[str, Any] = cross_moments.product_options(target == "sm_80", block, block)
+    constants = {"SAME": same, "MAY_BE_WHOLE": whole, "BLOCK_X": block, "BLOCK_Y": block}
+    constants["BLOCK_P"] = options.pop("BLOCK_P")
+    types = dict.fromkeys(("x_high", "x_low", "y_high", "y_low"), "*fp16")
+    types |= dict.fromkeys(("x_flags", "y_flags"), "*i32") | {"partial": "*fp32"}
+    aligned = set(types) | {"split_rows", "rows", "width_x", "width_y", "channels_x", "channels_y"}
+    name = f"cross_moments product {channels}{' same' if same else ''}{' whole' if whole else ''}"
+    return Configuration(name, cross_moments.product_kernel, types, constants, aligned, options)
+
+
+def configurations(target: str) -> Iterator[Configuration]:
     for dtype, layout, mask in (
         ("fp32", "last", False), ("fp32", "last", True), ("fp32", "first", False),
         ("fp32", "first", True), ("bf16", "first", False), ("fp64", "last", False),
     ):  # fmt: skip
-        yield moments(dtype, layout, mask)
+        yield moments(dtype, layout, mask, 1 if layout == "last" else 16)
     yield Configuration(
         "channel_moments pool",
         channel_moments.pool_kernel,
@@ -114,18 +117,30 @@ def configurations() -> Iterator[Configuration]:
         },
         {"partial_count", "partial_mean", "partial_m2", "mean", "m2", "channels"},
     )
-    for layout in ("last", "first"):
-        yield product("fp32", layout, same=False, mask=False, channels=256)
-        yield product("fp32", layout, same=True, mask=True, channels=256)
-    yield product("bf16", "last", same=True, mask=True, channels=256)
-    yield product("bf16", "first", same=False, mask=False, channels=256)
-    yield product("fp64", "first", same=True, mask=True, channels=256)
-    yield product("fp32", "last", same=True, mask=False, channels=64)
+    for dtype, layout, mask in (
+        ("fp32", "last", False), ("fp32", "first", True), ("bf16", "last", True),
+        ("bf16", "first", False),
+    ):  # fmt: skip
+        yield centre(dtype, layout, mask)
+    for same in (False, True):
+        for whole in (False, True):
+            yield product(target, 256, same, whole)
+    yield product(target, 64, same=True, whole=False)
     yield Configuration(
-        "cross_moments gather",
-        cross_moments.gather_kernel,
-        {"partial": "*fp32", "comoment": "*fp64"},
-        {"SAME": True, "BLOCK": cross_moments.GATHER_BLOCK},
+        "cross_moments state",
+        _stream.state_kernel,
+        dict.fromkeys(("count", "batch_count"), "*i64")
+        | dict.fromkeys(("mean", "m2", "batch_mean", "batch_m2", "factors"), "*fp64")
+        | {"shift": "*fp32", "shrink": "*fp32", "flags": "*i32"},
+        {"DROPPED": 16, "BLOCK": _stream.STATE_BLOCK},
+        {"mean", "m2", "batch_mean", "batch_m2", "channels"},
+    )
+    yield Configuration(
+        "cross_moments sum",
+        cross_moments.sum_kernel,
+        dict.fromkeys(("comoment", "x_factors", "y_factors", "m2"), "*fp64")
+        | {"partial": "*fp32", "batch_count": "*i64"},
+        {"SAME": True, "FIRST": True, "BLOCK": cross_moments.SUM_BLOCK},
         {"partial", "comoment", "channels_x", "channels_y"},
     )
 
@@ -133,10 +148,6 @@ def configurations() -> Iterator[Configuration]:
 def compile_for(target: GPUTarget, configuration: Configuration) -> Any:
     kernel, constants = configuration.kernel, dict(configuration.constants)
     options = dict(configuration.options)
-    if target.backend == "hip":  # as cross_moments chooses on AMD
-        options.pop("maxnreg", None)
-        if constants.get("PRECISION") == "tf32x3":
-            constants["PRECISION"] = "bf16x3"
     signature = {
         name: "constexpr" if name in constants else configuration.types.get(name, "i32")
         for name in kernel.arg_names
@@ -167,16 +178,18 @@ def facts(target: str, configuration: Configuration) -> dict[str, Any]:
 
 def jobs() -> list[tuple[str, str]]:
     """(target, name) of everything that is compiled; AMD gets one of each kind."""
-    names = [configuration.name for configuration in configurations()]
-    amd = {"channel_moments fp32 channels-first", "cross_moments fp32 channels-last 256"}
+    amd = {"channel_moments fp32 channels-first", "cross_moments product 256"}
     return [
-        (target, name) for target in TARGETS for name in names if target != "gfx942" or name in amd
+        (target, each.name)
+        for target in TARGETS
+        for each in configurations(target)
+        if target != "gfx942" or each.name in amd
     ]
 
 
 def run(job: tuple[str, str]) -> dict[str, Any]:
     target, name = job
-    return facts(target, next(each for each in configurations() if each.name == name))
+    return facts(target, next(each for each in configurations(target) if each.name == name))
 
 
 if __name__ == "__main__":

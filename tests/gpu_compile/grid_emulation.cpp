@@ -47,6 +47,7 @@ Checked<T> checked(const void* data, const Range& range) {
 struct PermuteMemory {
   const Plan& plan;
   const Range *source_range, *target_range, *index_ranges;  // an index range per axis of the item
+  Range shared_range;
 
   template <class T>
   Checked<const T> source() const {
@@ -62,28 +63,53 @@ struct PermuteMemory {
       if (range->begin == begin) return checked<const int64_t>(plan.axes[a].index, *range);
     }
   }
+  template <class T>
+  Checked<T> shared() const {
+    return checked<T>(reinterpret_cast<const void*>(shared_range.begin), shared_range);
+  }
+  void fail() const { ++violations; }
 };
 
-template <class Body>
-int64_t run(int64_t blocks, int64_t first_block, int64_t end_block, const Body& body) {
+// The phases of a body lie between barriers: all threads of a block run one, then the next.
+template <class... Phase>
+int64_t run(int64_t blocks, int64_t first_block, int64_t end_block, const Phase&... phases) {
   violations = 0;
   if (first_block < 0) first_block += blocks;
   if (end_block < 0) end_block = blocks;
   for (int64_t block = first_block; block < end_block; ++block) {
-    for (int thread = 0; thread < kBlockThreads; ++thread) body(block, thread);
+    const auto all_threads = [block](const auto& phase) {
+      for (int thread = 0; thread < kBlockThreads; ++thread) phase(block, thread);
+    };
+    (all_threads(phases), ...);
   }
   return violations;
+}
+
+template <class T, int kPack, class Write>
+int64_t run_permute(const PermuteGrid& work, const Range* ranges, const Write& write,
+                    int64_t first_block, int64_t end_block) {
+  std::vector<Word16> staged(shared_bytes(work, sizeof(T)) / sizeof(Word16) + 1);
+  const auto begin = reinterpret_cast<uintptr_t>(staged.data());
+  const Range shared = {begin, begin + static_cast<uintptr_t>(shared_bytes(work, sizeof(T)))};
+  const PermuteMemory memory = {work.plan, ranges, ranges + 1, ranges + 2, shared};
+  const auto stage = [&](int64_t block, int thread) {
+    if (work.staged_columns != 0) stage_body<T>(work, block, thread, memory);
+  };
+  const auto gather = [&](int64_t block, int thread) {
+    permute_body<T, kPack>(work, block, thread, memory, write);
+  };
+  return run(work.grid.blocks(), first_block, end_block, stage, gather);
 }
 
 template <class T, class Write>
 int64_t run_permute(const Plan& plan, const Range* ranges, const Write& write, int64_t first_block,
                     int64_t end_block) {
   if (plan.elements == 0) return 0;
-  const PermuteGrid work = make_permute_grid(plan);
-  const PermuteMemory memory = {work.plan, ranges, ranges + 1, ranges + 2};
-  return run(work.grid.blocks(), first_block, end_block, [&](int64_t block, int thread) {
-    permute_body<T>(work, block, thread, memory, write);
-  });
+  constexpr int kPack = kPackOf<sizeof(T)>;
+  int pack = 0;
+  const PermuteGrid work = make_permute_grid(plan, sizeof(T), kPack, pack);
+  return pack == kPack ? run_permute<T, kPack>(work, ranges, write, first_block, end_block)
+                       : run_permute<T, 1>(work, ranges, write, first_block, end_block);
 }
 
 template <class T, class Compute>
@@ -138,7 +164,8 @@ int64_t run_forward(const View3& x, const View3& y, const Tasks& tasks,
                     const ScaleShiftMemory& memory, int64_t first_block, int64_t end_block) {
   constexpr int kPack = 16 / sizeof(T);
   int pack = 0;
-  const ForwardGrid work = make_forward_grid(x, y, tasks, sizeof(T), pack);
+  const ForwardGrid work =
+      make_forward_grid(x, y, memory.scale_data, memory.shift_data, tasks, sizeof(T), pack);
   return run(work.grid.blocks(), first_block, end_block, [&](int64_t block, int thread) {
     if (pack == kPack) {
       forward_body<T, kPack>(work, block, thread, memory);

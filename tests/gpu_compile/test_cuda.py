@@ -52,10 +52,10 @@ def test_no_spills_on_any_architecture(compiled: dict[str, tuple[Path, str]]) ->
 
 
 def test_every_thread_fits_full_blocks(compiled: dict[str, tuple[Path, str]]) -> None:
-    """At most 48 registers: five blocks of 256 threads on a multiprocessor."""
+    """At most 80 registers: three blocks of 256 threads on a multiprocessor."""
     for stem, (_, report) in compiled.items():
         registers = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
-        assert registers and max(registers) <= 48, stem
+        assert registers and max(registers) <= 80, stem
 
 
 @pytest.mark.parametrize("stem", ["permute", "scale_shift"])

@@ -109,6 +109,35 @@ def test_runs_are_copied_in_wide_words(
     assert same_bits(result, operations()["permute"].reference(*args)[0])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "gathers"),
+    [
+        (torch.float32, (7, 8192), [(0, ()), (1, ())]),  # a stack of two rows
+        (torch.float32, (7, 8192), [(1, (0,))]),  # no stack: every row has its own index
+        (torch.bfloat16, (7, 8192), [(1, ())]),  # a stack of four
+        (torch.bfloat16, (3, 8191), [(1, ())]),  # neither packs nor 16-byte words
+        (torch.float32, (3, 1024, 3, 3), [(0, ()), (1, ())]),  # runs of nine
+        (torch.float32, (2, 40000), [(1, ())]),  # longer than shared memory
+        (torch.int8, (3, 5, 9000), [(0, ()), (2, (0,))]),
+        (torch.complex128, (3, 2100), [(1, ())]),
+    ],
+)
+def test_wide_rows(
+    device: EmulatedDevice, dtype: torch.dtype, shape: tuple[int, ...], gathers: list
+) -> None:
+    """Rows of many threads, in shared memory and out of it; the samples' rows are short."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).mul(50).to(dtype)
+    for source in (x, torch.cat([x[:1].flatten()[:1], x.flatten()])[1:].view(shape)):
+        args = permute_arguments(source, gathers)
+        (result,) = launch("permute", *args)
+        assert same_bits(result, operations()["permute"].reference(*args)[0])
+        if dtype.is_floating_point:
+            out, expected = torch.ones(shape, dtype=dtype), torch.ones(shape, dtype=dtype)
+            launch("permute_add_", [out], args[0], [0.5], *args[1:])
+            operations()["permute_add_"].reference([expected], args[0], [0.5], *args[1:])
+            assert same_bits(out, expected)
+
+
 @pytest.mark.parametrize("gathers", [[(0, ())], [(1, ())], [(0, ()), (1, (0,))], [(0, (1,))]])
 @pytest.mark.parametrize("shape", [(3, 5), (3, 16)])
 def test_permute_reads_beyond_32_bits(

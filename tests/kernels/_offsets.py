@@ -8,4 +8,6 @@ from nlm.kernels._positions import position_offsets
 @triton.jit
 def offsets_of(out, first, inner, stride_outer, stride_inner, STEPS: tl.constexpr):
     steps = tl.arange(0, STEPS)
-    tl.store(out + steps, position_offsets(first, steps, inner, stride_outer, stride_inner, True))
+    tl.store(
+        out + steps, position_offsets(first, steps, inner, stride_outer, stride_inner, True, 1)
+    )
