@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/view.h"
+#include "magnitude_threshold.h"
 #include "permute.h"
 
 namespace nlm {
@@ -58,6 +59,18 @@ inline std::vector<PermuteItem> to_items(const std::vector<PermuteTuple>& tuples
       axis.parent_count = static_cast<int>(parents.size());
       std::copy(parents.begin(), parents.end(), axis.parents);
     }
+  }
+  return items;
+}
+
+// (values, their type, base or 0, its type, size).
+using MagnitudeTuple = std::tuple<Address, int, Address, int, int64_t>;
+
+inline std::vector<MagnitudeItem> to_magnitude_items(const std::vector<MagnitudeTuple>& tuples) {
+  std::vector<MagnitudeItem> items;
+  for (const auto& [values, dtype, base, base_dtype, size] : tuples) {
+    items.push_back({pointer<const void>(values), pointer<const void>(base),
+                     static_cast<DType>(dtype), static_cast<DType>(base_dtype), size});
   }
   return items;
 }

@@ -17,6 +17,7 @@
 #include "core/isa.h"
 #include "core/view.h"
 #include "cross_moments.h"
+#include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
 
@@ -102,6 +103,19 @@ void bind_cross_moments(py::module_& m) {
       Released());
 }
 
+void bind_magnitude_threshold(py::module_& m) {
+  m.def(
+      "magnitude_threshold",
+      [](const std::vector<MagnitudeTuple>& tuples, int64_t rank, int result_dtype, Address result,
+         int threads) {
+        const std::vector<MagnitudeItem> items = to_magnitude_items(tuples);
+        select(magnitude_threshold_clones)(items.data(), static_cast<int64_t>(items.size()), rank,
+                                           static_cast<DType>(result_dtype), pointer<void>(result),
+                                           threads);
+      },
+      Released());
+}
+
 void bind_permute(py::module_& m) {
   m.def(
       "permute",
@@ -140,6 +154,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
+  nlm::bind_magnitude_threshold(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
 }
