@@ -20,6 +20,7 @@
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
+#include "sign_merge.h"
 
 namespace py = pybind11;
 
@@ -83,6 +84,18 @@ void bind_scale_shift(py::module_& m) {
             to_view(grad), to_view(x), to_view(grad_x), pointer<void>(scale),
             {pointer<int64_t>(task_ids), task_count, outer_per_sample}, pointer<double>(grad_scale),
             pointer<double>(grad_shift), threads);
+      },
+      Released());
+}
+
+void bind_sign_merge(py::module_& m) {
+  m.def(
+      "sign_merge",
+      [](const SignMergeTuple& tuple, const std::vector<SignMergeExpertTuple>& experts,
+         Address ballot, int threads) {
+        const std::vector<SignMergeExpert> each = to_sign_merge_experts(experts);
+        select(sign_merge_clones)(to_sign_merge_item(tuple, each), pointer<int64_t>(ballot),
+                                  threads);
       },
       Released());
 }
@@ -157,4 +170,5 @@ PYBIND11_MODULE(_C, m) {
   nlm::bind_magnitude_threshold(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
+  nlm::bind_sign_merge(m);
 }

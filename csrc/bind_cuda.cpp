@@ -15,6 +15,7 @@
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
+#include "sign_merge.h"
 
 namespace py = pybind11;
 
@@ -44,6 +45,19 @@ void bind_magnitude_threshold(py::module_& m) {
                                        static_cast<DType>(result_dtype), pointer<void>(result),
                                        pointer<void>(scratch), pointer<void>(stream)),
               "magnitude_threshold");
+      },
+      Released());
+}
+
+void bind_sign_merge(py::module_& m) {
+  m.def(
+      "sign_merge",
+      [](const SignMergeTuple& tuple, const std::vector<SignMergeExpertTuple>& experts,
+         Address ballot, Address stream) {
+        const std::vector<SignMergeExpert> each = to_sign_merge_experts(experts);
+        check(sign_merge_cuda(to_sign_merge_item(tuple, each), pointer<int64_t>(ballot),
+                              pointer<void>(stream)),
+              "sign_merge");
       },
       Released());
 }
@@ -107,4 +121,5 @@ PYBIND11_MODULE(_C_cuda, m) {
   nlm::bind_magnitude_threshold(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
+  nlm::bind_sign_merge(m);
 }

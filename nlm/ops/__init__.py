@@ -9,6 +9,7 @@ from nlm.ops.cross_moments import cross_moments_
 from nlm.ops.magnitude_threshold import magnitude_threshold
 from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
+from nlm.ops.sign_merge import sign_merge
 
 __all__ = [
     "channel_moments",
@@ -17,4 +18,5 @@ __all__ = [
     "permute",
     "permute_add_",
     "scale_shift",
+    "sign_merge",
 ]
