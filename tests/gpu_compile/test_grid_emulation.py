@@ -21,10 +21,12 @@ MAP_NORESERVE = 0x4000  # Linux's; a name of mmap's from Python 3.13 on
 
 #: Operator, its launcher, and which results are sums that the reference adds in another order.
 LAUNCHERS = {
+    "magnitude_threshold": ("_cuda", ()),
     "permute": ("_cuda", ()),
     "permute_add_": ("_cuda_add", ()),
     "scale_shift": ("_cuda", ()),
     "scale_shift_backward": ("_cuda_backward", (1, 2)),
+    "sign_merge": ("_cuda", ()),
 }
 
 
