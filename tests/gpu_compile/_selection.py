@@ -86,7 +86,7 @@ class SelectionDevice:
         self._run(
             "magnitude_threshold", (MagnitudeItem * len(each))(*each), ctypes.c_int64(len(each)),
             ctypes.c_int64(rank), result_dtype, ctypes.c_void_p(result), ctypes.c_void_p(scratch),
-            ctypes.byref(known),
+            ctypes.byref(known), *self._blocks,
         )  # fmt: skip
 
     def sign_merge(self, item: tuple, experts: list[tuple], ballot: int, stream: int) -> None:

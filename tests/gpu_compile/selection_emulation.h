@@ -73,12 +73,15 @@ struct SelectionLaunch {
   const MagnitudeRanges& ranges;
   MagnitudeState* state;
   void* result;
+  int64_t first_block, end_block;  // of each launch
 
   template <class T, class Word>
   int count(const CountGrid& work, int64_t blocks) const {
     std::vector<uint32_t> digits(kDigits, 7);  // what shared memory holds at first is anything
     const CountMemory memory = {work, ranges, state, digits.data()};
-    for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = first_block < 0 ? first_block + blocks : first_block;
+    const int64_t end = end_block < 0 ? blocks : end_block;
+    for (int64_t block = first; block < end; ++block) {
       all_threads([&](int thread) { clear_phase(thread, memory); });
       all_threads([&](int thread) { count_phase<T, Word>(work, block, thread, memory); });
       all_threads([&](int thread) { flush_phase(thread, memory); });
@@ -169,9 +172,11 @@ int64_t emulate_magnitude_state() { return sizeof(MagnitudeState); }
 
 int64_t emulate_magnitude_threshold(const MagnitudeItem* items, int64_t count, int64_t rank,
                                     int result_dtype, void* result, void* state,
-                                    const MagnitudeRanges* ranges) {
+                                    const MagnitudeRanges* ranges, int64_t first_block,
+                                    int64_t end_block) {
   violations = 0;
-  const SelectionLaunch launch = {*ranges, static_cast<MagnitudeState*>(state), result};
+  const SelectionLaunch launch = {*ranges, static_cast<MagnitudeState*>(state), result, first_block,
+                                  end_block};
   const int error = static_cast<DType>(result_dtype) == DType::kFloat64
                         ? select_magnitude<uint64_t>(items, count, rank, launch)
                         : select_magnitude<uint32_t>(items, count, rank, launch);
