@@ -31,61 +31,86 @@ struct Order<double> {
 template <class S>
 using Bits = typename Order<S>::bits;
 
-template <class T, class B>
-NLM_INLINE void magnitudes_of(const T* values, const T* base, int64_t n, B* bits) {
-  using V = typename Order<typename Lanes<T>::scalar>::vector;
-  constexpr B kMagnitude = Order<typename Lanes<T>::scalar>::kMost;
-  for (int64_t i = 0; i < n; i += Lanes<T>::count) {
-    const int64_t left = n - i;
-    const bool full = left >= Lanes<T>::count;
-    auto value = full ? load(values + i) : load_first(values + i, left);
-    if (base != nullptr) value = value - (full ? load(base + i) : load_first(base + i, left));
-    const V magnitude = (V)value & kMagnitude;
-    std::memcpy(bits + i, &magnitude, sizeof magnitude);
-  }
-}
-
-// The same in the order of S, which may be wider than the type that T is computed in.
-template <class S, class T>
-NLM_INLINE void ordered(const T* values, const T* base, int64_t n, Bits<S>* bits) {
-  using P = typename Lanes<T>::scalar;
-  if constexpr (std::is_same_v<P, S>) {
-    magnitudes_of(values, base, n, bits);
-  } else if constexpr (sizeof(P) < sizeof(S)) {
-    Bits<P> narrow[kMagnitudeBlock];
-    magnitudes_of(values, base, n, narrow);
-    for (int64_t i = 0; i < n; ++i) {
-      P value;
-      std::memcpy(&value, narrow + i, sizeof value);
-      const S wide = value;
-      std::memcpy(bits + i, &wide, sizeof wide);
-    }
-  }
-}
-
-template <class S, class P>
-NLM_INLINE void ordered_as(const MagnitudeItem& item, int64_t first, int64_t n, Bits<S>* bits) {
-  P values[kMagnitudeBlock], base[kMagnitudeBlock];
-  ordered<S>(widened(item.values, item.dtype, first, n, values),
-             widened(item.base, item.base_dtype, first, n, base), n, bits);
-}
-
-// The magnitudes of n <= kMagnitudeBlock values of an item from `first` on. `bits` has room for
-// whole vectors; its lanes behind the n-th are below all values.
 template <class S>
-void load_magnitudes(const MagnitudeItem& item, int64_t first, int64_t n, Bits<S>* bits) {
+using BitsVector = typename Order<S>::vector;
+
+// sink(vector) for the magnitudes of n values, vector by vector. In the last one the lanes behind
+// the n-th value are below all magnitudes.
+template <class T, bool kBased, class Sink>
+NLM_INLINE void feed(const T* values, const T* base, int64_t n, Sink& sink) {
+  using S = typename Lanes<T>::scalar;
+  using V = BitsVector<S>;
+  constexpr Bits<S> kMagnitude = Order<S>::kMost;
+  int64_t i = 0;
+  for (; i + Lanes<T>::count <= n; i += Lanes<T>::count) {
+    auto value = load(values + i);
+    if constexpr (kBased) value = value - load(base + i);
+    sink((V)value & kMagnitude);
+  }
+  if (i == n) return;
+  auto value = load_first(values + i, n - i);
+  if constexpr (kBased) value = value - load_first(base + i, n - i);
+  V magnitude = (V)value & kMagnitude;
+  for (int64_t lane = n - i; lane < Lanes<T>::count; ++lane) magnitude[lane] = Order<S>::kLeast;
+  sink(magnitude);
+}
+
+template <class T, class Sink>
+void feed(const T* values, const T* base, int64_t n, Sink& sink) {
+  base != nullptr ? feed<T, true>(values, base, n, sink) : feed<T, false>(values, base, n, sink);
+}
+
+// A sink that writes whole vectors.
+template <class S>
+struct StoreMagnitudes {
+  Bits<S>* next;
+  NLM_INLINE void operator()(BitsVector<S> magnitude) {
+    std::memcpy(next, &magnitude, sizeof magnitude);
+    next += Lanes<S>::count;
+  }
+};
+
+// Magnitudes of n <= kMagnitudeBlock pairs that are computed in P, in the order of S.
+template <class S, class P, class Sink>
+void feed_widened(const MagnitudeItem& item, int64_t first, int64_t n, Sink& sink) {
+  P x[kMagnitudeBlock], b[kMagnitudeBlock];
+  const P* values = widened(item.values, item.dtype, first, n, x);
+  const P* base = item.base ? widened(item.base, item.base_dtype, first, n, b) : nullptr;
+  if constexpr (std::is_same_v<S, P>) {
+    feed(values, base, n, sink);
+  } else {  // a difference that is rounded to float32, among float64 ones
+    S wide[kMagnitudeBlock];
+    for (int64_t i = 0; i < n; ++i) wide[i] = base ? values[i] - base[i] : values[i];
+    feed<S, false>(wide, nullptr, n, sink);
+  }
+}
+
+// sink(vector) for the magnitudes of n values of an item from `first` on, in the order of S. Lanes
+// without a value, at the end of a run, are below all magnitudes.
+template <class S, class Sink>
+void for_magnitudes(const MagnitudeItem& item, int64_t first, int64_t n, Sink& sink) {
+  bool done = false;
   if (item.base == nullptr || item.dtype == item.base_dtype) {
     with_dtype(item.dtype, [&](auto type) {
       using T = decltype(type);
-      const T* base = static_cast<const T*>(item.base);
-      ordered<S>(static_cast<const T*>(item.values) + first, base ? base + first : base, n, bits);
+      if constexpr (std::is_same_v<typename Lanes<T>::scalar, S>) {
+        const T* base = static_cast<const T*>(item.base);
+        feed(static_cast<const T*>(item.values) + first, base ? base + first : base, n, sink);
+        done = true;
+      }
     });
-  } else if (item.dtype == DType::kFloat64 || item.base_dtype == DType::kFloat64) {
-    ordered_as<S, double>(item, first, n, bits);
-  } else {
-    ordered_as<S, float>(item, first, n, bits);
   }
-  for (; n % Lanes<S>::count != 0; ++n) bits[n] = Order<S>::kLeast;
+  const bool wide =
+      item.dtype == DType::kFloat64 || (item.base != nullptr && item.base_dtype == DType::kFloat64);
+  for (int64_t i = 0; i < n && !done; i += kMagnitudeBlock) {
+    const int64_t length = n - i < kMagnitudeBlock ? n - i : kMagnitudeBlock;
+    if (wide) {
+      if constexpr (std::is_same_v<S, double>)
+        feed_widened<S, double>(item, first + i, length, sink);
+    } else {
+      feed_widened<S, float>(item, first + i, length, sink);
+    }
+  }
 }
 
 }  // namespace nlm::NLM_ISA

@@ -28,6 +28,7 @@ constexpr int64_t kValuesPerRun = 4096;  // one run of the sample for so many va
 constexpr int64_t kLeastRuns = 64;       // least and
 constexpr int64_t kMostRuns = 8192;      // most so many
 constexpr int64_t kDeviations = 6;       // half a bracket, in standard deviations of a rank
+constexpr int64_t kSlack = 16;           // lanes of the longest vector
 constexpr int kDigitBits = 11;
 constexpr int64_t kDigits = 1 << kDigitBits;
 
@@ -40,51 +41,62 @@ struct Bracket {
 // How many values lie above a bracket, ... below it lie the others.
 struct Tally {
   int64_t above, at_high, inside, at_low;
+
+  void operator+=(const Tally& more) {
+    above += more.above;
+    at_high += more.at_high;
+    inside += more.inside;
+    at_low += more.at_low;
+  }
 };
 
+// A sink that counts all magnitudes and writes those inside of the bracket from `kept` on, while
+// they end before `end`, behind which there is room for one vector.
 template <class S>
-Tally tally_of(const Bits<S>* bits, int64_t n, Bracket<S> bracket) {
-  using V = typename Order<S>::vector;
+struct Keep {
+  using V = BitsVector<S>;
+  Bracket<S> bracket;
+  Bits<S>*kept, *end;
   V above = {}, from_high = {}, over_low = {}, from_low = {};
-  for (int64_t i = 0; i < n; i += Lanes<S>::count) {
-    const V value = load_vector<V>(bits + i);
+
+  NLM_INLINE void operator()(V value) {
     above -= (V)(value > bracket.high);
     from_high -= (V)(value >= bracket.high);
     over_low -= (V)(value > bracket.low);
     from_low -= (V)(value >= bracket.low);
+    if (kept < end) append(value);
   }
-  const int64_t sums[] = {sum_lanes(above), sum_lanes(from_high), sum_lanes(over_low),
-                          sum_lanes(from_low)};
-  return {sums[0], sums[1] - sums[0], sums[2] - sums[1], sums[3] - sums[2]};
-}
 
-// Appends what lies inside; writes up to one vector behind it.
-template <class S>
-void keep(const Bits<S>* bits, int64_t n, Bracket<S> bracket, Bits<S>* kept) {
+  Tally tally() const {
+    const int64_t sums[] = {sum_lanes(above), sum_lanes(from_high), sum_lanes(over_low),
+                            sum_lanes(from_low)};
+    return {sums[0], sums[1] - sums[0], sums[2] - sums[1], sums[3] - sums[2]};
+  }
+
+ private:
+  NLM_INLINE void append(V value) {
 #if defined(__AVX512F__)
-  for (int64_t i = 0; i < n; i += Lanes<S>::count) {
-    const __m512i value = _mm512_loadu_si512(bits + i);
     if constexpr (sizeof(S) == 4) {
       const __mmask16 inside = _mm512_mask_cmplt_epi32_mask(
-          _mm512_cmpgt_epi32_mask(value, _mm512_set1_epi32(bracket.low)), value,
+          _mm512_cmpgt_epi32_mask((__m512i)value, _mm512_set1_epi32(bracket.low)), (__m512i)value,
           _mm512_set1_epi32(bracket.high));
-      _mm512_storeu_si512(kept, _mm512_maskz_compress_epi32(inside, value));
+      _mm512_storeu_si512(kept, _mm512_maskz_compress_epi32(inside, (__m512i)value));
       kept += __builtin_popcount(inside);
     } else {
       const __mmask8 inside = _mm512_mask_cmplt_epi64_mask(
-          _mm512_cmpgt_epi64_mask(value, _mm512_set1_epi64(bracket.low)), value,
+          _mm512_cmpgt_epi64_mask((__m512i)value, _mm512_set1_epi64(bracket.low)), (__m512i)value,
           _mm512_set1_epi64(bracket.high));
-      _mm512_storeu_si512(kept, _mm512_maskz_compress_epi64(inside, value));
+      _mm512_storeu_si512(kept, _mm512_maskz_compress_epi64(inside, (__m512i)value));
       kept += __builtin_popcount(inside);
     }
-  }
 #else
-  for (int64_t i = 0; i < n; ++i) {
-    *kept = bits[i];
-    kept += (bits[i] > bracket.low) & (bits[i] < bracket.high);
-  }
+    for (int lane = 0; lane < Lanes<S>::count; ++lane) {
+      *kept = value[lane];
+      kept += (value[lane] > bracket.low) & (value[lane] < bracket.high);
+    }
 #endif
-}
+  }
+};
 
 // The bits by which a number's digit is its lead over `low`, for numbers of [low, high].
 template <class B>
@@ -145,9 +157,10 @@ class List {
 
   int64_t size() const { return size_; }
 
-  // body(thread, bits, n) for all values in blocks.
-  template <class Body>
-  void for_blocks(const Body& body) const {
+  // Feeds all magnitudes, those of each task to a sink of its own: make(thread), then done(sink,
+  // thread).
+  template <class Make, class Done>
+  void for_tasks(const Make& make, const Done& done) const {
     const int64_t* first = first_task_.data();
     parallel_for(first[count_], threads_, [&](int64_t task, int thread) {
       int64_t item = 0;
@@ -155,21 +168,17 @@ class List {
         const int64_t half = (item + above) / 2;
         (first[half] <= task ? item : above) = half;
       }
-      alignas(64) B bits[kMagnitudeBlock];
-      int64_t i = (task - first[item]) * kTaskValues;
-      const int64_t end = smaller(i + kTaskValues, items_[item].size);
-      for (; i < end; i += kMagnitudeBlock) {
-        const int64_t n = smaller(kMagnitudeBlock, end - i);
-        load_magnitudes<S>(items_[item], i, n, bits);
-        body(thread, bits, n);
-      }
+      const int64_t begin = (task - first[item]) * kTaskValues;
+      auto sink = make(thread);
+      for_magnitudes<S>(items_[item], begin, smaller(kTaskValues, items_[item].size - begin), sink);
+      done(sink, thread);
     });
   }
 
   // Ends of a bracket that is likely to hold the rank-th largest, and how many values it holds.
   Bracket<S> guess(int64_t rank, int64_t* counts, int64_t& inside) const {
     const int64_t runs = smaller(larger(size_ / kValuesPerRun, kLeastRuns), kMostRuns);
-    const Scratch<B> memory(2 * runs * kRun + kMagnitudeBlock);
+    const Scratch<B> memory(2 * runs * kRun + kSlack);
     B* sample = memory.data();
     const int64_t n = take_sample(runs, sample);
     B* copy = sample + n;
@@ -202,7 +211,8 @@ class List {
       const int64_t place = run * part + static_cast<int64_t>(scattered) % (part - kRun + 1);
       while (place - begin >= items_[item].size) begin += items_[item++].size;
       const int64_t length = smaller(kRun, items_[item].size - (place - begin));
-      load_magnitudes<S>(items_[item], place - begin, length, sample + n);
+      StoreMagnitudes<S> store = {sample + n};
+      for_magnitudes<S>(items_[item], place - begin, length, store);
       n += length;
     }
     return n;
@@ -221,32 +231,27 @@ Tally keep_inside(const List<S>& list, Bracket<S> bracket, int threads, int64_t 
                   const Scratch<Bits<S>>& kept) {
   struct alignas(64) Own {
     Tally tally;
+    Bits<S>* kept;
   };
-  const int64_t room = most + kMagnitudeBlock;
   const Scratch<Own> own(threads);
-  for (int t = 0; t < threads; ++t) own.data()[t] = {};
-  list.for_blocks([&](int thread, const Bits<S>* bits, int64_t n) {
-    Tally& tally = own.data()[thread].tally;
-    const Tally more = tally_of<S>(bits, n, bracket);
-    if (more.inside > 0 && tally.inside + more.inside <= most) {
-      keep<S>(bits, n, bracket, kept.data() + thread * room + tally.inside);
-    }
-    tally.above += more.above;
-    tally.at_high += more.at_high;
-    tally.inside += more.inside;
-    tally.at_low += more.at_low;
-  });
+  const auto begin_of = [&](int thread) { return kept.data() + thread * (most + kSlack); };
+  for (int t = 0; t < threads; ++t) own.data()[t] = {{}, begin_of(t)};
+  list.for_tasks(
+      [&](int thread) {
+        return Keep<S>{bracket, own.data()[thread].kept, begin_of(thread) + most};
+      },
+      [&](const Keep<S>& sink, int thread) {
+        own.data()[thread].tally += sink.tally();
+        own.data()[thread].kept = sink.kept;
+      });
   Tally sum = {};
   for (int t = 0; t < threads; ++t) {
     const Tally& tally = own.data()[t].tally;
     if (tally.inside > 0 && sum.inside + tally.inside <= most) {
-      std::memmove(kept.data() + sum.inside, kept.data() + t * room,
+      std::memmove(kept.data() + sum.inside, begin_of(t),
                    static_cast<size_t>(tally.inside) * sizeof(Bits<S>));
     }
-    sum.above += tally.above;
-    sum.at_high += tally.at_high;
-    sum.inside += tally.inside;
-    sum.at_low += tally.at_low;
+    sum += tally;
   }
   return sum;
 }
@@ -255,18 +260,23 @@ Tally keep_inside(const List<S>& list, Bracket<S> bracket, int threads, int64_t 
 template <class S>
 int64_t narrow_by_digits(const List<S>& list, int64_t& rank, Bits<S>& low, Bits<S>& high,
                          int threads) {
-  const Bits<S> origin = low, end = high;
+  struct Count {
+    Bits<S> low, high;
+    int shift;
+    int64_t* counts;
+    NLM_INLINE void operator()(BitsVector<S> value) {
+      for (int lane = 0; lane < Lanes<S>::count; ++lane) {
+        const bool inside = value[lane] >= low && value[lane] <= high;
+        ++counts[inside ? (value[lane] - low) >> shift : kDigits + lane];
+      }
+    }
+  };
   const int shift = digit_shift(low, high);
-  const int64_t row = kDigits + 8;
+  const int64_t row = kDigits + kSlack;
   const Scratch<int64_t> counts(threads * row);
   std::memset(counts.data(), 0, static_cast<size_t>(threads * row) * sizeof(int64_t));
-  list.for_blocks([&](int thread, const Bits<S>* bits, int64_t n) {
-    int64_t* own = counts.data() + thread * row;
-    for (int64_t i = 0; i < n; ++i) {
-      const bool inside = bits[i] >= origin && bits[i] <= end;
-      ++own[inside ? (bits[i] - origin) >> shift : kDigits + i % 8];
-    }
-  });
+  list.for_tasks([&](int thread) { return Count{low, high, shift, counts.data() + thread * row}; },
+                 [](const Count&, int) {});
   for (int t = 1; t < threads; ++t) {
     for (int64_t d = 0; d < kDigits; ++d) counts.data()[d] += counts.data()[t * row + d];
   }
@@ -278,13 +288,13 @@ Bits<S> threshold(const List<S>& list, int64_t rank, int threads) {
   constexpr Bits<S> kMost = Order<S>::kMost;
   const Scratch<int64_t> counts(kDigits);
   Bracket<S> bracket = {-1, kMost};
-  int64_t most = kWhole;
+  int64_t most = list.size();
   if (list.size() > kWhole) {
     int64_t expected = 0;
     bracket = list.guess(rank, counts.data(), expected);
     most = larger(kWhole, 2 * expected);
   }
-  const Scratch<Bits<S>> kept(threads * (most + kMagnitudeBlock));
+  const Scratch<Bits<S>> kept(threads * (most + kSlack));
   for (;;) {
     const Tally tally = keep_inside(list, bracket, threads, most, kept);
     const int64_t over_low = tally.above + tally.at_high + tally.inside;

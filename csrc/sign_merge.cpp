@@ -64,10 +64,10 @@ NLM_INLINE typename Lanes<T>::vector merge_vector(const Terms<typename Lanes<T>:
     const V voice = kDialect == SignDialect::kPeft ? kept : value;
     const V share = kDialect == SignDialect::kMergekit ? weight : broadcast(S{1});
     vote = vote + voice;
-    plus = plus + (voice > zero ? value : zero);
-    minus = minus + (voice < zero ? value : zero);
-    plus_share = plus_share + (voice > zero ? share : zero);
-    minus_share = minus_share + (voice < zero ? share : zero);
+    plus = voice > zero ? plus + value : plus;
+    minus = voice < zero ? minus + value : minus;
+    plus_share = voice > zero ? plus_share + share : plus_share;
+    minus_share = voice < zero ? minus_share + share : minus_share;
   }
   if constexpr (kDialect == SignDialect::kGlobal) {
     signs += (I)(vote < zero) - (I)(vote > zero);

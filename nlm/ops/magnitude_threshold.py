@@ -31,7 +31,8 @@ def _difference_dtype(x: Tensor, base: Tensor | None) -> torch.dtype:
 
 
 def _pairs(tensors: list[Tensor], base: list[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-    return list(zip(tensors, base or [None] * len(tensors), strict=True))
+    starts: Sequence[Tensor | None] = base or [None] * len(tensors)
+    return list(zip(tensors, starts, strict=True))
 
 
 def reference(tensors: list[Tensor], base: list[Tensor], k: int) -> Tensor:
