@@ -211,6 +211,13 @@ def scale_shift_workloads() -> Iterator[Workload]:
             yield Workload("scale_shift", str(list(shape)), dtype, providers, amount, "copy")
 
 
+def _selection_workloads() -> Iterator[Workload]:
+    from _gpu_selection import selection_workloads, sign_merge_workloads
+
+    for source in (selection_workloads, sign_merge_workloads):
+        yield from (Workload(*each) for each in source())
+
+
 def median_seconds(call: Callable[[], Any], in_a_row: int = 20, repeats: int = 7) -> float:
     """Of one call among many in a row, by the GPU's clock."""
     for _ in range(3):
@@ -245,7 +252,8 @@ def measure() -> dict[str, Any]:
     """Rows of the benchmark, and the limits of the machine that their fractions refer to."""
     limits = measure_limits()
     rows: list[dict[str, Any]] = []
-    for source in (moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads):
+    sources = [moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads]
+    for source in (*sources, _selection_workloads):
         for work in source():
             for provider, call in work.providers.items():
                 row = {

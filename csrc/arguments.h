@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "core/view.h"
+#include "magnitude_threshold.h"
 #include "permute.h"
+#include "sign_merge.h"
 
 namespace nlm {
 
@@ -60,6 +62,48 @@ inline std::vector<PermuteItem> to_items(const std::vector<PermuteTuple>& tuples
     }
   }
   return items;
+}
+
+// (values, their type, base or 0, its type, size).
+using MagnitudeTuple = std::tuple<Address, int, Address, int, int64_t>;
+
+inline std::vector<MagnitudeItem> to_magnitude_items(const std::vector<MagnitudeTuple>& tuples) {
+  std::vector<MagnitudeItem> items;
+  for (const auto& [values, dtype, base, base_dtype, size] : tuples) {
+    items.push_back({pointer<const void>(values), pointer<const void>(base),
+                     static_cast<DType>(dtype), static_cast<DType>(base_dtype), size});
+  }
+  return items;
+}
+
+// (base, target, type, size, thresholds, scale, dialect, tie), and (address, type, weight) of each
+// expert.
+using SignMergeTuple = std::tuple<Address, Address, int, int64_t, Address, double, int, int>;
+using SignMergeExpertTuple = std::tuple<Address, int, double>;
+
+inline std::vector<SignMergeExpert> to_sign_merge_experts(
+    const std::vector<SignMergeExpertTuple>& tuples) {
+  std::vector<SignMergeExpert> experts;
+  for (const auto& [data, dtype, weight] : tuples) {
+    experts.push_back({pointer<const void>(data), static_cast<DType>(dtype), weight});
+  }
+  return experts;
+}
+
+// The experts outlive the item.
+inline SignMergeItem to_sign_merge_item(const SignMergeTuple& tuple,
+                                        const std::vector<SignMergeExpert>& experts) {
+  const auto& [base, target, dtype, size, thresholds, scale, dialect, tie] = tuple;
+  return {pointer<const void>(base),
+          pointer<void>(target),
+          static_cast<DType>(dtype),
+          size,
+          experts.data(),
+          static_cast<int>(experts.size()),
+          pointer<const void>(thresholds),
+          scale,
+          static_cast<SignDialect>(dialect),
+          tie};
 }
 
 }  // namespace nlm

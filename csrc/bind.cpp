@@ -17,8 +17,10 @@
 #include "core/isa.h"
 #include "core/view.h"
 #include "cross_moments.h"
+#include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
+#include "sign_merge.h"
 
 namespace py = pybind11;
 
@@ -86,6 +88,18 @@ void bind_scale_shift(py::module_& m) {
       Released());
 }
 
+void bind_sign_merge(py::module_& m) {
+  m.def(
+      "sign_merge",
+      [](const SignMergeTuple& tuple, const std::vector<SignMergeExpertTuple>& experts,
+         Address ballot, int threads) {
+        const std::vector<SignMergeExpert> each = to_sign_merge_experts(experts);
+        select(sign_merge_clones)(to_sign_merge_item(tuple, each), pointer<int64_t>(ballot),
+                                  threads);
+      },
+      Released());
+}
+
 void bind_cross_moments(py::module_& m) {
   m.def(
       "cross_moments",
@@ -98,6 +112,19 @@ void bind_cross_moments(py::module_& m) {
         const View3 second = y ? to_view(*y) : View3{};
         select(cross_moments_clones)(to_view(x), y ? &second : nullptr, to_mask(mask), state,
                                      threads);
+      },
+      Released());
+}
+
+void bind_magnitude_threshold(py::module_& m) {
+  m.def(
+      "magnitude_threshold",
+      [](const std::vector<MagnitudeTuple>& tuples, int64_t rank, int result_dtype, Address result,
+         int threads) {
+        const std::vector<MagnitudeItem> items = to_magnitude_items(tuples);
+        select(magnitude_threshold_clones)(items.data(), static_cast<int64_t>(items.size()), rank,
+                                           static_cast<DType>(result_dtype), pointer<void>(result),
+                                           threads);
       },
       Released());
 }
@@ -140,6 +167,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
+  nlm::bind_magnitude_threshold(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
+  nlm::bind_sign_merge(m);
 }

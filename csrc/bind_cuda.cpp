@@ -12,8 +12,10 @@
 #include <vector>
 
 #include "arguments.h"
+#include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
+#include "sign_merge.h"
 
 namespace py = pybind11;
 
@@ -30,6 +32,34 @@ void check(int error, const char* operation) {
 
 Tasks to_tasks(Address ids, int64_t count, int64_t outer_per_sample) {
   return {pointer<int64_t>(ids), count, outer_per_sample};
+}
+
+void bind_magnitude_threshold(py::module_& m) {
+  m.def("magnitude_threshold_scratch", &magnitude_threshold_scratch);
+  m.def(
+      "magnitude_threshold",
+      [](const std::vector<MagnitudeTuple>& tuples, int64_t rank, int result_dtype, Address result,
+         Address scratch, Address stream) {
+        const std::vector<MagnitudeItem> items = to_magnitude_items(tuples);
+        check(magnitude_threshold_cuda(items.data(), static_cast<int64_t>(items.size()), rank,
+                                       static_cast<DType>(result_dtype), pointer<void>(result),
+                                       pointer<void>(scratch), pointer<void>(stream)),
+              "magnitude_threshold");
+      },
+      Released());
+}
+
+void bind_sign_merge(py::module_& m) {
+  m.def(
+      "sign_merge",
+      [](const SignMergeTuple& tuple, const std::vector<SignMergeExpertTuple>& experts,
+         Address ballot, Address stream) {
+        const std::vector<SignMergeExpert> each = to_sign_merge_experts(experts);
+        check(sign_merge_cuda(to_sign_merge_item(tuple, each), pointer<int64_t>(ballot),
+                              pointer<void>(stream)),
+              "sign_merge");
+      },
+      Released());
 }
 
 void bind_permute(py::module_& m) {
@@ -88,6 +118,8 @@ void bind_scale_shift(py::module_& m) {
 }  // namespace nlm
 
 PYBIND11_MODULE(_C_cuda, m) {
+  nlm::bind_magnitude_threshold(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
+  nlm::bind_sign_merge(m);
 }

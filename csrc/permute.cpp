@@ -10,11 +10,8 @@
 
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "core/gather.h"
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "permute_plan.h"
@@ -293,21 +290,6 @@ void for_all_ranges(const PermuteItem* items, int64_t count, int threads,
     run(item, plan, begin, smaller(begin + step, plan.elements),
         RowGather(rows.data() + thread * RowGather::kBytes));
   });
-}
-
-// Asks for huge pages in memory that is about to be written, as numpy does: where it is fresh,
-// faults of 4 KB pages cost more than the gather.
-void prefer_huge_pages(void* memory, int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)memory;
-  (void)bytes;
-#endif
 }
 
 int bytes_of(DType dtype) {

@@ -45,8 +45,16 @@ NLM_INLINE vuint16 load_bits(const void* source) {
   return bits;
 }
 
+// By intrinsics where there are: GCC 12 converts half a vector at a time.
 NLM_INLINE vfloat widen(const bfloat16* source) {
-  return (vfloat)(__builtin_convertvector(load_bits(source), vuint32) << 16);
+#if defined(__AVX512F__)
+  const vuint32 low = (vuint32)_mm512_cvtepu16_epi32((__m256i)load_bits(source));
+#elif defined(__AVX2__)
+  const vuint32 low = (vuint32)_mm256_cvtepu16_epi32((__m128i)load_bits(source));
+#else
+  const vuint32 low = __builtin_convertvector(load_bits(source), vuint32);
+#endif
+  return (vfloat)(low << 16);
 }
 
 NLM_INLINE void narrow(bfloat16* target, vfloat value) {

@@ -15,8 +15,12 @@ dialect       the density is of           the sign is that of            the mea
 
 Weights multiply the task vectors before the vote in ``global`` and ``mergekit`` and after it in
 ``peft``. Entries as large as the k-th largest are all kept, so that ties are kept together.
+
+No task vector is stored: `nlm.ops.magnitude_threshold` and `nlm.ops.sign_merge` take differences
+as they read.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -24,8 +28,8 @@ from torch import Tensor
 
 from nlm._state_dict import StateDict
 from nlm.merge.linear import wide
-
-DIALECTS = ("global", "mergekit", "peft")
+from nlm.ops import magnitude_threshold, sign_merge
+from nlm.ops.sign_merge import DIALECTS
 
 
 def ties(
@@ -50,59 +54,30 @@ def ties(
     if not 0 < density <= 1:
         raise ValueError(f"nlm.merge: a density lies in (0, 1], got {density}")
     blocks = [tuple(base)] if dialect == "global" else [(name,) for name in base]
+    factors = [weights[task] for task in experts]
     merged: dict[str, Tensor] = {}
     for names in blocks:
-        start = torch.cat([wide(base[name]).flatten() for name in names])
-        vectors = torch.stack(
-            [
-                torch.cat([wide(state[name]).flatten() for name in names]) - start
-                for state in experts.values()
-            ]
-        )  # [tasks, entries]
-        factors = torch.tensor(
-            [weights[task] for task in experts], dtype=start.dtype, device=start.device
-        )[:, None]
-        direction = _ties_mean(_trim(vectors, density, dialect), factors, dialect)
-        values = start + scale * direction
-        sizes = [base[name].numel() for name in names]
-        for name, value in zip(names, values.split(sizes), strict=True):
-            merged[name] = value.reshape(base[name].shape).to(base[name].dtype)
+        start = [_computable(base[name]) for name in names]
+        models = [[_computable(state[name]) for name in names] for state in experts.values()]
+        thresholds = torch.stack([_threshold(model, start, density, dialect) for model in models])
+        results = sign_merge(start, models, thresholds, factors, scale, dialect)
+        for name, result in zip(names, results, strict=True):
+            merged[name] = result.to(base[name].dtype)
     return merged
 
 
-def _trim(vectors: Tensor, density: float, dialect: str) -> Tensor:
-    """Each row with its largest entries kept and the others set to zero."""
-    entries = vectors.shape[1]
-    if dialect == "mergekit":
-        kept = max(1, int(density * entries))
-    else:
-        kept = int(density * entries)
-    if kept >= entries or entries == 0:
-        return vectors
-    if kept == 0:
-        return torch.zeros_like(vectors)
-    magnitudes = vectors.abs()
-    threshold = magnitudes.kthvalue(entries - kept + 1, dim=1, keepdim=True).values
-    return torch.where(magnitudes >= threshold, vectors, 0.0)
+def _computable(tensor: Tensor) -> Tensor:
+    """The tensor in a type that the operations take: 8-bit ones are widened."""
+    return tensor if tensor.dtype.itemsize >= 2 else wide(tensor)
 
 
-def _ties_mean(trimmed: Tensor, weights: Tensor, dialect: str) -> Tensor:
-    """The mean over the entries that have the elected sign, [entries]."""
-    weighted = trimmed * weights
-    if dialect == "global":
-        sign = weighted.sum(0).sign()
-        majority = sign.sum().sign()
-        sign = torch.where(
-            sign == 0, majority if majority != 0 else torch.ones_like(majority), sign
-        )
-    else:
-        vote = (weighted if dialect == "mergekit" else trimmed).sum(0)
-        sign = torch.where(vote >= 0, 1.0, -1.0).to(trimmed.dtype)
+def _threshold(model: list[Tensor], start: list[Tensor], density: float, dialect: str) -> Tensor:
+    """The least magnitude that is kept: 0 where all entries are, infinity where none is."""
+    entries = sum(tensor.numel() for tensor in model)
+    kept = int(density * entries)
     if dialect == "mergekit":
-        agree = weighted.sign() == sign
-        share = (agree * weights).sum(0)
-        share = torch.where(share == 0, torch.ones_like(share), share)
-    else:
-        agree = trimmed.sign() == sign if dialect == "peft" else weighted.sign() == sign
-        share = agree.sum(0).clamp(min=1).to(trimmed.dtype)
-    return (weighted * agree).sum(0) / share
+        kept = max(1, kept)
+    if 0 < kept < entries:
+        return magnitude_threshold(model, kept, start)
+    least = 0.0 if kept >= entries else math.inf
+    return torch.tensor(least, device=model[0].device)

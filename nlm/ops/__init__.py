@@ -6,7 +6,17 @@ kernels are live.
 
 from nlm.ops.channel_moments import channel_moments
 from nlm.ops.cross_moments import cross_moments_
+from nlm.ops.magnitude_threshold import magnitude_threshold
 from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
+from nlm.ops.sign_merge import sign_merge
 
-__all__ = ["channel_moments", "cross_moments_", "permute", "permute_add_", "scale_shift"]
+__all__ = [
+    "channel_moments",
+    "cross_moments_",
+    "magnitude_threshold",
+    "permute",
+    "permute_add_",
+    "scale_shift",
+    "sign_merge",
+]

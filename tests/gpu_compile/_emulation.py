@@ -13,9 +13,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from gpu_compile._selection import ELEMENT_BYTES, Range, SelectionDevice, array_range
+
 HERE = Path(__file__).resolve().parent
 MAX_AXES = 16  # kPermuteMaxAxes
-ELEMENT_BYTES = {0: 2, 1: 2, 2: 4, 3: 8}  # by nlm::DType
 
 
 class PermuteAxis(ctypes.Structure):
@@ -54,10 +55,6 @@ class Tasks(ctypes.Structure):
     ]
 
 
-class Range(ctypes.Structure):
-    _fields_ = [("begin", ctypes.c_size_t), ("end", ctypes.c_size_t)]
-
-
 class ScaleShiftRanges(ctypes.Structure):
     _fields_ = [
         (name, Range)
@@ -74,7 +71,10 @@ def compile_emulation(folder: Path) -> ctypes.CDLL:
     source = str(HERE / "grid_emulation.cpp")
     subprocess.run([*compiler, *flags, include, source, "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
-    for name in ("permute", "permute_add", "scale_shift", "walks", "scale_shift_backward"):
+    for name in (
+        "permute", "permute_add", "scale_shift", "walks", "scale_shift_backward",
+        "magnitude_state", "magnitude_threshold", "sign_merge",
+    ):  # fmt: skip
         getattr(loaded, f"emulate_{name}").restype = ctypes.c_int64
     return loaded
 
@@ -89,16 +89,12 @@ def strided_range(
     return Range(address + low * element_bytes, address + (high + 1) * element_bytes)
 
 
-def array_range(address: int, count: int, element_bytes: int) -> Range:
-    return Range(address, address + count * element_bytes)
-
-
 def view_range(view: tuple) -> Range:
     address, dtype, *rest = view
     return strided_range(address, tuple(rest[:3]), tuple(rest[3:]), ELEMENT_BYTES[dtype])
 
 
-class EmulatedDevice:
+class EmulatedDevice(SelectionDevice):
     """``nlm._C_cuda`` without a GPU. ``word_bytes`` keeps the word sizes of the last permute.
 
     ``blocks`` limits a run to some blocks of the grid: (first, end), as grid_emulation.cpp has it.

@@ -183,6 +183,8 @@ int64_t run_backward(const BackwardGrid& work, const ScaleShiftMemory& memory) {
 
 }  // namespace
 
+#include "selection_emulation.h"
+
 extern "C" {
 
 // ranges: source, target, then one per gathered axis.

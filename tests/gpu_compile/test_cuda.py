@@ -40,7 +40,7 @@ def compiled(tmp_path_factory) -> dict[str, tuple[Path, str]]:
 
 
 def test_no_spills_on_any_architecture(compiled: dict[str, tuple[Path, str]]) -> None:
-    assert set(compiled) == {"permute", "scale_shift"}
+    assert set(compiled) == {"magnitude_threshold", "permute", "scale_shift", "sign_merge"}
     for stem, (_, report) in compiled.items():
         targets = re.findall(r"for '(sm_\d+)'", report)
         assert set(targets) == {f"sm_{a}" for a in ARCHITECTURES}, stem
@@ -58,14 +58,15 @@ def test_every_thread_fits_full_blocks(compiled: dict[str, tuple[Path, str]]) ->
         assert registers and max(registers) <= 80, stem
 
 
-@pytest.mark.parametrize("stem", ["permute", "scale_shift"])
+@pytest.mark.parametrize("stem", ["magnitude_threshold", "permute", "scale_shift", "sign_merge"])
 def test_runs_move_in_16_bytes(stem: str, compiled: dict[str, tuple[Path, str]]) -> None:
     command = [tool("cuobjdump"), "-sass", "-arch", "sm_90", str(compiled[stem][0])]
     path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
     code = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
     ).stdout
-    assert re.search(WIDE_LOAD, code) and re.search(WIDE_STORE, code)
+    assert re.search(WIDE_LOAD, code)
+    assert re.search(WIDE_STORE, code) or stem == "magnitude_threshold"  # it writes one number
 
 
 def test_module_imports_without_a_driver() -> None:

@@ -21,10 +21,12 @@ MAP_NORESERVE = 0x4000  # Linux's; a name of mmap's from Python 3.13 on
 
 #: Operator, its launcher, and which results are sums that the reference adds in another order.
 LAUNCHERS = {
+    "magnitude_threshold": ("_cuda", ()),
     "permute": ("_cuda", ()),
     "permute_add_": ("_cuda_add", ()),
     "scale_shift": ("_cuda", ()),
     "scale_shift_backward": ("_cuda_backward", (1, 2)),
+    "sign_merge": ("_cuda", ()),
 }
 
 
@@ -189,6 +191,29 @@ def test_scale_shift_counts_beyond_32_bits(library) -> None:
     )
     assert y[-3:].tolist() == [0.5, 4.5, 8.5]
     assert y[5 * inner - 2 : 5 * inner].tolist() == [0.0, 0.0]
+
+
+def test_magnitude_threshold_counts_beyond_32_bits(library) -> None:
+    x = far_memory(FAR + 3, torch.float16)
+    x[-3:] = torch.tensor([1.0, -3.0, 2.0])
+    result = torch.empty(())
+    emulated = EmulatedDevice(library, blocks=(-1, -1))
+    for rank, expected in ((1, 3.0), (3, 1.0), (4, 0.0)):
+        scratch = torch.zeros(emulated.magnitude_threshold_scratch(), dtype=torch.uint8)
+        items = [(x.data_ptr(), 0, 0, 0, x.numel())]
+        emulated.magnitude_threshold(items, rank, 2, result.data_ptr(), scratch.data_ptr(), 0)
+        assert result.item() == expected
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_sign_merge_counts_beyond_32_bits(library, offset: int) -> None:
+    base, x, target = (far_memory(FAR + 8, torch.float16)[offset:] for _ in range(3))
+    base[-1], x[-1] = 1.0, 5.0
+    threshold, ballot = torch.ones(1), torch.zeros(2, dtype=torch.int64)
+    item = (base.data_ptr(), target.data_ptr(), 0, x.numel(), threshold.data_ptr(), 0.5, 0, 1)
+    expert = (x.data_ptr(), 0, 1.0)
+    EmulatedDevice(library, blocks=(-1, -1)).sign_merge(item, [expert], ballot.data_ptr(), 0)
+    assert target[-2:].tolist() == [0.0, 3.0] and ballot.tolist() == [1, 0]
 
 
 def test_task_out_of_range_is_nan(device: EmulatedDevice) -> None:

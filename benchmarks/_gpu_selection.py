@@ -1,0 +1,60 @@
+"""magnitude_threshold's and sign_merge's part of gpu_suite.py: the arguments of its workloads."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def selection_workloads() -> Iterator[tuple]:
+    from nlm import ops
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for size in (3_700_000, 100_000_000):
+            x, base = torch.randn(2, size, device="cuda", dtype=dtype)
+            k = size // 5
+
+            def plain(x: Tensor = x, base: Tensor = base, k: int = k) -> Tensor:
+                return (x.float() - base.float()).abs().kthvalue(x.numel() - k + 1).values
+
+            def ordered(x: Tensor = x, base: Tensor = base, k: int = k) -> Tensor:
+                return (x.float() - base.float()).abs().sort().values[-k]
+
+            providers = {
+                "nlm": lambda x=x, base=base, k=k: ops.magnitude_threshold([x], k, [base]),
+                "kthvalue": plain,
+                "sort": ordered,
+            }
+            amount = 2 * size * x.element_size()
+            yield ("magnitude_threshold", f"{size}", dtype, providers, amount, "read")
+
+
+def sign_merge_workloads() -> Iterator[tuple]:
+    from nlm import ops
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for count in (2, 4, 8):
+            base, *experts = torch.randn(count + 1, 100_000_000, device="cuda", dtype=dtype)
+            limits = torch.linspace(0.5, 1, count, device="cuda")
+
+            def plain(base: Tensor = base, experts: list = experts, t: Tensor = limits) -> Tensor:
+                start = base.float()
+                values = [x.float() - start for x in experts]
+                values = [torch.where(v.abs() < t[k], 0.0, v) for k, v in enumerate(values)]
+                plus = sum(values[1:], values[0]) >= 0
+                agrees = [torch.where(plus, v > 0, v < 0) for v in values]
+                total = sum(torch.where(a, v, 0.0) for a, v in zip(agrees, values, strict=True))
+                share = sum(a.float() for a in agrees)
+                return (start + 0.4 * total / share.clamp(min=1)).to(base.dtype)
+
+            def ours(base: Tensor = base, experts: list = experts, t: Tensor = limits) -> Tensor:
+                models = [[x] for x in experts]
+                return ops.sign_merge([base], models, t, scale=0.4, dialect="peft")[0]
+
+            providers = {
+                "nlm": ours,
+                "expression": plain,
+                "torch.compile(expression)": torch.compile(plain),
+            }
+            amount = (count + 2) * base.numel() * base.element_size()
+            yield ("sign_merge", f"{count} experts", dtype, providers, amount, "copy")

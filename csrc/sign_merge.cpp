@@ -1,0 +1,200 @@
+// merged = base + scale * mean of the kept differences that have the elected sign, per entry.
+//
+// One read of the base and of each expert, one write. An entry needs no second look at the experts:
+// the sums and shares of both signs are taken side by side with the vote, in the experts' order,
+// and the vote then chooses. Every product, sum and quotient is rounded by itself, in float32
+// (float64 where any tensor is), as the plain PyTorch expression does: the results are the same in
+// every bit.
+#include "sign_merge.h"
+
+#include <cstring>
+
+#include "core/blocks.h"
+#include "core/pages.h"
+#include "core/parallel.h"
+#include "core/simd.h"
+
+namespace nlm::NLM_ISA {
+namespace {
+
+constexpr int64_t kTaskElements = 32768;
+constexpr int64_t kBlock = 512;  // elements that are widened at a time
+
+template <class S>
+struct Signs;
+template <>
+struct Signs<float> {
+  using integers = vint32;
+  static constexpr int32_t kMagnitude = INT32_MAX;
+};
+template <>
+struct Signs<double> {
+  using integers = vint64;
+  static constexpr int64_t kMagnitude = INT64_MAX;
+};
+
+template <class S>
+struct Terms {
+  S thresholds[kSignMergeExperts];
+  S weights[kSignMergeExperts];
+  S scale;
+  int count;
+  bool tie;
+};
+
+struct alignas(64) Ballot {
+  int64_t signs, contested;
+};
+
+// `result` at one vector of positions; load_at(source) reads it. Source 0 is the base.
+template <class T, SignDialect kDialect, class Load, class I>
+NLM_INLINE typename Lanes<T>::vector merge_vector(const Terms<typename Lanes<T>::scalar>& terms,
+                                                  const Load& load_at, I& signs, I& contested) {
+  using S = typename Lanes<T>::scalar;
+  using V = typename Lanes<T>::vector;
+  const V start = load_at(0);
+  const V zero = {};
+  V vote = {}, plus = {}, minus = {}, plus_share = {}, minus_share = {};
+  for (int k = 0; k < terms.count; ++k) {
+    const V difference = load_at(k + 1) - start;
+    const V magnitude = (V)((I)difference & Signs<S>::kMagnitude);
+    const V kept = magnitude < broadcast(terms.thresholds[k]) ? zero : difference;
+    const V weight = broadcast(terms.weights[k]);
+    const V value = kept * weight;
+    const V voice = kDialect == SignDialect::kPeft ? kept : value;
+    const V share = kDialect == SignDialect::kMergekit ? weight : broadcast(S{1});
+    vote = vote + voice;
+    plus = voice > zero ? plus + value : plus;
+    minus = voice < zero ? minus + value : minus;
+    plus_share = voice > zero ? plus_share + share : plus_share;
+    minus_share = voice < zero ? minus_share + share : minus_share;
+  }
+  if constexpr (kDialect == SignDialect::kGlobal) {
+    signs += (I)(vote < zero) - (I)(vote > zero);
+    contested -= (I)(vote == zero) & (I)(plus_share > zero);
+  }
+  const bool tie = kDialect != SignDialect::kGlobal || terms.tie;
+  const I elected = tie ? (I)(vote >= zero) : (I)(vote > zero);
+  const V sum = elected ? plus : minus;
+  V share = elected ? plus_share : minus_share;
+  share = share == zero ? broadcast(S{1}) : share;
+  const V merged = start + broadcast(terms.scale) * (sum / share);
+  return vote == vote ? merged : vote;
+}
+
+// `n` elements of packed sources of one type.
+template <class T, SignDialect kDialect>
+void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* sources, T* target,
+               int64_t n, Ballot& ballot) {
+  using I = typename Signs<typename Lanes<T>::scalar>::integers;
+  I signs = {}, contested = {};
+  int64_t i = 0;
+  for (; i + Lanes<T>::count <= n; i += Lanes<T>::count) {
+    store(target + i, merge_vector<T, kDialect>(
+                          terms, [&](int s) { return load(sources[s] + i); }, signs, contested));
+  }
+  if (i < n) {
+    const auto first = [&](int s) { return load_first(sources[s] + i, n - i); };
+    store_first(target + i, merge_vector<T, kDialect>(terms, first, signs, contested), n - i);
+  }
+  ballot.signs += sum_lanes(signs);
+  ballot.contested += sum_lanes(contested);
+}
+
+template <class T>
+void merge_run(SignDialect dialect, const Terms<typename Lanes<T>::scalar>& terms,
+               const T* const* sources, T* target, int64_t n, Ballot& ballot) {
+  switch (dialect) {
+    case SignDialect::kGlobal:
+      return merge_run<T, SignDialect::kGlobal>(terms, sources, target, n, ballot);
+    case SignDialect::kMergekit:
+      return merge_run<T, SignDialect::kMergekit>(terms, sources, target, n, ballot);
+    case SignDialect::kPeft:
+      return merge_run<T, SignDialect::kPeft>(terms, sources, target, n, ballot);
+  }
+}
+
+template <class S>
+Terms<S> terms_of(const SignMergeItem& item) {
+  Terms<S> terms;
+  for (int k = 0; k < item.count; ++k) {
+    terms.thresholds[k] = static_cast<const S*>(item.thresholds)[k];
+    terms.weights[k] = static_cast<S>(item.experts[k].weight);
+  }
+  terms.scale = static_cast<S>(item.scale);
+  terms.count = item.count;
+  terms.tie = item.tie > 0;
+  return terms;
+}
+
+// run(first, end, thread) for all ranges of a task's length.
+template <class Run>
+void for_ranges(int64_t size, int threads, const Run& run) {
+  parallel_for(ceil_div(size, kTaskElements), threads, [&](int64_t task, int thread) {
+    const int64_t first = task * kTaskElements;
+    run(first, smaller(first + kTaskElements, size), thread);
+  });
+}
+
+// Tensors of one type.
+template <class T>
+void merge_alike(const SignMergeItem& item, Ballot* ballots, int threads) {
+  const auto terms = terms_of<typename Lanes<T>::scalar>(item);
+  for_ranges(item.size, threads, [&](int64_t first, int64_t end, int thread) {
+    const T* sources[kSignMergeExperts + 1] = {static_cast<const T*>(item.base) + first};
+    for (int k = 0; k < item.count; ++k) {
+      sources[k + 1] = static_cast<const T*>(item.experts[k].data) + first;
+    }
+    merge_run<T>(item.dialect, terms, sources, static_cast<T*>(item.target) + first, end - first,
+                 ballots[thread]);
+  });
+}
+
+// Tensors of any types, widened to S block by block.
+template <class S>
+void merge_mixed(const SignMergeItem& item, Ballot* ballots, int threads) {
+  const Terms<S> terms = terms_of<S>(item);
+  const int64_t rows = item.count + 2;  // base, experts, result
+  const Scratch<S> blocks(threads * rows * kBlock);
+  for_ranges(item.size, threads, [&](int64_t first, int64_t end, int thread) {
+    S* const base = blocks.data() + thread * rows * kBlock;
+    S* const result = base + (rows - 1) * kBlock;
+    const S* sources[kSignMergeExperts + 1];
+    for (int64_t i = first; i < end; i += kBlock) {
+      const int64_t n = smaller(kBlock, end - i);
+      sources[0] = widened(item.base, item.dtype, i, n, base);
+      for (int k = 0; k < item.count; ++k) {
+        const SignMergeExpert& expert = item.experts[k];
+        sources[k + 1] = widened(expert.data, expert.dtype, i, n, base + (k + 1) * kBlock);
+      }
+      merge_run<S>(item.dialect, terms, sources, result, n, ballots[thread]);
+      narrowed(result, n, item.target, item.dtype, i);
+    }
+  });
+}
+
+}  // namespace
+
+void sign_merge(const SignMergeItem& item, int64_t* ballot, int threads) {
+  const Scratch<Ballot> ballots(threads);
+  for (int t = 0; t < threads; ++t) ballots.data()[t] = {};
+  bool alike = true, wide = item.dtype == DType::kFloat64;
+  for (int k = 0; k < item.count; ++k) {
+    alike &= item.experts[k].dtype == item.dtype;
+    wide |= item.experts[k].dtype == DType::kFloat64;
+  }
+  with_dtype(item.dtype, [&](auto type) {
+    using T = decltype(type);
+    prefer_huge_pages(item.target, item.size * static_cast<int64_t>(sizeof(T)));
+    if (alike) merge_alike<T>(item, ballots.data(), threads);
+  });
+  if (!alike && wide) merge_mixed<double>(item, ballots.data(), threads);
+  if (!alike && !wide) merge_mixed<float>(item, ballots.data(), threads);
+  ballot[0] = ballot[1] = 0;
+  for (int t = 0; t < threads; ++t) {
+    ballot[0] += ballots.data()[t].signs;
+    ballot[1] += ballots.data()[t].contested;
+  }
+}
+
+}  // namespace nlm::NLM_ISA

@@ -1,0 +1,44 @@
+// TIES' trimming, election and disjoint mean of experts against their base. See sign_merge.cpp.
+#pragma once
+
+#include "core/view.h"
+
+namespace nlm {
+
+inline constexpr int kSignMergeExperts = 128;
+
+// The values are those of nlm/ops/sign_merge.py.
+enum class SignDialect : int { kGlobal = 0, kMergekit = 1, kPeft = 2 };
+
+struct SignMergeExpert {
+  const void* data;
+  DType dtype;
+  double weight;
+};
+
+// All tensors are packed and have `size` elements; `target` is of the base's type and overlaps
+// none. `thresholds` are one for each expert, float64 where any tensor is, else float32. A vote of
+// 0 elects + where `tie` > 0, else -.
+struct SignMergeItem {
+  const void* base;
+  void* target;
+  DType dtype;
+  int64_t size;
+  const SignMergeExpert* experts;
+  int count;  // 1 to kSignMergeExperts
+  const void* thresholds;
+  double scale;
+  SignDialect dialect;
+  int tie;
+};
+
+// ballot[0] becomes the sum of the signs of all votes, ballot[1] the number of votes that are 0
+// with entries kept; both only in the global dialect, else 0.
+NLM_KERNEL(void, sign_merge, (const SignMergeItem& item, int64_t* ballot, int threads));
+
+// The same on the GPU (sign_merge.cu): device pointers but for item.experts, launched on `stream`,
+// a cudaStream_t. All tensors have the base's type; `ballot` is zero. The result is a cudaError_t;
+// nothing is waited for or allocated.
+int sign_merge_cuda(const SignMergeItem& item, int64_t* ballot, void* stream);
+
+}  // namespace nlm

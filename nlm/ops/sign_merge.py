@@ -1,0 +1,268 @@
+"""TIES' merge of experts against their base, without their task vectors (arXiv:2306.01708).
+
+For an entry, with the differences d_k = expert_k - base, thresholds t_k and weights w_k,
+
+    trim     d_k := 0 where |d_k| < t_k
+    elect    s    = sign(sum_k v_k),   v_k = w_k d_k   (in peft v_k = d_k)
+    merge    m    = sum_{k: sign(v_k) = s} w_k d_k / share
+    merged        = base + scale m
+
+where the share is the number of k with sign(v_k) = s, in mergekit the sum of their weights, and 1
+where that is 0. A vote of 0 elects +; in global the sign that most votes of all entries have. The
+three dialects are those of `nlm.merge`.
+
+Bytes: one read of the base and of each expert, one write. Flops: about 12 per entry and expert.
+Numerics: float32 (float64 where any tensor is), every operation rounded by itself and summed in
+the experts' order, so that kernel and reference agree in every bit, for any number of threads; the
+result is rounded to the base's type once. A kept NaN, or infinities of both signs, give NaN.
+
+The operator merges one tensor. It also returns the ballot of the global dialect: the sum of the
+signs of all votes, and the number of votes of 0 for which entries were kept. Only where there are
+such, and the sum is negative, does `sign_merge` merge a tensor again, with - for these (`tie`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nlm import _native
+from nlm._registry import register
+from nlm.ops._arguments import as_numbers, check_tensor, without_gradient
+from nlm.ops._channels import FLOATS
+
+#: Positions are the values of csrc/sign_merge.h's SignDialect.
+DIALECTS = ("global", "mergekit", "peft")
+_MOST_EXPERTS = 128  # kSignMergeExperts
+
+
+def _compute_dtype(base: Tensor, experts: list[Tensor]) -> torch.dtype:
+    is_wide = any(x.dtype == torch.float64 for x in (base, *experts))
+    return torch.float64 if is_wide else torch.float32
+
+
+def _thresholds(thresholds: Tensor, dtype: torch.dtype) -> Tensor:
+    """As ``dtype``, rounded up, so that no magnitude of that type changes sides."""
+    if thresholds.dtype == dtype or dtype == torch.float64:
+        return thresholds.to(dtype).contiguous()
+    near = thresholds.to(dtype)
+    above = torch.nextafter(near, torch.full_like(near, torch.inf))
+    return torch.where(near < thresholds, above, near)
+
+
+def reference(
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    dialect: str,
+    tie: int,
+) -> tuple[Tensor, Tensor]:
+    dtype = _compute_dtype(base, experts)
+    start = base.to(dtype)
+    numbers = torch.tensor([scale, *weights], dtype=dtype, device=base.device)
+    vote = torch.zeros_like(start)
+    voices, values = [], []
+    for expert, threshold, weight in zip(
+        experts, _thresholds(thresholds, dtype), numbers[1:], strict=True
+    ):
+        difference = expert.to(dtype) - start
+        kept = torch.where(difference.abs() < threshold, 0.0, difference)
+        values.append(kept * weight)
+        voices.append(kept if dialect == "peft" else values[-1])
+        vote = vote + voices[-1]
+    elects_plus = vote >= 0 if dialect != "global" or tie > 0 else vote > 0
+    total, share = torch.zeros_like(start), torch.zeros_like(start)
+    for voice, value, weight in zip(voices, values, numbers[1:], strict=True):
+        agrees = torch.where(elects_plus, voice > 0, voice < 0)
+        total = total + torch.where(agrees, value, 0.0)
+        share = share + torch.where(agrees, weight if dialect == "mergekit" else 1.0, 0.0)
+    mean = total / torch.where(share == 0, 1.0, share)
+    merged = torch.where(vote.isnan(), vote, start + numbers[0] * mean)
+    ballot = torch.zeros(2, dtype=torch.int64, device=base.device)
+    if dialect == "global":
+        contested = (vote == 0) & torch.stack(voices).ne(0).any(0)
+        ballot = torch.stack([(vote > 0).sum() - (vote < 0).sum(), contested.sum()])
+    return merged.to(base.dtype).contiguous(), ballot
+
+
+def _out(
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    dialect: str,
+    tie: int,
+) -> tuple[Tensor, Tensor]:
+    if dialect not in DIALECTS:
+        raise ValueError(
+            f"nlm.sign_merge: dialect must be one of {', '.join(DIALECTS)}, got {dialect!r}"
+        )
+    if not 1 <= len(experts) <= _MOST_EXPERTS:
+        raise ValueError(
+            f"nlm.sign_merge: there must be 1 to {_MOST_EXPERTS} experts, got {len(experts)}"
+        )
+    for x in (base, *experts):
+        if x.dtype not in FLOATS:
+            raise TypeError(
+                "nlm.sign_merge: base and experts must be float16, bfloat16, float32 or float64, "
+                f"got {x.dtype}"
+            )
+        if x.shape != base.shape or x.device != base.device:
+            raise ValueError(
+                "nlm.sign_merge: an expert must have the shape and device of its base, "
+                f"{tuple(base.shape)} on {base.device}, got {tuple(x.shape)} on {x.device}"
+            )
+    if tuple(thresholds.shape) != (len(experts),) or len(weights) != len(experts):
+        raise ValueError(
+            f"nlm.sign_merge: there must be one threshold and one weight for each of the "
+            f"{len(experts)} experts, got thresholds {tuple(thresholds.shape)} and {len(weights)} "
+            "weights"
+        )
+    if thresholds.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"nlm.sign_merge: thresholds must be float32 or float64, got {thresholds.dtype}"
+        )
+    if thresholds.device != base.device:
+        raise ValueError(
+            f"nlm.sign_merge: thresholds must be on the device of the base, {base.device}, "
+            f"got {thresholds.device}"
+        )
+    return base.new_empty(base.shape), base.new_empty(2, dtype=torch.int64)
+
+
+def _item(
+    base: Tensor, target: Tensor, thresholds: Tensor, scale: float, dialect: str, tie: int
+) -> tuple:
+    return (
+        base.data_ptr(), target.data_ptr(), _native.DTYPES[base.dtype], base.numel(),
+        thresholds.data_ptr(), scale, DIALECTS.index(dialect), tie,
+    )  # fmt: skip
+
+
+def _cpu(
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    dialect: str,
+    tie: int,
+) -> tuple[Tensor, Tensor]:
+    merged, ballot = _out(base, experts, thresholds, weights, scale, dialect, tie)
+    limits = _thresholds(thresholds, _compute_dtype(base, experts))
+    start, models = base.contiguous(), [x.contiguous() for x in experts]
+    each = [
+        (x.data_ptr(), _native.DTYPES[x.dtype], w) for x, w in zip(models, weights, strict=True)
+    ]
+    item = _item(start, merged, limits, scale, dialect, tie)
+    _native.cpu.sign_merge(item, each, ballot.data_ptr(), _native.threads())
+    return merged, ballot
+
+
+def _cuda(
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    dialect: str,
+    tie: int,
+) -> tuple[Tensor, Tensor]:
+    merged, ballot = _out(base, experts, thresholds, weights, scale, dialect, tie)
+    dtype = _compute_dtype(base, experts)
+    limits = _thresholds(thresholds, dtype)
+    if any(x.dtype != base.dtype for x in experts):
+        start, models = base.to(dtype), [x.to(dtype) for x in experts]
+    else:
+        start, models = base, experts
+    start, models = start.contiguous(), [x.contiguous() for x in models]
+    each = [
+        (x.data_ptr(), _native.DTYPES[x.dtype], w) for x, w in zip(models, weights, strict=True)
+    ]
+    target = merged if start.dtype == merged.dtype else torch.empty_like(merged, dtype=dtype)
+    item = _item(start, target, limits, scale, dialect, tie)
+    _native.cuda.sign_merge(item, each, ballot.zero_().data_ptr(), _native.stream(base))
+    return (merged if target is merged else merged.copy_(target)), ballot
+
+
+_MERGE = register(
+    "sign_merge(Tensor base, Tensor[] experts, Tensor thresholds, float[] weights, float scale,"
+    " str dialect, int tie) -> (Tensor, Tensor)",
+    stem="sign_merge",
+    reference=reference,
+    out=_out,
+    cpu=_cpu,
+    cuda=_cuda,
+    missing={"cpu": _native.cpu_missing, "cuda": _native.cuda_missing},
+)
+
+
+def sign_merge(
+    base: Sequence[Tensor],
+    experts: Sequence[Sequence[Tensor]],
+    thresholds: Tensor,
+    weights: Sequence[float] | float = 1.0,
+    scale: float = 1.0,
+    dialect: str = "global",
+) -> list[Tensor]:
+    """The base plus the scaled TIES mean of the experts, for a list of tensors: one vector.
+
+    Not differentiable. With dialect "global" the host waits for the GPU once.
+
+    Parameters
+    ----------
+    base : sequence of Tensor
+        float16, bfloat16, float32 or float64, on one device. What is not contiguous is copied.
+    experts : sequence of sequences of Tensor
+        For each of up to 128 experts a tensor for each of the base's, of its shape.
+    thresholds : Tensor, shape [experts]
+        float32 or float64: an expert's differences below its threshold are trimmed; 0 keeps all,
+        infinity keeps none. See `magnitude_threshold`.
+    weights : float or sequence of float
+        One for all experts, or one each.
+    scale : float
+    dialect : str
+        "global", "mergekit" or "peft".
+
+    Returns
+    -------
+    list of Tensor
+        Contiguous, of the base's shapes and types.
+
+    Examples
+    --------
+    >>> import torch
+    >>> base = [torch.zeros(4)]
+    >>> experts = [[torch.tensor([4.0, -3.0, 0.5, 1.0])], [torch.tensor([2.0, 1.0, -4.0, 0.1])]]
+    >>> sign_merge(base, experts, torch.tensor([1.0, 1.0]))[0].tolist()
+    [3.0, -3.0, -4.0, 1.0]
+    """
+    check_tensor("sign_merge", "thresholds", thresholds)
+    if any(len(expert) != len(base) for expert in experts):
+        raise ValueError(
+            "nlm.sign_merge: an expert must have as many tensors as the base, "
+            f"got {[len(expert) for expert in experts]} for {len(base)}"
+        )
+    for t, x in enumerate(base):
+        check_tensor("sign_merge", f"base {t}", x)
+        for k, expert in enumerate(experts):
+            check_tensor("sign_merge", f"tensor {t} of expert {k}", expert[t])
+    factors = as_numbers("sign_merge", "weights", weights, len(experts))
+    starts = [without_gradient("sign_merge", x) for x in base]
+    models = [[without_gradient("sign_merge", x[t]) for x in experts] for t in range(len(base))]
+    limits = without_gradient("sign_merge", thresholds)
+
+    def merged(t: int, tie: int) -> tuple[Tensor, Tensor]:
+        return _MERGE.default(starts[t], models[t], limits, factors, float(scale), dialect, tie)
+
+    results = [merged(t, 1) for t in range(len(starts))]
+    if dialect == "global" and results and not limits.is_meta:
+        ballots = torch.stack([ballot for _, ballot in results]).tolist()
+        if sum(signs for signs, _ in ballots) < 0:
+            for t, (_, contested) in enumerate(ballots):
+                if contested:
+                    results[t] = merged(t, -1)
+    return [result for result, _ in results]
