@@ -11,21 +11,12 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/device.h"
 #include "core/view.h"
 #include "scale_shift.h"
 
 namespace nlm::NLM_ISA {
-
-template <class T>
-using ComputeType = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount) Pack {
-  T value[kCount];
-};
 
 inline constexpr uint32_t kNaNBits = 0x7fc00000u;
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
@@ -25,6 +26,20 @@ struct DeviceBFloat16 {
 struct DeviceFloat16 {
   uint16_t bits;
 };
+
+// What the arithmetic on stored elements of type T is done in.
+template <class T>
+using ComputeType = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Neighbouring elements that are moved at once, at most 16 bytes by one instruction.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
+  T value[kCount];
+};
+
+inline bool is_aligned(const void* data, int bytes) {
+  return reinterpret_cast<uintptr_t>(data) % bytes == 0;
+}
 
 NLM_DEVICE float float_of_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)

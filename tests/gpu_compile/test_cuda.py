@@ -40,7 +40,7 @@ def compiled(tmp_path_factory) -> dict[str, tuple[Path, str]]:
 
 
 def test_no_spills_on_any_architecture(compiled: dict[str, tuple[Path, str]]) -> None:
-    assert set(compiled) == {"permute", "scale_shift"}
+    assert set(compiled) == {"dare", "permute", "scale_shift", "tall_mask"}
     for stem, (_, report) in compiled.items():
         targets = re.findall(r"for '(sm_\d+)'", report)
         assert set(targets) == {f"sm_{a}" for a in ARCHITECTURES}, stem
@@ -58,7 +58,7 @@ def test_every_thread_fits_full_blocks(compiled: dict[str, tuple[Path, str]]) ->
         assert registers and max(registers) <= 48, stem
 
 
-@pytest.mark.parametrize("stem", ["permute", "scale_shift"])
+@pytest.mark.parametrize("stem", ["dare", "permute", "scale_shift", "tall_mask"])
 def test_runs_move_in_16_bytes(stem: str, compiled: dict[str, tuple[Path, str]]) -> None:
     command = [tool("cuobjdump"), "-sass", "-arch", "sm_90", str(compiled[stem][0])]
     path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])
