@@ -53,7 +53,7 @@ def workloads() -> Iterator[Workload]:
             torch.randint(-9, 10, (ENTRIES,), generator=make, dtype=torch.int8).to(dtype)
             for _ in range(3)
         ]
-        expert, base, merged = tensors
+        _, base, merged = tensors
         amount = 3.0 * ENTRIES * dtype.itemsize + ENTRIES / 8
         mask = packed(build)(*tensors)
         providers = {

@@ -13,6 +13,7 @@ built for CUDA with its triton, nvcc, and pytest's test dependencies; takes unde
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -194,53 +195,6 @@ def scale_shift_workloads() -> Iterator[Workload]:
             yield Workload("scale_shift", str(list(shape)), dtype, providers, amount, "copy")
 
 
-def mask_workloads() -> Iterator[Workload]:
-    from nlm import ops
-    from nlm.ops.tall_mask import unpack
-
-    entries, tasks = 1 << 27, 8
-
-    def build(expert: Tensor, base: Tensor, merged: Tensor) -> Tensor:
-        return (expert - base).abs() > 0.4 * (expert - merged).abs()
-
-    def drop(expert: Tensor, base: Tensor) -> Tensor:
-        kept = torch.rand_like(base, dtype=torch.float32) >= 0.9
-        return torch.where(kept, base + 10 * (expert - base), base)
-
-    for dtype in (torch.float32, torch.bfloat16):
-        models = [torch.randn(entries, device="cuda").to(dtype) for _ in range(3)]
-        mask = ops.tall_mask(*models, 0.4)
-        bools = unpack(mask, (entries,))
-        for op, limit, providers in (
-            ("tall_mask", "read", {
-                "nlm": lambda m=models: ops.tall_mask(*m, 0.4),
-                "expression, bools": lambda m=models: build(*m),
-                "torch.compile, bools": lambda m=models, f=torch.compile(build): f(*m),
-            }),
-            ("tall_mask_apply", "copy", {
-                "nlm": lambda m=models, mask=mask: ops.tall_mask_apply(mask, *m[1:]),
-                "torch.where, bools": lambda m=models, mask=bools: torch.where(mask, m[2], m[1]),
-            }),
-            ("dare", "copy", {
-                "nlm": lambda m=models: ops.dare(*m[:2], 0.9, 0),
-                "where(rand, ...)": lambda m=models: drop(*m[:2]),
-                "torch.compile(where(rand, ...))":
-                    lambda m=models, f=torch.compile(drop): f(*m[:2]),
-            }),
-        ):  # fmt: skip
-            amount = 3 * entries * dtype.itemsize
-            yield Workload(op, f"{entries >> 20} Mi", dtype, providers, amount, limit)
-    masks = torch.randint(256, (tasks, entries // 8), device="cuda", dtype=torch.uint8)
-    every = torch.stack([unpack(mask, (entries,)) for mask in masks])
-    counted: dict[str, Callable[[], Any]] = {
-        "nlm": lambda: ops.tall_mask_agreement(masks, 2),
-        "expression, bools": lambda: every.sum(0, dtype=torch.uint8) >= 2,
-    }
-    amount = (tasks + 1) * entries / 8
-    name = f"{tasks} masks of {entries >> 20} Mi"
-    yield Workload("tall_mask_agreement", name, torch.uint8, counted, amount, "read")
-
-
 def median_seconds(call: Callable[[], Any], repeats: int = 20) -> float:
     """By the GPU's clock, each call between two events."""
     for _ in range(3):
@@ -272,11 +226,13 @@ def measure_limits() -> dict[str, float]:
 
 def measure() -> dict[str, Any]:
     """Rows of the benchmark, and the limits of the machine that their fractions refer to."""
+    from _gpu_masks import mask_workloads
+
     limits = measure_limits()
     rows: list[dict[str, Any]] = []
     for source in (
         moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads,
-        mask_workloads,
+        lambda: itertools.starmap(Workload, mask_workloads()),
     ):  # fmt: skip
         for work in source():
             for provider, call in work.providers.items():
