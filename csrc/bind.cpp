@@ -15,6 +15,7 @@
 #include "arguments.h"
 #include "channel_moments.h"
 #include "core/isa.h"
+#include "core/pages.h"
 #include "core/view.h"
 #include "cross_moments.h"
 #include "dare.h"
@@ -182,6 +183,7 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("openmp") = false;
 #endif
+  m.def("prefer_large_pages", &nlm::prefer_large_pages, nlm::Released());
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
   nlm::bind_dare(m);

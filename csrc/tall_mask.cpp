@@ -1,6 +1,6 @@
 // TALL-masks in bits: built from three reads, applied with two reads and one write, counted.
 //
-// A task of 2^15 entries takes 64 of them at a time, so that its bits are one word. The difference,
+// A task takes 64 entries at a time, so that their bits are one word. The difference,
 // its magnitude, the product with the limit and the comparison are those of the plain expression in
 // float32 (float64 for float64): the masks are the same in every bit.
 //
@@ -20,7 +20,6 @@
 namespace nlm::NLM_ISA {
 namespace {
 
-constexpr int64_t kTaskEntries = 32768;
 constexpr int64_t kTaskBytes = 16384;  // of each mask that is counted
 constexpr int kWordEntries = 64;
 
@@ -59,9 +58,10 @@ template <class T>
 void build(const T* expert, const T* base, const T* merged, int64_t count,
            typename Lanes<T>::scalar limit, uint8_t* mask, int threads) {
   constexpr int kLanes = Lanes<T>::count;
-  parallel_for(ceil_div(count, kTaskEntries), threads, [&](int64_t task, int) {
-    const int64_t end = smaller((task + 1) * kTaskEntries, count);
-    for (int64_t i = task * kTaskEntries; i < end; i += kWordEntries) {
+  const int64_t entries = entries_per_task(count);
+  parallel_for(ceil_div(count, entries), threads, [&](int64_t task, int) {
+    const int64_t end = smaller((task + 1) * entries, count);
+    for (int64_t i = task * entries; i < end; i += kWordEntries) {
       uint64_t bits = 0;
       if (i + kWordEntries <= end) {
         for (int j = 0; j < kWordEntries; j += kLanes) {
@@ -91,9 +91,10 @@ void select_words(const uint8_t* mask, const void* base_words, const void* merge
   W* out = static_cast<W*>(out_words);
   vector own_bit = {};
   for (int lane = 0; lane < kLanes; ++lane) own_bit[lane] = static_cast<W>(W{1} << lane);
-  parallel_for(ceil_div(count, kTaskEntries), threads, [&](int64_t task, int) {
-    const int64_t end = smaller((task + 1) * kTaskEntries, count);
-    int64_t i = task * kTaskEntries;
+  const int64_t entries = entries_per_task(count);
+  parallel_for(ceil_div(count, entries), threads, [&](int64_t task, int) {
+    const int64_t end = smaller((task + 1) * entries, count);
+    int64_t i = task * entries;
     for (; i + kWordEntries <= end; i += kWordEntries) {
       uint64_t bits;
       std::memcpy(&bits, mask + i / 8, sizeof bits);

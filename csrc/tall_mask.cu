@@ -144,8 +144,8 @@ int tall_mask_agreement_cuda(const uint8_t* masks, int64_t tasks, int64_t bytes,
   const DeviceMemory memory = {nullptr, nullptr, nullptr, kept, const_cast<uint8_t*>(masks),
                                counts};
   const auto on = static_cast<cudaStream_t>(stream);
-  if (bytes % 8 == 0 && is_aligned(masks, 8) && is_aligned(kept, 8)) {
-    return agreement<uint64_t>(make_agreement_grid(tasks, bytes, least, 8), memory, on);
+  if (bytes % 4 == 0 && is_aligned(masks, 4) && is_aligned(kept, 4)) {
+    return agreement<uint32_t>(make_agreement_grid(tasks, bytes, least, 4), memory, on);
   }
   return agreement<uint8_t>(make_agreement_grid(tasks, bytes, least, 1), memory, on);
 }

@@ -94,11 +94,11 @@ NLM_DEVICE void apply_body(const MaskGrid& work, int64_t block, int thread, cons
   }
 }
 
-NLM_DEVICE int bits_set(uint64_t word) {
+NLM_DEVICE int bits_set(uint32_t word) {
 #if defined(__CUDA_ARCH__)
-  return __popcll(word);
+  return __popc(word);
 #else
-  return __builtin_popcountll(word);
+  return __builtin_popcount(word);
 #endif
 }
 
@@ -111,7 +111,7 @@ struct AgreementGrid {
 // Threads that count: enough to fill a GPU, few enough that their results are small.
 inline int64_t walk_count(int64_t bytes) {
   constexpr int64_t kMost = 1 << 17;
-  const int64_t words = (bytes + 7) / 8;
+  const int64_t words = (bytes + 3) / 4;
   return words < kMost ? words : kMost;
 }
 

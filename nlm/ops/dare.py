@@ -106,7 +106,7 @@ def _out(
 def _cpu(
     expert: Tensor, base: Tensor, drop: float, seed: int, offset: int, rescale: bool
 ) -> Tensor:
-    out = _out(expert, base, drop, seed, offset, rescale)
+    out = _native.fresh(_out(expert, base, drop, seed, offset, rescale))
     expert, base = expert.contiguous(), base.contiguous()
     _native.cpu.dare(
         expert.data_ptr(), base.data_ptr(), out.data_ptr(), _native.DTYPES[expert.dtype],

@@ -122,7 +122,7 @@ def _out_agreement(masks: Tensor, least: int) -> tuple[Tensor, Tensor]:
 
 
 def _cpu(expert: Tensor, base: Tensor, merged: Tensor, limit: float) -> Tensor:
-    mask = _out(expert, base, merged, limit)
+    mask = _native.fresh(_out(expert, base, merged, limit))
     expert, base, merged = (x.contiguous() for x in (expert, base, merged))
     _native.cpu.tall_mask(
         expert.data_ptr(), base.data_ptr(), merged.data_ptr(), _native.DTYPES[expert.dtype],
@@ -132,7 +132,7 @@ def _cpu(expert: Tensor, base: Tensor, merged: Tensor, limit: float) -> Tensor:
 
 
 def _cpu_apply(mask: Tensor, base: Tensor, merged: Tensor) -> Tensor:
-    out = _out_apply(mask, base, merged)
+    out = _native.fresh(_out_apply(mask, base, merged))
     mask, base, merged = (x.contiguous() for x in (mask, base, merged))
     _native.cpu.tall_mask_apply(
         mask.data_ptr(), base.data_ptr(), merged.data_ptr(), base.element_size(), base.numel(),

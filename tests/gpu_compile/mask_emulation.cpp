@@ -129,9 +129,9 @@ int64_t emulate_tall_mask_walks(int64_t bytes) { return walk_count(bytes); }
 int64_t emulate_tall_mask_agreement(const Memory* memory, int64_t tasks, int64_t bytes,
                                     int64_t least) {
   if (bytes == 0) return 0;
-  if (bytes % 8 == 0 && is_aligned(memory->mask_data.data, 8) &&
-      is_aligned(memory->out_data.data, 8)) {
-    return run_agreement<uint64_t>(*memory, tasks, bytes, least);
+  if (bytes % 4 == 0 && is_aligned(memory->mask_data.data, 4) &&
+      is_aligned(memory->out_data.data, 4)) {
+    return run_agreement<uint32_t>(*memory, tasks, bytes, least);
   }
   return run_agreement<uint8_t>(*memory, tasks, bytes, least);
 }
