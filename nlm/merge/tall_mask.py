@@ -39,7 +39,7 @@ def tall_masks(
     ValueError
         A task without a threshold, or one that is not positive.
     """
-    masks = {}
+    masks: dict[str, dict[str, Tensor]] = {}
     for task, state in experts.items():
         if isinstance(threshold, Mapping):
             if task not in threshold:
@@ -51,10 +51,10 @@ def tall_masks(
             limit = float(threshold)
         if not limit > 0:
             raise ValueError(f"nlm.merge: a mask threshold is positive, got {limit} for {task!r}")
-        masks[task] = {
-            name: tall_mask(*alike(state[name], start, merged[name]), limit)
-            for name, start in base.items()
-        }
+        masks[task] = {}
+        for name, start in base.items():
+            expert, origin, whole = alike(state[name], start, merged[name])
+            masks[task][name] = tall_mask(expert, origin, whole, limit)
     return masks
 
 
