@@ -1,12 +1,13 @@
-"""magnitude_threshold's and sign_merge's part of gpu_suite.py: the arguments of its workloads."""
+"""Workloads of magnitude_threshold and sign_merge for gpu_suite.py."""
 
 from collections.abc import Iterator
 
 import torch
+from _gpu import Workload
 from torch import Tensor
 
 
-def selection_workloads() -> Iterator[tuple]:
+def selection_workloads() -> Iterator[Workload]:
     from nlm import ops
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -26,10 +27,10 @@ def selection_workloads() -> Iterator[tuple]:
                 "sort": ordered,
             }
             amount = 2 * size * x.element_size()
-            yield ("magnitude_threshold", f"{size}", dtype, providers, amount, "read")
+            yield Workload("magnitude_threshold", f"{size}", dtype, providers, amount, "read")
 
 
-def sign_merge_workloads() -> Iterator[tuple]:
+def sign_merge_workloads() -> Iterator[Workload]:
     from nlm import ops
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -57,4 +58,4 @@ def sign_merge_workloads() -> Iterator[tuple]:
                 "torch.compile(expression)": torch.compile(plain),
             }
             amount = (count + 2) * base.numel() * base.element_size()
-            yield ("sign_merge", f"{count} experts", dtype, providers, amount, "copy")
+            yield Workload("sign_merge", f"{count} experts", dtype, providers, amount, "copy")

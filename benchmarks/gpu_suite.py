@@ -22,18 +22,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from _gpu import Workload
+from _gpu_masks import mask_workloads
+from _gpu_selection import selection_workloads, sign_merge_workloads
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"build": 150, "check": 110, "sanitize": 90, "measure": 120}  # 470 in all
 #: What the kernels promise where the CPU's are more exact, relative to the largest entry.
 PROMISED = {"channel_moments": 1e-6, "cross_moments_": 2e-6}
-SANITIZED = ("permute", "scale_shift")
+SANITIZED = ("dare", "permute", "scale_shift", "tall_mask")
 
 
 def check_operator(name: str, device: str) -> dict[str, Any]:
@@ -95,19 +97,6 @@ def check(only: tuple[str, ...], device: str) -> dict[str, Any]:
             continue
         results[name] = check_operator(name, device)
     return results
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Providers of one result; ``amount`` is the bytes, or the flops for "gemm", that it needs."""
-
-    op: str
-    name: str
-    dtype: torch.dtype
-    providers: dict[str, Callable[[], Any]]
-    amount: float
-    limit: str
-    error: Callable[[Any], float] | None = None
 
 
 def moments_workloads() -> Iterator[Workload]:
@@ -211,13 +200,6 @@ def scale_shift_workloads() -> Iterator[Workload]:
             yield Workload("scale_shift", str(list(shape)), dtype, providers, amount, "copy")
 
 
-def _selection_workloads() -> Iterator[Workload]:
-    from _gpu_selection import selection_workloads, sign_merge_workloads
-
-    for source in (selection_workloads, sign_merge_workloads):
-        yield from (Workload(*each) for each in source())
-
-
 def median_seconds(call: Callable[[], Any], in_a_row: int = 20, repeats: int = 7) -> float:
     """Of one call among many in a row, by the GPU's clock."""
     for _ in range(3):
@@ -253,7 +235,8 @@ def measure() -> dict[str, Any]:
     limits = measure_limits()
     rows: list[dict[str, Any]] = []
     sources = [moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads]
-    for source in (*sources, _selection_workloads):
+    sources += [selection_workloads, sign_merge_workloads, mask_workloads]
+    for source in sources:
         for work in source():
             for provider, call in work.providers.items():
                 row = {

@@ -15,12 +15,15 @@
 #include "arguments.h"
 #include "channel_moments.h"
 #include "core/isa.h"
+#include "core/pages.h"
 #include "core/view.h"
 #include "cross_moments.h"
+#include "dare.h"
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
 #include "sign_merge.h"
+#include "tall_mask.h"
 
 namespace py = pybind11;
 
@@ -152,6 +155,48 @@ void bind_permute(py::module_& m) {
       Released());
 }
 
+void bind_tall_mask(py::module_& m) {
+  m.def(
+      "tall_mask",
+      [](Address expert, Address base, Address merged, int dtype, int64_t count, double limit,
+         Address mask, int threads) {
+        select(tall_mask_clones)(pointer<void>(expert), pointer<void>(base), pointer<void>(merged),
+                                 static_cast<DType>(dtype), count, limit, pointer<uint8_t>(mask),
+                                 threads);
+      },
+      Released());
+  m.def(
+      "tall_mask_apply",
+      [](Address mask, Address base, Address merged, int element_bytes, int64_t count, Address out,
+         int threads) {
+        select(tall_mask_apply_clones)(pointer<uint8_t>(mask), pointer<void>(base),
+                                       pointer<void>(merged), element_bytes, count,
+                                       pointer<void>(out), threads);
+      },
+      Released());
+  m.def(
+      "tall_mask_agreement",
+      [](Address masks, int64_t tasks, int64_t bytes, int64_t least, Address kept, Address count,
+         int threads) {
+        select(tall_mask_agreement_clones)(pointer<uint8_t>(masks), tasks, bytes, least,
+                                           pointer<uint8_t>(kept), pointer<int64_t>(count),
+                                           threads);
+      },
+      Released());
+}
+
+void bind_dare(py::module_& m) {
+  m.def(
+      "dare",
+      [](Address expert, Address base, Address out, int dtype, int64_t count, uint64_t seed,
+         int64_t offset, uint32_t threshold, double scale, int threads) {
+        select(dare_clones)(pointer<void>(expert), pointer<void>(base), pointer<void>(out),
+                            static_cast<DType>(dtype), count, {seed, offset, threshold, scale},
+                            threads);
+      },
+      Released());
+}
+
 }  // namespace
 }  // namespace nlm
 
@@ -165,10 +210,13 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("openmp") = false;
 #endif
+  m.def("prefer_large_pages", &nlm::prefer_large_pages, nlm::Released());
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
   nlm::bind_magnitude_threshold(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
   nlm::bind_sign_merge(m);
+  nlm::bind_dare(m);
+  nlm::bind_tall_mask(m);
 }

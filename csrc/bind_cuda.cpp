@@ -12,10 +12,12 @@
 #include <vector>
 
 #include "arguments.h"
+#include "dare.h"
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
 #include "sign_merge.h"
+#include "tall_mask.h"
 
 namespace py = pybind11;
 
@@ -114,6 +116,53 @@ void bind_scale_shift(py::module_& m) {
       Released());
 }
 
+void bind_tall_mask(py::module_& m) {
+  m.def(
+      "tall_mask",
+      [](Address expert, Address base, Address merged, int dtype, int64_t count, double limit,
+         Address mask, Address stream) {
+        check(tall_mask_cuda(pointer<void>(expert), pointer<void>(base), pointer<void>(merged),
+                             static_cast<DType>(dtype), count, limit, pointer<uint8_t>(mask),
+                             pointer<void>(stream)),
+              "tall_mask");
+      },
+      Released());
+  m.def(
+      "tall_mask_apply",
+      [](Address mask, Address base, Address merged, int element_bytes, int64_t count, Address out,
+         Address stream) {
+        check(
+            tall_mask_apply_cuda(pointer<uint8_t>(mask), pointer<void>(base), pointer<void>(merged),
+                                 element_bytes, count, pointer<void>(out), pointer<void>(stream)),
+            "tall_mask_apply");
+      },
+      Released());
+  m.def("tall_mask_walks", &tall_mask_walks);
+  m.def(
+      "tall_mask_agreement",
+      [](Address masks, int64_t tasks, int64_t bytes, int64_t least, Address kept, Address counts,
+         Address stream) {
+        check(tall_mask_agreement_cuda(pointer<uint8_t>(masks), tasks, bytes, least,
+                                       pointer<uint8_t>(kept), pointer<int64_t>(counts),
+                                       pointer<void>(stream)),
+              "tall_mask_agreement");
+      },
+      Released());
+}
+
+void bind_dare(py::module_& m) {
+  m.def(
+      "dare",
+      [](Address expert, Address base, Address out, int dtype, int64_t count, uint64_t seed,
+         int64_t offset, uint32_t threshold, double scale, Address stream) {
+        check(dare_cuda(pointer<void>(expert), pointer<void>(base), pointer<void>(out),
+                        static_cast<DType>(dtype), count, {seed, offset, threshold, scale},
+                        pointer<void>(stream)),
+              "dare");
+      },
+      Released());
+}
+
 }  // namespace
 }  // namespace nlm
 
@@ -122,4 +171,6 @@ PYBIND11_MODULE(_C_cuda, m) {
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
   nlm::bind_sign_merge(m);
+  nlm::bind_dare(m);
+  nlm::bind_tall_mask(m);
 }

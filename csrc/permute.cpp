@@ -302,7 +302,7 @@ void permute(const PermuteItem* items, const int* element_bytes, int64_t count, 
   for (int64_t t = 0; t < count; ++t) {
     int64_t bytes = element_bytes[t];
     for (int a = 0; a < items[t].axis_count; ++a) bytes *= items[t].axes[a].size;
-    prefer_huge_pages(items[t].target, bytes);
+    prefer_large_pages(reinterpret_cast<uintptr_t>(items[t].target), bytes);
   }
   for_all_ranges(
       items, count, threads, [&](int64_t item) { return element_bytes[item]; },

@@ -185,7 +185,8 @@ void sign_merge(const SignMergeItem& item, int64_t* ballot, int threads) {
   }
   with_dtype(item.dtype, [&](auto type) {
     using T = decltype(type);
-    prefer_huge_pages(item.target, item.size * static_cast<int64_t>(sizeof(T)));
+    prefer_large_pages(reinterpret_cast<uintptr_t>(item.target),
+                       item.size * static_cast<int64_t>(sizeof(T)));
     if (alike) merge_alike<T>(item, ballots.data(), threads);
   });
   if (!alike && wide) merge_mixed<double>(item, ballots.data(), threads);

@@ -16,6 +16,8 @@ from torch import Tensor
 #: Element types as csrc/core/view.h numbers them.
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
+_LARGE = 1 << 22  # bytes; two large pages
+
 _forked = False
 
 
@@ -61,6 +63,17 @@ if cpu is None:
 def threads() -> int:
     """Threads for one call: PyTorch's number; one in a forked child, where libgomp would hang."""
     return 1 if _forked else torch.get_num_threads()
+
+
+def fresh(x: Tensor) -> Tensor:
+    """``x``, just allocated and not yet written to, on large pages where it is large.
+
+    Memory that comes from the system is zeroed on its first touch, which in pages of 4 KiB takes
+    longer than most operations do.
+    """
+    if x.nbytes >= _LARGE:
+        cpu.prefer_large_pages(x.data_ptr(), x.nbytes)
+    return x
 
 
 def stream(x: Tensor) -> int:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+#: What nlm.merge must be told beside the method.
+MERGE_OPTIONS = {"dare": {"seed": 0}, "dare_ties": {"seed": 0}}
+
 
 def mlp(seed: int = 0, width: int = 24, classes: int = 5, features: int = 12) -> nn.Sequential:
     """Two hidden layers on [n, features]."""

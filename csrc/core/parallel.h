@@ -37,6 +37,12 @@ inline void parallel_for(int64_t tasks, int threads, const Body& body) {
   for (int64_t task = 0; task < tasks; ++task) body(task, 0);
 }
 
+// Entries of a task where each is worked on by itself: a multiple of 2^15, and many for many.
+// Threads that first touch one large page (pages.h) together have it zeroed twice.
+NLM_INLINE int64_t entries_per_task(int64_t count) {
+  return larger(1, smaller(count >> 22, 16)) << 15;
+}
+
 // Uninitialised memory on a cache-line boundary. Allocated before a parallel region, never inside.
 template <class T>
 class Scratch {

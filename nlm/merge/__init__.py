@@ -14,16 +14,20 @@ from nlm._state_dict import (
     matches,
     state_of,
 )
+from nlm.merge.dare import RESCALES, dropped
 from nlm.merge.linear import linear
 from nlm.merge.result import Merged
-from nlm.merge.tall_mask import tall_masks
+from nlm.merge.tall_mask import consensus, tall_masks
 from nlm.merge.task_arithmetic import task_arithmetic
 from nlm.merge.ties import DIALECTS, ties
 
 __all__ = [
     "DIALECTS",
     "METHODS",
+    "RESCALES",
     "Merged",
+    "consensus",
+    "dropped",
     "linear",
     "merge",
     "tall_masks",
@@ -31,14 +35,18 @@ __all__ = [
     "ties",
 ]
 
-METHODS = ("linear", "task_arithmetic", "ties", "tall_mask")
+METHODS = ("linear", "task_arithmetic", "ties", "dare", "dare_ties", "tall_mask", "consensus")
 
 # option -> its default and the methods that read it
 _OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "scale": (1.0, ("task_arithmetic", "ties")),
+    "scale": (1.0, ("task_arithmetic", "ties", "dare", "dare_ties", "consensus")),
     "density": (0.2, ("ties",)),
-    "dialect": ("global", ("ties",)),
-    "mask_threshold": (0.4, ("tall_mask",)),
+    "dialect": ("global", ("ties", "dare_ties")),
+    "mask_threshold": (0.4, ("tall_mask", "consensus")),
+    "agreement": (2, ("consensus",)),
+    "drop": (0.9, ("dare", "dare_ties")),
+    "seed": (None, ("dare", "dare_ties")),
+    "rescale": ("expected", ("dare", "dare_ties")),
 }
 
 
@@ -53,6 +61,10 @@ def merge(
     density: float = 0.2,
     dialect: str = "global",
     mask_threshold: float | Mapping[str, float] = 0.4,
+    agreement: int = 2,
+    drop: float = 0.9,
+    seed: int | None = None,
+    rescale: str = "expected",
 ) -> Merged:
     """Merges experts that stand in one basin: of one foundation, or aligned with it.
 
@@ -61,15 +73,20 @@ def merge(
     experts : task -> state dict (or module), all with the same entries and shapes.
     base : theta_init, where the task vectors start: the foundation, or the mean of the aligned
         foundations. Not needed for "linear". It needs no heads.
-    method : "linear" (weighted mean), "task_arithmetic", "ties" or "tall_mask".
-    scale : the factor on the merged task vector ("task_arithmetic", "ties"). Choose it on
+    method : "linear" (weighted mean), "task_arithmetic", "ties", "dare" (Task Arithmetic on what
+        random dropping leaves), "dare_ties" (TIES on that, untrimmed), "tall_mask" or "consensus".
+    scale : the factor on the merged task vector; "linear" and "tall_mask" have none. Choose it on
         validation data, after the correction that will be used.
-    weights : task -> weight of its expert ("linear", "task_arithmetic", "ties"); 1 by default.
+    weights : task -> weight of its expert; 1 by default.
     heads : patterns of entries that are never merged, such as ("head",): each task keeps its own.
         Every pattern matches an entry of some expert.
     density : share of each task vector that TIES keeps.
     dialect : which TIES: "global", "mergekit" or "peft"; see :func:`nlm.merge.ties`.
-    mask_threshold : lambda of TALL-mask, one or per task.
+    mask_threshold : lambda of TALL-mask and of the consensus, one or per task.
+    agreement : how many tasks' masks must have an entry for the consensus to keep it.
+    drop, seed : the share of each task vector that DARE drops, and which, drawn from the seed, the
+        task and the entry's name.
+    rescale : how DARE rescales the rest: "expected", "l1" or "none"; see :mod:`nlm.merge.dare`.
 
     Returns
     -------
@@ -92,17 +109,19 @@ def merge(
     ----------
     Ilharco et al.: Editing Models with Task Arithmetic, arXiv:2212.04089. Yadav et al.:
     TIES-Merging, arXiv:2306.01708. Wang et al.: Localizing Task Information (TALL-masks),
-    arXiv:2405.07813. Wortsman et al.: Model Soups, arXiv:2203.05482.
+    arXiv:2405.07813. Yu et al.: Language Models are Super Mario (DARE), arXiv:2311.03099. Wortsman
+    et al.: Model Soups, arXiv:2203.05482.
     """
     if method not in METHODS:
         raise ValueError(f"nlm.merge: the method is one of {', '.join(METHODS)}, got {method!r}")
     given = {
         "scale": scale, "density": density, "dialect": dialect, "mask_threshold": mask_threshold,
+        "agreement": agreement, "drop": drop, "seed": seed, "rescale": rescale,
     }  # fmt: skip
     for option, (default, readers) in _OPTIONS.items():
         if method not in readers and given[option] != default:
             raise ValueError(
-                f"nlm.merge: {option} is an option of {' and '.join(readers)}, got "
+                f"nlm.merge: {option} is an option of {', '.join(readers)}, got "
                 f"{given[option]!r} for {method!r}"
             )
     states = _states(experts)
@@ -130,13 +149,19 @@ def merge(
 
     merged = {name: _carried(name, start, states) for name in shared if name not in origin}
     masks: dict[str, dict[str, Tensor]] = {}
+    parts: Mapping[str, StateDict] = vectors
+    if method.startswith("dare"):
+        parts = dropped(vectors, origin, drop, seed, rescale)
     if method == "linear":
         mean = linear(vectors, factors)
         merged |= {name: mean[name].to(start.dtype) for name, start in origin.items()}
-    elif method == "task_arithmetic":
-        merged |= task_arithmetic(vectors, origin, scale, factors)
-    elif method == "ties":
-        merged |= ties(vectors, origin, density, scale, factors, dialect)
+    elif method in ("task_arithmetic", "dare"):
+        merged |= task_arithmetic(parts, origin, scale, factors)
+    elif method in ("ties", "dare_ties"):
+        share = density if method == "ties" else 1.0
+        merged |= ties(parts, origin, share, scale, factors, dialect)
+    elif method == "consensus":
+        merged |= consensus(vectors, origin, scale, factors, mask_threshold, agreement)
     else:
         merged |= task_arithmetic(vectors, origin, 1.0, factors)
         masks = tall_masks(vectors, origin, merged, mask_threshold)

@@ -5,6 +5,7 @@ theta = sum_t w_t theta_t / sum_t w_t.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from nlm._state_dict import StateDict
@@ -36,6 +37,15 @@ def linear(experts: Mapping[str, StateDict], weights: Mapping[str, float]) -> di
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in the dtype that arithmetic is done in: float32, or float64 as it is."""
     return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
+def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as they are where they have one dtype, else in float32, or float64 with one."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) == 1:
+        return tensors
+    common = torch.float64 if torch.float64 in dtypes else torch.float32
+    return tuple(tensor.to(common) for tensor in tensors)
 
 
 def weighted_sum(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

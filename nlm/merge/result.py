@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nlm._multitask import MultiTaskModel
+from nlm.ops import tall_mask_apply
+from nlm.ops.tall_mask import unpack
 
 
 class Merged(dict[str, Tensor]):
@@ -16,7 +18,8 @@ class Merged(dict[str, Tensor]):
     Attributes
     ----------
     heads : task -> the entries that were not merged.
-    masks : task -> name -> bool mask on the merged task vector (TALL-mask), else empty.
+    masks : task -> name -> mask on the merged task vector (TALL-mask), a bit per entry as
+        :func:`nlm.ops.tall_mask` has it, else empty; :meth:`mask` is one as bools.
     base : where the merged task vector starts, for the masks; else empty.
     """
 
@@ -49,6 +52,10 @@ class Merged(dict[str, Tensor]):
         if task not in self.heads:
             raise ValueError(f"nlm.merge: the task is one of {', '.join(self.tasks)}, got {task!r}")
         return {**self, **self._with_mask(task), **self.heads[task]}
+
+    def mask(self, task: str, name: str) -> Tensor:
+        """The entries that a task keeps from the merge, as bools of their shape."""
+        return unpack(self.masks[task][name], self[name].shape)
 
     def model(self, network: nn.Module) -> MultiTaskModel:
         """The merged model: ``network`` run with the weights of the task at hand."""
@@ -117,7 +124,7 @@ class Merged(dict[str, Tensor]):
         return found
 
     def _masked_now(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: torch.where(mask, self[n], self.base[n]) for n, mask in masks.items()}
+        return {n: tall_mask_apply(mask, self.base[n], self[n]) for n, mask in masks.items()}
 
 
 def _assembled(tasks: Iterable[str], tensors: Mapping[str, Tensor]) -> Merged:

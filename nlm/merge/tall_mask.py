@@ -4,15 +4,19 @@ With theta = theta_0 + sum_t tau_t, task t keeps the merged entries where
 
     |theta_t - theta_0|  >  lambda_t |theta_t - theta|
 
-and theta_0 elsewhere. An entry that no task moved is kept by none.
+and theta_0 elsewhere. An entry that no task moved is kept by none. A consensus keeps, for all tasks
+alike, the entries that at least k masks have: it drops what serves one task alone or none.
 """
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from nlm._state_dict import StateDict
-from nlm.merge.linear import wide
+from nlm.merge.linear import alike
+from nlm.merge.task_arithmetic import task_arithmetic
+from nlm.ops import tall_mask, tall_mask_agreement, tall_mask_apply
 
 
 def tall_masks(
@@ -21,7 +25,9 @@ def tall_masks(
     merged: StateDict,
     threshold: float | Mapping[str, float],
 ) -> dict[str, dict[str, Tensor]]:
-    """task -> name -> bool mask of the entries that a task keeps from the merge.
+    """task -> name -> mask of the entries that a task keeps from the merge.
+
+    A mask is uint8, a bit per entry, as :func:`nlm.ops.tall_mask` has it.
 
     Parameters
     ----------
@@ -33,7 +39,7 @@ def tall_masks(
     ValueError
         A task without a threshold, or one that is not positive.
     """
-    masks = {}
+    masks: dict[str, dict[str, Tensor]] = {}
     for task, state in experts.items():
         if isinstance(threshold, Mapping):
             if task not in threshold:
@@ -45,9 +51,39 @@ def tall_masks(
             limit = float(threshold)
         if not limit > 0:
             raise ValueError(f"nlm.merge: a mask threshold is positive, got {limit} for {task!r}")
-        masks[task] = {
-            name: (wide(state[name]) - wide(start)).abs()
-            > limit * (wide(state[name]) - wide(merged[name])).abs()
-            for name, start in base.items()
-        }
+        masks[task] = {}
+        for name, start in base.items():
+            expert, origin, whole = alike(state[name], start, merged[name])
+            masks[task][name] = tall_mask(expert, origin, whole, limit)
     return masks
+
+
+def consensus(
+    experts: Mapping[str, StateDict],
+    base: StateDict,
+    scale: float,
+    weights: Mapping[str, float],
+    threshold: float | Mapping[str, float],
+    agreement: int,
+) -> dict[str, Tensor]:
+    """The base, plus the scaled sum of the task vectors where ``agreement`` masks or more agree.
+
+    Raises
+    ------
+    ValueError
+        An agreement of less than 1 or of more than there are experts, and what
+        :func:`tall_masks` raises.
+    """
+    if not 1 <= agreement <= len(experts):
+        raise ValueError(
+            f"nlm.merge: an agreement lies in [1, {len(experts)}], the number of experts, got "
+            f"{agreement}"
+        )
+    whole = task_arithmetic(experts, base, 1.0, weights)
+    masks = tall_masks(experts, base, whole, threshold)
+    scaled = task_arithmetic(experts, base, scale, weights)
+    merged = {}
+    for name, start in base.items():
+        kept, _ = tall_mask_agreement(torch.stack([own[name] for own in masks.values()]), agreement)
+        merged[name] = tall_mask_apply(kept, start, scaled[name])
+    return merged

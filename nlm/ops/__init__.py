@@ -6,17 +6,23 @@ kernels are live.
 
 from nlm.ops.channel_moments import channel_moments
 from nlm.ops.cross_moments import cross_moments_
+from nlm.ops.dare import dare
 from nlm.ops.magnitude_threshold import magnitude_threshold
 from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
 from nlm.ops.sign_merge import sign_merge
+from nlm.ops.tall_mask import tall_mask, tall_mask_agreement, tall_mask_apply
 
 __all__ = [
     "channel_moments",
     "cross_moments_",
+    "dare",
     "magnitude_threshold",
     "permute",
     "permute_add_",
     "scale_shift",
     "sign_merge",
+    "tall_mask",
+    "tall_mask_agreement",
+    "tall_mask_apply",
 ]

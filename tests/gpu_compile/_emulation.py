@@ -55,6 +55,23 @@ class Tasks(ctypes.Structure):
     ]
 
 
+class Array(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("range", Range)]
+
+
+class MaskMemory(ctypes.Structure):
+    _fields_ = [(name, Array) for name in ("expert", "base", "merged", "out", "mask", "counts")]
+
+
+class Drop(ctypes.Structure):
+    _fields_ = [
+        ("seed", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("threshold", ctypes.c_uint32),
+        ("scale", ctypes.c_double),
+    ]
+
+
 class ScaleShiftRanges(ctypes.Structure):
     _fields_ = [
         (name, Range)
@@ -63,17 +80,19 @@ class ScaleShiftRanges(ctypes.Structure):
 
 
 def compile_emulation(folder: Path) -> ctypes.CDLL:
-    """The bodies and their grid loop as a shared library."""
+    """The bodies and their grid loops as a shared library."""
     library = folder / "grid_emulation.so"
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Werror"]
     include = f"-I{HERE.parents[1] / 'csrc'}"
-    source = str(HERE / "grid_emulation.cpp")
-    subprocess.run([*compiler, *flags, include, source, "-o", str(library)], check=True)
+    sources = map(str, sorted(HERE.glob("*_emulation.cpp")))
+    subprocess.run([*compiler, *flags, include, *sources, "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     for name in (
         "permute", "permute_add", "scale_shift", "walks", "scale_shift_backward",
         "magnitude_state", "magnitude_threshold", "sign_merge",
+        "permute", "permute_add", "scale_shift", "walks", "scale_shift_backward", "dare",
+        "tall_mask", "tall_mask_apply", "tall_mask_walks", "tall_mask_agreement",
     ):  # fmt: skip
         getattr(loaded, f"emulate_{name}").restype = ctypes.c_int64
     return loaded
@@ -155,10 +174,64 @@ class EmulatedDevice(SelectionDevice):
             ctypes.byref(ranges),
         )  # fmt: skip
 
+    def tall_mask(
+        self, expert: int, base: int, merged: int, dtype: int, count: int, limit: float, mask: int,
+        stream: int,
+    ) -> None:  # fmt: skip
+        size = count * ELEMENT_BYTES[dtype]
+        memory = _mask_memory(
+            expert=(expert, size), base=(base, size), merged=(merged, size),
+            mask=(mask, (count + 7) // 8),
+        )  # fmt: skip
+        limit64 = ctypes.c_double(limit)
+        self._run("tall_mask", memory, dtype, ctypes.c_int64(count), limit64, *self._blocks)
+
+    def tall_mask_apply(
+        self, mask: int, base: int, merged: int, element_bytes: int, count: int, out: int,
+        stream: int,
+    ) -> None:  # fmt: skip
+        size = count * element_bytes
+        memory = _mask_memory(
+            mask=(mask, (count + 7) // 8), base=(base, size), merged=(merged, size), out=(out, size)
+        )
+        self._run("tall_mask_apply", memory, element_bytes, ctypes.c_int64(count), *self._blocks)
+
+    def tall_mask_walks(self, mask_bytes: int) -> int:
+        return self._library.emulate_tall_mask_walks(ctypes.c_int64(mask_bytes))
+
+    def tall_mask_agreement(
+        self, masks: int, tasks: int, mask_bytes: int, least: int, kept: int, counts: int,
+        stream: int,
+    ) -> None:  # fmt: skip
+        memory = _mask_memory(
+            mask=(masks, tasks * mask_bytes), out=(kept, mask_bytes),
+            counts=(counts, 8 * self.tall_mask_walks(mask_bytes)),
+        )  # fmt: skip
+        sizes = map(ctypes.c_int64, (tasks, mask_bytes, least))
+        self._run("tall_mask_agreement", memory, *sizes)
+
+    def dare(
+        self, expert: int, base: int, out: int, dtype: int, count: int,
+        seed: int, offset: int, threshold: int, scale: float, stream: int,
+    ) -> None:  # fmt: skip
+        size = count * ELEMENT_BYTES[dtype]
+        memory = _mask_memory(expert=(expert, size), base=(base, size), out=(out, size))
+        drop = ctypes.byref(Drop(seed, offset, threshold, scale))
+        self._run("dare", memory, dtype, ctypes.c_int64(count), drop, *self._blocks)
+
     def _run(self, name: str, *args: object) -> None:
         violations = getattr(self._library, f"emulate_{name}")(*args)
         if violations:
             raise IndexError(f"{name}: {violations} accesses out of range or misaligned")
+
+
+def _mask_memory(**arrays: tuple[int, int]) -> object:
+    """A reference to the arrays of these (address, bytes)."""
+    return ctypes.byref(
+        MaskMemory(
+            **{name: Array(begin, array_range(begin, n, 1)) for name, (begin, n) in arrays.items()}
+        )
+    )
 
 
 def _compute_bytes(x: tuple) -> int:

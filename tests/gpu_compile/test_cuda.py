@@ -13,6 +13,7 @@ from gpu_compile._sass import WIDE_LOAD, WIDE_STORE, tool
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 NVCC = shutil.which(os.environ.get("NVCC", "nvcc")) or shutil.which("/usr/local/cuda/bin/nvcc")
 ARCHITECTURES = (80, 90, 100)
+STEMS = sorted(path.stem for path in CSRC.glob("*.cu"))
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Werror=all-warnings", "-Xptxas=-v", f"-I{CSRC}"]
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
@@ -40,7 +41,7 @@ def compiled(tmp_path_factory) -> dict[str, tuple[Path, str]]:
 
 
 def test_no_spills_on_any_architecture(compiled: dict[str, tuple[Path, str]]) -> None:
-    assert set(compiled) == {"magnitude_threshold", "permute", "scale_shift", "sign_merge"}
+    assert set(compiled) == set(STEMS)
     for stem, (_, report) in compiled.items():
         targets = re.findall(r"for '(sm_\d+)'", report)
         assert set(targets) == {f"sm_{a}" for a in ARCHITECTURES}, stem
@@ -58,7 +59,7 @@ def test_every_thread_fits_full_blocks(compiled: dict[str, tuple[Path, str]]) ->
         assert registers and max(registers) <= 80, stem
 
 
-@pytest.mark.parametrize("stem", ["magnitude_threshold", "permute", "scale_shift", "sign_merge"])
+@pytest.mark.parametrize("stem", STEMS)
 def test_runs_move_in_16_bytes(stem: str, compiled: dict[str, tuple[Path, str]]) -> None:
     command = [tool("cuobjdump"), "-sass", "-arch", "sm_90", str(compiled[stem][0])]
     path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])

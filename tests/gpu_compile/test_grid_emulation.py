@@ -27,6 +27,10 @@ LAUNCHERS = {
     "scale_shift": ("_cuda", ()),
     "scale_shift_backward": ("_cuda_backward", (1, 2)),
     "sign_merge": ("_cuda", ()),
+    "tall_mask": ("_cuda", ()),
+    "tall_mask_apply": ("_cuda_apply", ()),
+    "tall_mask_agreement": ("_cuda_agreement", ()),
+    "dare": ("_cuda", ()),
 }
 
 
@@ -214,6 +218,24 @@ def test_sign_merge_counts_beyond_32_bits(library, offset: int) -> None:
     expert = (x.data_ptr(), 0, 1.0)
     EmulatedDevice(library, blocks=(-1, -1)).sign_merge(item, [expert], ballot.data_ptr(), 0)
     assert target[-2:].tolist() == [0.0, 3.0] and ballot.tolist() == [1, 0]
+
+
+def test_masks_beyond_32_bits(library) -> None:
+    """The last block of 2^32 entries: bytes of bits, packs of entries, and random positions."""
+    count = (1 << 32) + 11
+    expert, merged, out = (far_memory(count, torch.float16) for _ in range(3))
+    mask = far_memory((count + 7) // 8, torch.uint8)
+    expert[-7:] = torch.tensor([1.0, 0.0, 2.0, 0.0, 0.0, 3.0, 0.0])
+    last = EmulatedDevice(library, blocks=(-1, -1))
+    addresses = [x.data_ptr() for x in (expert, merged, out, mask)]
+    last.tall_mask(addresses[0], addresses[1], addresses[1], 0, count, 0.4, addresses[3], 0)
+    assert mask[-2:].tolist() == [0b01010000, 0b010]
+    last.tall_mask_apply(addresses[3], addresses[1], addresses[0], 2, count, addresses[2], 0)
+    assert torch.equal(out[-7:], expert[-7:])
+    last.dare(*addresses[:3], 0, count, 5, 4, 1 << 31, 1.0, 0)
+    ends = expert[-11:], merged[-11:]
+    tail = operations()["dare"].reference(*ends, 0.5, 5, 4 + count - 11, False)
+    assert torch.equal(out[-11:], tail) and tail.any() and not torch.equal(tail, ends[0])
 
 
 def test_task_out_of_range_is_nan(device: EmulatedDevice) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from _networks import convnet, mlp, vectors
+from _networks import MERGE_OPTIONS, convnet, mlp, vectors
 
 import nlm
 from nlm.merge import DIALECTS, METHODS
@@ -20,7 +20,13 @@ BASE = {"w": torch.zeros(5)}
 def test_merging_copies_of_one_model_gives_it_back(method):
     model = convnet()
     base = {n: t + 0.1 if t.is_floating_point() else t for n, t in model.state_dict().items()}
-    options = {"linear": {}, "task_arithmetic": {"scale": 0.5}, "ties": {"density": 1.0}}
+    options = {
+        "task_arithmetic": {"scale": 0.5},
+        "ties": {"density": 1.0},
+        "dare": {"scale": 0.5, "drop": 0.0, "seed": 0},
+        "dare_ties": {"drop": 0.0, "seed": 0},
+        "consensus": {"scale": 0.5},
+    }
     merged = nlm.merge({"a": model, "b": model}, base, method, **options.get(method, {}))
     expected = model.state_dict()
     if method == "tall_mask":
@@ -116,7 +122,8 @@ def test_tall_masks_by_hand():
     merged = nlm.merge(experts, BASE, "tall_mask", mask_threshold={"t0": 0.5, "t1": 0.5})
     assert merged["w"].tolist() == [1, 3, 1, 0, 0]
     # |tau_t| > lambda |tau_t - sum tau|
-    assert merged.masks["t0"]["w"].tolist() == [True, False, True, False, False]
+    assert merged.masks["t0"]["w"].tolist() == [0b00101]
+    assert merged.mask("t0", "w").tolist() == [True, False, True, False, False]
     assert merged.for_task("t0")["w"].tolist() == [1, 0, 1, 0, 0]
     assert merged.for_task("t1")["w"].tolist() == [0, 3, 0, 0, 0]
 
@@ -151,7 +158,7 @@ def test_dtypes_are_kept(dtype):
     }
     base = {n: t.to(dtype) for n, t in mlp(2).state_dict().items()}
     for method in METHODS:
-        merged = nlm.merge(experts, base, method)
+        merged = nlm.merge(experts, base, method, **MERGE_OPTIONS.get(method, {}))
         assert all(tensor.dtype == dtype for tensor in merged.for_task("a").values())
 
 
@@ -160,9 +167,10 @@ def test_inputs_are_not_changed():
     base = mlp(2).state_dict()
     before = {name: tensor.clone() for name, tensor in base.items()}
     for method in METHODS:
-        merged = nlm.merge(experts, base, method)
+        options = MERGE_OPTIONS.get(method, {})
+        merged = nlm.merge(experts, base, method, **options)
         merged["0.weight"].zero_()
-        headed = nlm.merge(experts, base, method, heads=("4",))
+        headed = nlm.merge(experts, base, method, heads=("4",), **options)
         for tensor in headed.tensors().values():
             tensor.zero_()
     assert all(torch.equal(base[name], before[name]) for name in base)
@@ -172,7 +180,7 @@ def test_inputs_are_not_changed():
 def test_the_dtype_is_the_bases():
     experts = {"a": mlp(0).half(), "b": mlp(1).half()}
     for method in METHODS:
-        merged = nlm.merge(experts, mlp(2), method)
+        merged = nlm.merge(experts, mlp(2), method, **MERGE_OPTIONS.get(method, {}))
         assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
 
 
@@ -240,7 +248,15 @@ def test_bad_experts(expert, error, message):
         ({"heads": ("4", "head")}, "a pattern of heads matches an entry of an expert, got 'head'"),
         ({"method": "ties", "heads": ("*",)}, r"got none beside the heads \*"),
         ({"method": "linear", "scale": 0.5}, "scale is an option of .* got 0.5 for 'linear'"),
-        ({"method": "tall_mask", "scale": 0.5}, "scale is an option of task_arithmetic and ties"),
+        ({"method": "tall_mask", "scale": 0.5}, "scale is an option of task_arithmetic, ties"),
+        ({"method": "consensus", "agreement": 3}, r"an agreement lies in \[1, 2\], .* got 3"),
+        ({"method": "consensus", "agreement": 0}, "an agreement lies in .* got 0"),
+        ({"method": "consensus", "mask_threshold": 0}, "a mask threshold is positive, got 0"),
+        ({"agreement": 1}, "agreement is an option of consensus, got 1 for 'task_arithmetic'"),
+        ({"method": "dare"}, "what is dropped at random has a seed, got none"),
+        ({"method": "dare", "seed": 0, "drop": 1.0}, r"the share to drop lies in .* got 1.0"),
+        ({"method": "dare", "seed": 0, "rescale": "l2"}, "the rescaling is one of .* got 'l2'"),
+        ({"seed": 0}, "seed is an option of dare, dare_ties, got 0 for 'task_arithmetic'"),
         ({"density": 0.5}, "density is an option of ties, got 0.5 for 'task_arithmetic'"),
         ({"method": "linear", "weights": {"a": 1, "b": -1}}, "do not sum to zero"),
     ],

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from _networks import convnet, images, mlp, vectors
+from _networks import MERGE_OPTIONS, convnet, images, mlp, vectors
 from torch import nn
 
 import nlm
@@ -17,7 +17,8 @@ from nlm.merge import METHODS
 def merged(method: str = "task_arithmetic", build=mlp, head: str = "4"):
     """Two experts and their merge."""
     experts = {"a": build(0), "b.c": build(1)}
-    return experts, nlm.merge(experts, build(2), method, heads=(head,))
+    options = MERGE_OPTIONS.get(method, {})
+    return experts, nlm.merge(experts, build(2), method, heads=(head,), **options)
 
 
 def same(ours: nn.Module, theirs: nn.Module, tasks=("a", "b.c")) -> bool:
@@ -120,7 +121,7 @@ def test_changed_weights_are_seen_through_masks():
     first = result.for_task("a")["0.weight"]
     assert result.for_task("a")["0.weight"] is first
     result["0.weight"].add_(1)
-    mask = result.masks["a"]["0.weight"]
+    mask = result.mask("a", "0.weight")
     assert torch.equal(result.for_task("a")["0.weight"][mask], first[mask] + 1)
     result["0.weight"] = torch.zeros_like(first)
     assert not result.for_task("a")["0.weight"][mask].any()

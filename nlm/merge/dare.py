@@ -1,0 +1,75 @@
+"""DARE (Yu et al., arXiv:2311.03099): drops entries of each task vector at random.
+
+An entry is dropped with probability p; what is left of a task vector is rescaled:
+
+============  =====================================================================
+rescale       the entries that are kept are multiplied by
+============  =====================================================================
+``expected``  1 / (1 - p), as in the paper: the expected value stays
+``l1``        sum |tau| / sum |kept tau| per tensor, as in mergekit: the norm stays
+``none``      1
+============  =====================================================================
+
+The entries follow from the seed, the task and the name of the tensor: neither the other tasks and
+tensors, nor their order, threads or device change them.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nlm._state_dict import StateDict
+from nlm.merge.linear import alike, wide
+from nlm.ops import dare
+
+RESCALES = ("expected", "l1", "none")
+
+
+def dropped(
+    experts: Mapping[str, StateDict],
+    base: StateDict,
+    drop: float,
+    seed: int | None,
+    rescale: str,
+) -> dict[str, dict[str, Tensor]]:
+    """task -> name -> the base plus what is left of the task vector, in float32 at least.
+
+    Raises
+    ------
+    ValueError
+        No seed, an unknown rescaling, or a share to drop outside [0, 1).
+    """
+    if seed is None:
+        raise ValueError("nlm.merge: what is dropped at random has a seed, got none")
+    if rescale not in RESCALES:
+        raise ValueError(
+            f"nlm.merge: the rescaling is one of {', '.join(RESCALES)}, got {rescale!r}"
+        )
+    if not 0 <= drop < 1:
+        raise ValueError(f"nlm.merge: the share to drop lies in [0, 1), got {drop}")
+    return {
+        task: {
+            name: _dropped(state[name], start, drop, _key(seed, task, name), rescale)
+            for name, start in base.items()
+        }
+        for task, state in experts.items()
+    }
+
+
+def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) -> Tensor:
+    expert, base = alike(wide(expert), wide(base))
+    if rescale != "l1":
+        return dare(expert, base, drop, key, rescale=rescale == "expected")
+    vector = expert - base
+    kept = dare(vector, torch.zeros_like(vector), drop, key, rescale=False)
+    norms = [x.abs().sum(dtype=torch.float64) for x in (vector, kept)]
+    factor = torch.where(norms[1] > 0, norms[0] / norms[1], 1.0).to(base.dtype)
+    return base + factor * kept
+
+
+def _key(seed: int, task: str, name: str) -> int:
+    """The seed of one tensor of one task, in [0, 2^63)."""
+    text = "\0".join((str(seed), task, name))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
