@@ -36,5 +36,5 @@ def missing_package(error: Exception) -> str | None:
     if package in _OF_EXTRA:
         needs, how = "the command line", f"nlm[{_OF_EXTRA[package]}]"
     else:
-        needs, how = "what was called", package
+        needs, how = "this command", package
     return f"nlm: {needs} needs {package}, got no such package: pip install {how}"
