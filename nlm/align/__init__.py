@@ -53,7 +53,8 @@ def align(
     spec : what may be permuted, proven (``nlm.trace`` proves). It is proven here on ``model_a``
         when ``example_inputs`` or ``data`` are given, also where it was on another model.
     method : "weights" (coordinate descent on <A, P B>, see :func:`weight_matching`) or
-        "activations" (signed correlation of the units' outputs, see :func:`activation_matching`).
+        "activations" (signed correlation of the units' outputs, see :func:`activation_matching`;
+        groups that no module shows are matched by weights, ``report.by_weights`` names them).
     data : for "activations": a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
     seed, max_sweeps, tolerance, exclude : for "weights".

@@ -7,7 +7,8 @@ arXiv:2209.04836, section 3.1). Signed, because a unit matched with its negative
 away. A group is solved together
 with the units inside it (:mod:`nlm.align.nested`); what is seen at different modules is
 independent. Groups that no module shows (the heads of a projection that is a bare parameter,
-experts in one stacked tensor) are matched by their weights then, with all others in place.
+experts in one stacked tensor) are matched by their weights then, with all others in place; where
+that is every group of a traced network, the whole network is.
 """
 
 import time
@@ -51,14 +52,15 @@ def activation_matching(
         the last factor behind its parents (heads x units).
     forward, mask, max_samples, device : how a batch is run, ``forward(model, batch)``, which
         positions count, how many samples are used, and where.
-    progress : called after each batch with its number and the seconds so far; what it raises
-        cancels.
+    progress : called after each batch with its number and the seconds so far (where no module
+        shows any group as in :func:`weight_matching`); what it raises cancels.
 
     Raises
     ------
     ValueError
         See :func:`nlm.align`; also an unknown group in ``observe`` or one that is not seen there,
-        an output of another size than the group, or fewer than two positions.
+        an output of another size than the group, fewer than two positions, or a hand-written
+        specification that names no module, without ``observe``.
     """
     started = time.perf_counter()
     for who, model in (("model_a", model_a), ("model_b", model_b)):
@@ -79,10 +81,12 @@ def activation_matching(
         if progress is not None:
             progress(number, time.perf_counter() - started)
 
-    moments = collect_cross_moments(
-        model_a, model_b, points, data, forward=forward, mask=mask, max_samples=max_samples,
-        device=device, progress=report_batch, caller="nlm.align",
-    )  # fmt: skip
+    moments = {}
+    if points:
+        moments = collect_cross_moments(
+            model_a, model_b, points, data, forward=forward, mask=mask, max_samples=max_samples,
+            device=device, progress=report_batch, caller="nlm.align",
+        )  # fmt: skip
     comparisons: list[Comparison] = []
     samples: dict[str, int] = {}
     for (module, _, layout), groups in sites.items():
@@ -105,15 +109,20 @@ def activation_matching(
     descent = Descent(spec.groups, comparisons)
     descent.run()
     permutation, agreement = descent.permutation, descent.agreement()
+    objective = descent.objective[-1:]
     unseen = [group for group in spec.free if group not in samples]
     if unseen:
         in_order = spec.apply(permutation, model_b.state_dict())
-        rest = weight_matching(model_a.state_dict(), in_order, spec.restrict(unseen))
+        rest = weight_matching(
+            model_a.state_dict(), in_order, spec.restrict(unseen),
+            progress=None if points else progress,
+        )  # fmt: skip
         permutation = spec.compose(permutation, rest.permutation)
         agreement |= {group: rest.report.correlation[group] for group in unseen}
+        objective = objective if points else rest.report.objective
     report = AlignmentReport(
         "activations",
-        descent.objective[-1:],
+        objective,
         agreement,
         time.perf_counter() - started,
         samples,
@@ -128,7 +137,8 @@ def _sites(
     """The modules to observe with the dimension of their output and its layout, and what is seen.
 
     What is written as (module, dimension) is taken as it is, a group inside others as the product
-    of these and itself. Groups that no module shows are left out, if not all of them are.
+    of these and itself. Groups that no module shows are left out; where a hand-written
+    specification (one without outputs) names no module at all, the caller has to.
     """
     if unknown := [group for group in observe if group not in spec.groups]:
         raise ValueError(
@@ -148,7 +158,7 @@ def _sites(
             sites.setdefault((place, site.dim, site.layout), []).append(group)
         elif group in observe:
             raise _not_seen(group, place, site)
-    if spec.free and not sites:
+    if spec.free and not sites and not spec.outputs:
         raise _not_seen(next(iter(spec.free)), None, None)
     return sites
 

@@ -14,8 +14,8 @@ class AlignmentReport:
     Attributes
     ----------
     method : "weights" or "activations".
-    objective : the maximised sum, at the start and after each sweep (weights), or once
-        (activations).
+    objective : the maximised sum, at the start and after each sweep (weights, also where all
+        groups are in ``by_weights``), or once (activations).
     correlation : group -> mean similarity of the matched units: cosine of their weights, or
         Pearson's correlation of their activations.
     seconds : wall time.

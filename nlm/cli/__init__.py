@@ -3,6 +3,12 @@
 import os
 import sys
 
+# The packages of the extras that are imported without a sentence of their own.
+_OF_EXTRA = {
+    "click": "cli", "jinja2": "cli", "markupsafe": "cli", "matplotlib": "cli", "pydantic": "cli",
+    "rich": "cli", "typer": "cli", "transformers": "hf",
+}  # fmt: skip
+
 
 def main() -> None:
     """Run the command line; exit code 0, 1 for a failure, 2 for a wrong use, 130 when stopped."""
@@ -21,10 +27,14 @@ def main() -> None:
 
 
 def missing_package(error: Exception) -> str | None:
-    """The sentence for a package of the ``cli`` extra that is not installed, else None."""
+    """The sentence for a package that is not installed, with how to get it; else None."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     package = error.name.partition(".")[0]
     if package == "nlm":
         return None
-    return f"nlm: the command line needs {package}, got no such package: pip install nlm[cli]"
+    if package in _OF_EXTRA:
+        needs, how = "the command line", f"nlm[{_OF_EXTRA[package]}]"
+    else:
+        needs, how = "this command", package
+    return f"nlm: {needs} needs {package}, got no such package: pip install {how}"

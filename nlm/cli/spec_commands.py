@@ -12,9 +12,10 @@ from rich.console import Console
 
 from nlm.checkpoint import atomic_path, read_shapes, refuse_existing
 from nlm.cli.progress import progress_bar
-from nlm.cli.spec_page import headline, proof, render, tables
+from nlm.cli.spec_page import proof, render, tables
 from nlm.cli.spec_source import Source, open_source
 from nlm.symmetry import PermutationSpec
+from nlm.symmetry.text import counted, headline
 
 _PIPE_WIDTH = 200  # columns where no terminal says how many there are
 
@@ -64,6 +65,8 @@ def verify(
         spec = PermutationSpec.load(file)
         _prove(spec, open_source(source, model_class), seeds, random)
     _finish(spec, output, force)
+    if output is None:
+        print(f"{file} is as it was: -o FILE writes the specification with its proof")
 
 
 def import_table(table: Path, weights: Path, output: Path, source: str | None, force: bool) -> None:
@@ -91,7 +94,7 @@ def export_table(file: str, output: Path, force: bool) -> None:
             temporary.write_text(
                 yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
             )
-    print(f"{len(content)} entries; the table is {output}")
+    print(f"{counted(len(content), 'entry', 'entries')}; the table is {output}")
 
 
 def _prove(spec: PermutationSpec, source: Source, seeds: int = 3, random: bool = False) -> None:
@@ -117,9 +120,11 @@ def _print_tables(spec: PermutationSpec, fold: bool) -> None:
 
 def _read_table(path: Path) -> dict[str, Any]:
     """A mapping of entries to one name or null per dimension."""
+    if not path.exists() or path.is_dir():
+        raise FileNotFoundError(f"nlm spec: a table is a file, got {str(path)!r}")
     try:
         content = yaml.safe_load(path.read_text())  # JSON is YAML
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"nlm spec: a table is YAML or JSON, got {str(path)!r} ({' '.join(str(error).split())})"
         ) from error

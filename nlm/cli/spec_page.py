@@ -11,15 +11,7 @@ from nlm.cli.spec_figure import figure
 from nlm.cli.spec_layers import Shown, shown
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.permutation import index_shape
-
-
-def headline(spec: PermutationSpec) -> str:
-    """The numbers of groups and of independent permutations."""
-    fixed = len(spec.groups) - len(spec.free)
-    return (
-        f"{len(spec.free)} groups, {spec.permutation_count} permutations"
-        f"{f', {fixed} groups that stay in order' if fixed else ''}"
-    )
+from nlm.symmetry.text import counted, headline
 
 
 def proof(spec: PermutationSpec) -> str:
@@ -93,7 +85,7 @@ def _entries(view: Shown) -> Iterator[tuple[str, str]]:
 def _notes(spec: PermutationSpec) -> Iterator[tuple[str, str]]:
     """The unknown operations and the reasons for pins, those that are alike counted."""
     for operation, count in spec.opaque_ops.items():
-        yield operation, f"not known, {count} times: what it touches is pinned"
+        yield operation, f"not known, {counted(count, 'time')}: what it touches is pinned"
     reasons: dict[str, list[str]] = {}
     for what, why in spec.pinned.items():
         reasons.setdefault(why, []).append(what)

@@ -48,6 +48,8 @@ class _Function:
         try:
             function = getattr(importlib.import_module(self.module), self.function)
         except (ModuleNotFoundError, AttributeError, ValueError) as error:
+            if _is_of_another(error, self.module):
+                raise
             raise ValueError(
                 f"nlm spec: a source package.module:function exists, got {name!r} ({error})"
             ) from error
@@ -65,6 +67,12 @@ class _Function:
         if isinstance(inputs, Mapping):
             return model, (), {**inputs, **kwargs}
         return model, inputs, dict(kwargs)
+
+
+def _is_of_another(error: Exception, module: str) -> bool:
+    """Whether a package is missing that the module of a source imports, not the module."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return name is not None and not f"{module}.".startswith(f"{name}.")
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class _Writer:
             self.still[leaf] = f"f{len(self.still)}"
         name = self.names.get(leaf) or self.still.get(leaf)
         if name is not None and (name not in self.origins or (dim <= 0 and self._late(name))):
-            module = entry.rpartition(".")[0]
+            module = entry.rpartition(".")[0] or entry
             self.origins[name] = module if dim <= 0 else f"{module} (input)"
 
     def _late(self, name: str) -> bool:

@@ -56,13 +56,14 @@ def config(name: str) -> Any:
 def main() -> None:
     """Makes all specifications again."""
     from nlm.symmetry import pretrained
+    from nlm.symmetry.text import headline
 
     index = {}
     for name in MODELS:
         spec = pretrained.trace_config(config(name), cache=False)
         spec.save(FOLDER / f"{name}.json", force=True)
         index[pretrained.fingerprint_of(config(name))] = name
-        print(f"{name}: {len(spec.free)} groups, {spec.permutation_count} permutations")
+        print(f"{name}: {headline(spec)}")
     with atomic_path(INDEX, force=True) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n")
 

@@ -131,14 +131,15 @@ class PermutationSpec:
         permutation : group id -> int64 ``[*parent sizes, size]``; absent groups are left as they
             are.
         state_dict : name -> tensor of any dtype. A dimension that no group touches may have another
-            size than in the specification: an expert's head may have other classes. The result
-            carries no gradients.
+            size than in the specification, since nothing moves along it: an expert may have other
+            classes, a larger vocabulary or more positions. The result carries no gradients.
         strict : with False, entries that the specification does not know are copied.
 
         Raises
         ------
         ValueError
-            A missing or an extra entry, a wrong shape, or an index array that is no permutation.
+            A missing or an extra entry, a dimension with groups of another size, or an index array
+            that is no permutation.
         """
         self.check_state_dict(state_dict, strict=strict)
         full = permutations.check(self.groups, permutation)
@@ -192,7 +193,10 @@ class PermutationSpec:
     # --- checks -----------------------------------------------------------------------------------
 
     def check_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
-        """Raises ValueError where a state dict does not have the entries and shapes it should."""
+        """Raises ValueError where a state dict does not have the entries and shapes it should.
+
+        A dimension that no group touches may have any size.
+        """
         entries = dict.fromkeys(stacks.entries(self.stacks, self.params))
         missing = [name for name in entries if name not in state_dict]
         extra = [name for name in state_dict if name not in entries] if strict else []
@@ -266,7 +270,7 @@ class PermutationSpec:
         return self.verified is not None and self.verified.digest == self.digest()
 
     def digest(self) -> str:
-        """A hash of what the proof is about: the groups, the layouts and the sites."""
+        """A hash of what the proof is about: groups, layouts, sites, and the outputs compared."""
         content = [
             sorted(
                 (name, group.size, group.parents, group.fixed)
@@ -275,6 +279,7 @@ class PermutationSpec:
             sorted((name, list(map(str, dims))) for name, dims in self.params.items()),
             [(name, site.dim, str(site.layout)) for name, site in self.sites.items()],
             *([sorted(self.stacks.items())] if self.stacks else []),
+            *([["outputs", *self.outputs]] if self.outputs else []),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -329,21 +334,9 @@ class PermutationSpec:
 
     def show(self) -> str:
         """A table of the groups and of the layout of every entry."""
-        lines = [f"{len(self.free)} groups, {self.permutation_count} permutations"]
-        for group in self.groups.values():
-            parents = f" per {' x '.join(group.parents)}" if group.parents else ""
-            fixed = " fixed" if group.fixed else ""
-            lines.append(f"  {group.id:<6} {group.size:>6} units{parents}{fixed}  {group.origin}")
-        width = max((len(name) for name in self.params), default=0)
-        for name, layouts in self.params.items():
-            lines.append(f"  {name:<{width}}  [{', '.join(map(str, layouts))}]")
-        proof = self.verified
-        if proof is None or not self.proven:
-            lines.append("not verified")
-        else:
-            control = "" if proof.control is None else f", control {proof.control:.1e}"
-            lines.append(f"verified in {proof.dtype}: error {proof.max_error:.1e}{control}")
-        return "\n".join(lines)
+        from nlm.symmetry.text import table
+
+        return table(self)
 
     # --- files ------------------------------------------------------------------------------------
 

@@ -127,9 +127,12 @@ class Subject:
             if all(0 < scale < math.inf for scale in scales):
                 break
         else:
+            bad = [name for name, tensor in before.items() if count_not_finite(tensor)]
+            scale = next(scale for scale in scales if not 0 < scale < math.inf)
+            where = f", with NaN or inf in {', '.join(map(repr, bad[:5]))}" if bad else ""
             raise SymmetryError(
                 f"nlm.symmetry: a specification is proven on finite outputs that are not all zero, "
-                f"got a largest output of {scales[0]}"
+                f"got a largest output of {scale}{where}"
             )
         after = self._model.state_dict()
         self._writes = any(not torch.equal(after[name], self.state[name]) for name in after)

@@ -1,6 +1,6 @@
-"""Specifications as JSON or YAML text.
+"""Specifications as text: JSON or YAML in files, and what people read.
 
-One mapping with the attributes of :class:`PermutationSpec`; layouts in their compact form::
+A file holds a mapping with the attributes of :class:`PermutationSpec`, layouts in compact form::
 
     version: 1
     groups: {g0: {size: 64, origin: conv1}}
@@ -56,7 +56,10 @@ def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> Permutatio
     """
     try:
         if text["version"] != _VERSION:
-            raise ValueError(f"version {_VERSION} is read, got {text['version']!r}")
+            raise ValueError(
+                f"nlm.symmetry: a specification of version {_VERSION} is read, got version "
+                f"{text['version']!r}"
+            )
         proof = text.get("verified")
         spec = PermutationSpec(
             groups={
@@ -81,6 +84,8 @@ def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> Permutatio
             stacks={str(stack): tuple(of) for stack, of in text.get("stacks", {}).items()},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if str(error).startswith("nlm."):  # it says what is wrong, and not where
+            raise ValueError(f"{error} in {name}") from error
         raise ValueError(
             f"nlm.symmetry: a specification is a mapping with version, groups and params, got "
             f"{name} ({type(error).__name__}: {error})"
@@ -123,7 +128,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 def read(path: str | os.PathLike[str]) -> PermutationSpec:
     """Reads what :func:`write` wrote, what a person did, or what is shipped under a name."""
     file = Path(path)
-    if not file.exists():
+    if not file.exists() or file.is_dir():
         named = shipped.path(os.fspath(path))
         if named is None:
             raise FileNotFoundError(
@@ -136,16 +141,55 @@ def read(path: str | os.PathLike[str]) -> PermutationSpec:
         content = yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"nlm.symmetry: a specification is JSON or YAML, got {os.fspath(path)!r} ({error})"
+            f"nlm.symmetry: a specification is JSON or YAML, got {os.fspath(path)!r} "
+            f"({' '.join(str(error).split())})"
         ) from error
     return from_mapping(content, repr(os.fspath(path)))
 
 
 def _layouts(dims: Any) -> tuple[Layout, ...]:
     if isinstance(dims, str):
-        raise ValueError(f"one layout per dimension in a list, got {dims!r}")
+        raise ValueError(
+            f"nlm.symmetry: a parameter has a list of one layout per dimension, got {dims!r}"
+        )
     return tuple(parse(str(layout)) for layout in dims)
 
 
 def _is_yaml(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix in {".yaml", ".yml"}
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """ "1 group", "2 groups"; "2 entries" where that plural is given."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def headline(spec: PermutationSpec) -> str:
+    """The numbers of groups and of independent permutations."""
+    numbers = f"{counted(len(spec.free), 'group')}, "
+    numbers += counted(spec.permutation_count, "permutation")
+    if fixed := len(spec.groups) - len(spec.free):
+        numbers += f", {counted(fixed, 'group')} that {'stays' if fixed == 1 else 'stay'} in order"
+    return numbers
+
+
+def table(spec: PermutationSpec) -> str:
+    """The groups, the layout of every entry, and the proof."""
+    lines = [headline(spec)]
+    for group in spec.groups.values():
+        parents = f" per {' x '.join(group.parents)}" if group.parents else ""
+        fixed = " fixed" if group.fixed else ""
+        lines.append(f"  {group.id:<6} {group.size:>6} units{parents}{fixed}  {group.origin}")
+    width = max((len(name) for name in spec.params), default=0)
+    for name, layouts in spec.params.items():
+        lines.append(f"  {name:<{width}}  [{', '.join(map(str, layouts))}]")
+    proof = spec.verified
+    if proof is None or not spec.proven:
+        lines.append("not verified")
+    else:
+        control = "" if proof.control is None else f", control {proof.control:.1e}"
+        lines.append(f"verified in {proof.dtype}: error {proof.max_error:.1e}{control}")
+    return "\n".join(lines)

@@ -94,9 +94,8 @@ def _check_alone(
     if broken := [group for group, error in errors.items() if error > tolerance]:
         group = broken[0]
         raise SymmetryError(
-            f"nlm.symmetry: a permutation of group {group!r} ({trials.spec.groups[group].origin}) "
-            f"must not change the outputs, got a relative change of {errors[group]:.1e}: "
-            f"{_culprit(trials, group)}",
+            f"nlm.symmetry: a permutation of group {_named(trials, group)} must not change the "
+            f"outputs, got a relative change of {errors[group]:.1e}: {_culprit(trials, group)}",
             broken,
         )
     # In float64 a small effect is one: in a network of small weights the biases of the last layer
@@ -108,9 +107,7 @@ def _check_alone(
         if effect < least or errors[group] > _CONTROL_RATIO * effect
     ]
     if vacuous:
-        named = ", ".join(
-            f"{group!r} ({trials.spec.groups[group].origin})" for group in vacuous[:5]
-        )
+        named = ", ".join(_named(trials, group) for group in vacuous[:5])
         raise VacuousError(
             f"nlm.symmetry: a group can be proven only where its units matter, got no effect on "
             f"the outputs ({controls[vacuous[0]]:.1e}) when it is permuted everywhere but in one "
@@ -129,9 +126,8 @@ def _not_together(
         alone = trials.alone(group, examples=everywhere)
         if alone > allowed:
             return SymmetryError(
-                f"nlm.symmetry: a permutation of group {group!r} "
-                f"({trials.spec.groups[group].origin}) must not change the outputs for inputs of "
-                f"another shape, got a relative change of {alone:.1e}: "
+                f"nlm.symmetry: a permutation of group {_named(trials, group)} must not change the "
+                f"outputs for inputs of another shape, got a relative change of {alone:.1e}: "
                 f"{_culprit(trials, group, everywhere)}",
                 [group],
             )
@@ -279,6 +275,12 @@ def _missing(trials: _Trials, group: str) -> Iterator[tuple[Place, Layout]]:
     yield from sorted(
         found, key=lambda each: (not isinstance(each[1], Ref), _module(each[0]) not in modules)
     )
+
+
+def _named(trials: _Trials, group: str) -> str:
+    """A group with where it was found, where that is known."""
+    origin = trials.spec.groups[group].origin
+    return f"{group!r} ({origin})" if origin else repr(group)
 
 
 def _module(place: Place) -> str:

@@ -344,3 +344,38 @@ def test_data_that_is_not_finite_leaves_the_proof_as_it_was():
     with pytest.raises(ValueError, match="proven on finite inputs, got 96 NaN or inf of 96"):
         nlm.align(a, b, spec, "activations", data=[vectors(8) * float("nan")])
     assert spec.proven and nlm.align(a, b, spec).report.method == "weights"
+
+
+class Bare(nn.Module):
+    """Two hidden layers whose weights are parameters of its own: no module shows its units."""
+
+    def __init__(self):
+        super().__init__()
+        shapes = {"a": (12, 24), "b": (24,), "c": (24, 16), "d": (16,), "e": (16, 5)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape) * shape[0] ** -0.5))
+
+    def forward(self, x):
+        return torch.relu(torch.relu(x @ self.a + self.b) @ self.c + self.d) @ self.e
+
+
+def test_a_network_of_bare_parameters_is_matched_by_weights():
+    torch.manual_seed(0)
+    model, other = Bare(), Bare()
+    spec = nlm.trace(model, vectors(64))
+    assert not spec.sites and [group.origin for group in spec.groups.values()] == ["b", "d"]
+    planted = spec.random(3)
+    noisy = {n: t + 0.05 * t.std() * torch.randn_like(t) for n, t in model.state_dict().items()}
+    other.load_state_dict(spec.apply(planted, noisy))
+    seen = []
+    result = nlm.align(
+        model, other, spec, "activations", data=[vectors(64)],
+        progress=lambda *report: seen.append(report),
+    )  # fmt: skip
+    assert recovered(spec, planted, result.permutation) == 1.0
+    report = result.report
+    assert report.method == "activations" and report.samples == {}
+    assert report.by_weights == ["g0", "g1"]
+    assert min(report.correlation.values()) > 0.9 and set(report.correlation) == {"g0", "g1"}
+    assert report.objective == nlm.align(model, other, spec).report.objective
+    assert [value for _, value in seen] == report.objective[1:]

@@ -1,5 +1,6 @@
 """The program itself: help is instant and free of torch, a missing package gets a sentence."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -70,6 +71,25 @@ def test_a_missing_package_gets_a_sentence(package: str) -> None:
     assert done.stderr == (
         f"nlm: the command line needs {package}, got no such package: pip install nlm[cli]\n"
     )
+
+
+@pytest.mark.parametrize(("package", "pip"), [("transformers", "nlm[hf]"), ("einops", "einops")])
+@pytest.mark.parametrize("place", ["", "def network():\n    "])
+def test_a_package_that_a_source_imports_gets_a_sentence(package, pip, place, tmp_path):
+    (tmp_path / "mine.py").write_text(f"{place}import {package}\n")
+    here = f"import os\nos.chdir({str(tmp_path)!r})\n"
+    done = python(here + _WITHOUT, package, "spec", "discover", "mine:network")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.endswith(f"needs {package}, got no such package: pip install {pip}\n")
+
+
+def test_python_m_nlm_is_the_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "nlm", "--help"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Usage: nlm" in done.stdout
+    assert "| nlm.cli" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
 def test_the_program_is_installed_under_its_name() -> None:

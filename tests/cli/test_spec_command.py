@@ -174,6 +174,10 @@ def test_verify_accepts_writes_and_refuses(capsys) -> None:
     assert run(["spec", "verify", "good.json", "sources:network", "-o", "proven.json"]) == 0
     assert "Verified in float64" in capsys.readouterr().out
     assert PermutationSpec.load("proven.json").proven
+    before = Path("good.json").read_bytes()
+    assert run(["spec", "verify", "good.json", "sources:network"]) == 0
+    told = "good.json is as it was: -o FILE writes the specification with its proof\n"
+    assert capsys.readouterr().out.endswith(told) and Path("good.json").read_bytes() == before
     assert not PermutationSpec.load("good.json").proven
     spec.params["0.bias"] = (parse("24"),)
     spec.save("bad.json")
@@ -254,6 +258,56 @@ def test_missing_and_damaged_files_are_one_sentence(capsys) -> None:
     arguments = ["table.yaml", "--weights", "model.safetensors", "-o", "out.json"]
     assert run(["spec", "import", *arguments]) == 1
     assert "a whole safetensors file" in sentence(capsys)
+
+
+def test_a_stale_proof_is_none(capsys) -> None:
+    assert run(["spec", "discover", "sources:network", "-o", "spec.json"]) == 0
+    text = Path("spec.json").read_text()
+    Path("spec.json").write_text(text.replace('"outputs": ["output"]', '"outputs": []'))
+    capsys.readouterr()
+    assert run(["spec", "show", "spec.json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith("\nNot verified.\n")
+    assert "changed since in 'spec.json'; it is not verified" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"version": 2, "groups": {}, "params": {}}', "of version 1 is read, got version 2"),
+        ('{"version": 1, "groups": {"a b": {"size": 2}}, "params": {}}', "a group's name is made"),
+        ('{"version": 1, "groups": {}, "params": {"w": ["g0:"]}}', "a layout is written like"),
+        ('{"version": 1, "groups": {}, "params": {"w": "g0:2"}}', "one layout per dimension"),
+        ('{"version": 1, "groups": {"g0": {}}, "params": {}}', "(KeyError: 'size')"),
+        ("[1]", "a specification is a mapping with version, groups and params"),
+        ("{", "a specification is JSON or YAML"),
+    ],
+)
+def test_a_damaged_specification_is_one_sentence(content: str, words: str, capsys) -> None:
+    for name in ("spec.json", "spec.yaml"):
+        Path(name).write_text(content)
+        assert run(["spec", "show", name]) == 1
+        error = sentence(capsys)
+        assert words in error and f"'{name}'" in error and error.count("nlm") == 1
+
+
+def test_a_folder_is_no_file(capsys) -> None:
+    Path("folder").mkdir()
+    assert run(["spec", "show", "folder"]) == 1
+    assert "a specification is a file" in sentence(capsys)
+    save_file(mlp().state_dict(), "model.safetensors")
+    arguments = ["--weights", "model.safetensors", "-o", "spec.json"]
+    for table in ("folder", "nowhere.yaml"):
+        assert run(["spec", "import", table, *arguments]) == 1
+        assert f"a table is a file, got '{table}'" in sentence(capsys)
+
+
+def test_one_is_not_many(capsys) -> None:
+    PermutationSpec({"g": AxisGroup("g", 3)}, {"w": (parse("g:3"),)}).save("spec.json")
+    assert run(["spec", "show", "spec.json"]) == 0
+    assert "\n1 group, 1 permutation\n" in capsys.readouterr().out
+    assert run(["spec", "export", "spec.json", "-o", "table.yaml"]) == 0
+    assert capsys.readouterr().out == "1 entry; the table is table.yaml\n"
 
 
 def tiny_bert(folder: Path, weights: bool) -> None:

@@ -313,3 +313,15 @@ def test_a_dead_network_proves_nothing():
     with pytest.raises(VacuousError, match="can be proven only where its units matter") as raised:
         spec.verify(model, torch.randn(4, 6))
     assert raised.value.groups == ("g",) and spec.verified is None
+    assert str(raised.value).endswith("for 'g'")  # of which nobody said where it was found
+
+
+def test_weights_that_are_not_finite_are_named():
+    model, x = Scaled(1.0), torch.randn(4, 6)
+    with torch.no_grad():
+        model.down.weight[2, 3] = float("nan")
+    for prove in (scaled_spec("g:8").verify, nlm.trace):
+        with pytest.raises(nlm.SymmetryError, match=r"of inf, with NaN or inf in 'down.weight'$"):
+            prove(model, x)
+    with pytest.raises(nlm.SymmetryError, match=r"not all zero, got a largest output of 0.0$"):
+        nlm.trace(nn.Linear(4, 3, bias=False), torch.zeros(2, 4))

@@ -142,6 +142,9 @@ def test_a_restriction_of_a_proven_specification_is_proven(traced):
     changed.sites.pop("1")
     assert not changed.proven and not changed.restrict(["g1"]).proven
     assert "not verified" in changed.show()
+    other = nlm.trace(mlp(), vectors(8))
+    other.outputs = ()  # the proof compares these
+    assert not other.proven
 
 
 def test_a_specification_without_groups_is_saved_as_json(tmp_path):
@@ -207,6 +210,12 @@ def test_a_head_of_other_classes_follows_the_features(traced):
     state = dict(convnet(classes=9).state_dict())
     p = traced.random(0)
     assert torch.equal(traced.apply(p, state)["10.weight"], state["10.weight"][:, p["g2"]])
+
+
+def test_a_dimension_without_groups_may_have_another_size():
+    spec = make({"g": (4, ())}, {"places": ["8", "g:4"]})
+    p, longer = spec.random(0), torch.randn(11, 4)
+    assert torch.equal(spec.apply(p, {"places": longer})["places"], longer[:, p["g"]])
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,7 @@ def prelu(step: Step, x: Array, weight: Array) -> Array:
 
 def reduction(step: Step, x: Array, dims: Sequence[int] | None) -> Any:
     """Over some dimensions, or all: what is left of the axes."""
-    name = step.name.split(".")[1]
-    outputs = step.node.meta["val"]
-    several = isinstance(outputs, (tuple, list))
-    shape = step.shapes[0] if several else step.shape
+    name, shape = step.name, step.shape
     if x.over is not None:
         pin(x.over, "computed with")
     gone = set(range(len(x.axes))) if dims is None else {dim_of(x, dim) for dim in dims}
@@ -46,15 +43,13 @@ def reduction(step: Step, x: Array, dims: Sequence[int] | None) -> Any:
     over = None
     names_positions = name in _EXTREMES
     if len(gone) == 1 and names_positions:
-        over = positions(x, min(gone)) if several or name.startswith("arg") else None
-    elif gone and names_positions and (several or name.startswith("arg")):
+        over = positions(x, min(gone)) if step.several or name.startswith("arg") else None
+    elif gone and names_positions and (step.several or name.startswith("arg")):
         pin([atom for axis in x.axes for atom in axis], "position of an extreme")
     if name in ("argmax", "argmin"):
         return Array(axes, over=over)
-    if several:
-        return tuple(
-            Array(list(axes), over=over if number else None) for number in range(len(outputs))
-        )
+    if step.several:
+        return tuple(Array(list(axes), over=over if n else None) for n in range(len(step.shapes)))
     return Array(axes)
 
 
@@ -74,7 +69,7 @@ def softmax(step: Step, x: Array, dim: int, *rest: Any, **more: Any) -> Array:
 )  # fmt: skip
 def filled(step: Step, *rest: Any, **more: Any) -> Array:
     value = more.get("fill_value", rest[-1] if rest else None)
-    if isinstance(value, Array) and step.name.split(".")[1].startswith("fill"):
+    if isinstance(value, Array) and step.name.startswith("fill"):
         return Array([wild(size) for size in step.shape], lookups=value.lookups)
     return Array([wild(size) for size in step.shape])
 
@@ -85,7 +80,7 @@ def filled(step: Step, *rest: Any, **more: Any) -> Array:
 @handler("cumsum", "cumprod", "logcumsumexp", "diff", "flip", "roll", "rot90", "fliplr", "flipud")
 def ordered(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
     """Sums up, shifts or turns round along dimensions: these stay in order."""
-    name = step.name.split(".")[1]
+    name = step.name
     if any(isinstance(each, Array) for each in (*rest, *more.values())):
         raise NotUnderstood  # differences with values before the first
     given: Any = more.get("dims", more.get("dim"))

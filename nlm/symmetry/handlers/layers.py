@@ -167,10 +167,9 @@ def _convolved(
 
 def _neighbourhoods(step: Step, x: Array, spatial: int) -> list[Axis]:
     """The last dimensions, of which an operation mixes neighbours."""
-    shape = step.shapes[0] if isinstance(step.node.meta["val"], (tuple, list)) else step.shape
     for axis in x.axes[-spatial:]:
         pin(axis, "neighbourhoods")
-    return [fixed(size, "neighbourhoods") for size in shape[-spatial:]]
+    return [fixed(size, "neighbourhoods") for size in step.shape[-spatial:]]
 
 
 _POOLS = [
@@ -200,11 +199,9 @@ _RESAMPLING = [
 
 @handler(*_POOLS, *_RESAMPLING)
 def pool(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
-    name = step.name.split(".")[1]
-    spatial = next(n for n in (1, 2, 3) if f"{n}d" in name)
+    spatial = next(n for n in (1, 2, 3) if f"{n}d" in step.name)
     axes = [*x.axes[:-spatial], *_neighbourhoods(step, x, spatial)]
-    several = isinstance(step.node.meta["val"], (tuple, list))
-    return (Array(axes), Array(list(axes))) if several else Array(axes)
+    return (Array(axes), Array(list(axes))) if step.several else Array(axes)
 
 
 # --- normalisation --------------------------------------------------------------------------------
@@ -276,7 +273,7 @@ def _grouped(step: Step, x: Array, groups: int) -> Axis:
 
 def _with_statistics(step: Step, normed: Array) -> Any:
     """The result, and fixed axes for the means and deviations that some forms return too."""
-    if not isinstance(step.node.meta["val"], (tuple, list)):
+    if not step.several:
         return normed
     others = (Array([fixed(size, "statistics") for size in shape]) for shape in step.shapes[1:])
     return (normed, *others)
@@ -286,8 +283,7 @@ def _with_statistics(step: Step, normed: Array) -> Any:
 def weight_norm(step: Step, v: Array, g: Array, dim: int = 0) -> Any:
     step.record([v.axes[dim_of(v, dim)]])
     weight = Array(broadcast(v.axes, g.axes))
-    several = isinstance(step.node.meta["val"], (tuple, list))
-    return (weight, Array(g.axes)) if several else weight
+    return (weight, Array(g.axes)) if step.several else weight
 
 
 @handler("glu")
@@ -311,7 +307,7 @@ def recurrent(
     """The gates are blocks of the hidden units; every layer and direction has units of its own."""
     if not isinstance(has_biases, bool):
         raise NotUnderstood  # packed sequences
-    gates = _GATES[step.name.split(".")[1]]
+    gates = _GATES[step.name]
     directions = 2 if bidirectional else 1
     count = len(weights) // (layers * directions)
     biases = 2 if has_biases else 0

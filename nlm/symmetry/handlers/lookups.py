@@ -175,17 +175,17 @@ def one_hot(step: Step, index: Array, classes: int = -1) -> Array:
 @handler("topk", "sort", "kthvalue", "msort")
 def ranked(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
     """The largest values along a dimension, in order, and where they stand."""
-    name = step.name.split(".")[1]
+    name = step.name
     place = 0 if name in ("sort", "msort") else 1
     dim = more.get("dim", rest[place] if len(rest) > place else 0 if name == "msort" else -1)
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise NotUnderstood
     dim = dim_of(x, dim)
     step.record(replaced(x.axes, dim))
-    values = step.shapes[0] if isinstance(step.node.meta["val"], (tuple, list)) else step.shape
-    ranks: list[Axis] = [fixed(values[dim], "ranks")] if len(values) == len(x.axes) else []
+    kept = len(step.shape) == len(x.axes)
+    ranks: list[Axis] = [fixed(step.shape[dim], "ranks")] if kept else []
     axes = replaced(x.axes, dim, *ranks)
-    if not isinstance(step.node.meta["val"], (tuple, list)):
+    if not step.several:
         return Array(axes)
     return Array(axes), Array(list(axes), over=positions(x, dim))
 

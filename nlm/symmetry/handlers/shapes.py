@@ -22,7 +22,7 @@ from nlm.symmetry.sums import concatenate, cut, stack
 )  # fmt: skip
 def identity(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
     same = x.shaped(x.axes)
-    if isinstance(step.node.meta["val"], (tuple, list)):
+    if step.several:
         return (same, Array(broadcast(x.axes)))
     return same
 

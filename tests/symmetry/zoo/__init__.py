@@ -2,7 +2,7 @@
 
 ``ZOO[name]()`` makes a network with random weights, its arguments and its keyword arguments.
 ``FLOORS[name]`` is the least number of independent permutations and the least fraction of the
-parameters that they move.
+parameters that they move, ``UNREAD[name]`` what stays because nothing reads it.
 """
 
 from symmetry.zoo import (
@@ -20,7 +20,7 @@ from symmetry.zoo import (
     _vision,
     _vision_transformers,
 )
-from symmetry.zoo._floors import FLOORS
+from symmetry.zoo._floors import FLOORS, UNREAD
 
 ZOO = {
     **_dense.ZOO,
@@ -38,4 +38,4 @@ ZOO = {
     **_others.ZOO,
 }
 
-__all__ = ["FLOORS", "ZOO"]
+__all__ = ["FLOORS", "UNREAD", "ZOO"]

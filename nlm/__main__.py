@@ -1,0 +1,5 @@
+"""``python -m nlm`` is the command ``nlm``."""
+
+from nlm.cli import main
+
+main()
