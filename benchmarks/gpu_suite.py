@@ -103,7 +103,7 @@ def moments_workloads() -> Iterator[Workload]:
     from nlm import ops
 
     for dtype in (torch.float32, torch.bfloat16):
-        for shape in ((65536, 768), (64, 256, 56, 56)):
+        for shape in ((65536, 768), (262144, 1024), (256, 256, 56, 56)):
             x = torch.randn(shape, device="cuda", dtype=dtype)
             dims = [d for d in range(x.dim()) if d != 1]
 

@@ -45,9 +45,11 @@ template <int kElementBytes>
 inline constexpr int kPackOf = kElementBytes <= 4 ? 4 : 16 / kElementBytes;
 
 inline constexpr int64_t kLongestRun = 64;
-inline constexpr int64_t kMostStagedBytes = 96 << 10;
-inline constexpr int64_t kMostStackBytes = 64 << 10;
+// Measured on an H100: longer rows, and stacks of wider elements, leave too few blocks to a
+// multiprocessor.
+inline constexpr int64_t kMostStagedBytes = 64 << 10;
 inline constexpr int64_t kMostStacked = 4;
+inline constexpr int kWidestStacked = 2;
 
 // The last axis is a short run of the gathered one before it.
 inline bool ends_in_run(const Plan& plan) {
@@ -87,8 +89,9 @@ inline PermuteGrid make_permute_grid(const Plan& plan, int element_bytes, int wi
   const bool whole = plan.axes[work.leading].stride == work.run && (!has_run || last.stride == 1);
   if (whole && columns * element_bytes <= kMostStagedBytes) {
     work.staged_columns = columns;
-    if (work.grid.rows_per_block == 1 && !plan.axes[work.leading].has_parents) {
-      const int64_t fitting = kMostStackBytes / (columns * element_bytes);
+    if (work.grid.rows_per_block == 1 && element_bytes <= kWidestStacked &&
+        !plan.axes[work.leading].has_parents) {
+      const int64_t fitting = kMostStagedBytes / (columns * element_bytes);
       const int64_t stack = fitting < kMostStacked ? fitting : kMostStacked;
       work.stack = stack > 1 ? static_cast<int>(stack) : 1;
       work.grid = RowGrid::make((rows + work.stack - 1) / work.stack, columns / pack);
@@ -198,7 +201,8 @@ NLM_DEVICE void stage_body(const PermuteGrid& work, int64_t block, int thread,
 
 // write(target element, source element) for every element of the thread's rows, of which the first
 // begins at `offset` in `source`.
-template <class T, int kPack, class Source, class Memory, class Write>
+// `Place` counts the elements of `source`.
+template <class T, int kPack, class Place, class Source, class Memory, class Write>
 NLM_DEVICE void gather_columns(const PermuteGrid& work, int64_t block, int thread, int64_t row,
                                const Source& source, int64_t offset, const Memory& memory,
                                const Write& write) {
@@ -219,7 +223,7 @@ NLM_DEVICE void gather_columns(const PermuteGrid& work, int64_t block, int threa
   for (; column < end; column += work.grid.lanes) {
     int64_t at = position;
     int64_t inside = in_run;
-    int64_t from[kPack];
+    Place from[kPack];
     for (int i = 0; i < kPack; ++i) {
       from[i] = offset + inside * work.run_stride + gathered(work, a, begin + at, memory) * stride;
       if (++inside >= work.run) {
@@ -232,7 +236,7 @@ NLM_DEVICE void gather_columns(const PermuteGrid& work, int64_t block, int threa
       Pack<T, kPack> pack = {};
       if (Write::kReads) pack = target[place];
       for (int i = 0; i < kPack; ++i) {
-        write(pack.value[i], source[from[i] + k * work.staged_columns]);
+        write(pack.value[i], source[from[i] + static_cast<Place>(k * work.staged_columns)]);
       }
       target[place] = pack;
     }
@@ -252,14 +256,14 @@ NLM_DEVICE void permute_body(const PermuteGrid& work, int64_t block, int thread,
   if (row >= work.rows) return;
   if (work.staged_columns != 0) {
     const int64_t local = thread / work.grid.lanes * work.stack * work.staged_columns;
-    gather_columns<T, kPack>(work, block, thread, row, memory.template shared<T>(), local, memory,
-                             write);
+    gather_columns<T, kPack, int32_t>(work, block, thread, row, memory.template shared<T>(), local,
+                                      memory, write);
     return;
   }
   const auto source = memory.template source<T>();
   const int64_t offset = row_offset(work, row, memory);
   if (work.gathers) {
-    gather_columns<T, kPack>(work, block, thread, row, source, offset, memory, write);
+    gather_columns<T, kPack, int64_t>(work, block, thread, row, source, offset, memory, write);
     return;
   }
   const auto target = memory.template target<T>();

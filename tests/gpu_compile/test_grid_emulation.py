@@ -118,9 +118,9 @@ def test_runs_are_copied_in_wide_words(
 @pytest.mark.parametrize(
     ("dtype", "shape", "gathers"),
     [
-        (torch.float32, (7, 8192), [(0, ()), (1, ())]),  # a stack of two rows
-        (torch.float32, (7, 8192), [(1, (0,))]),  # no stack: every row has its own index
-        (torch.bfloat16, (7, 8192), [(1, ())]),  # a stack of four
+        (torch.float32, (7, 8192), [(0, ()), (1, ())]),
+        (torch.bfloat16, (7, 8192), [(1, (0,))]),  # no stack: every row has its own index
+        (torch.bfloat16, (7, 8192), [(0, ()), (1, ())]),  # stacks of four rows
         (torch.bfloat16, (3, 8191), [(1, ())]),  # neither packs nor 16-byte words
         (torch.float32, (3, 1024, 3, 3), [(0, ()), (1, ())]),  # runs of nine
         (torch.float32, (2, 40000), [(1, ())]),  # longer than shared memory
