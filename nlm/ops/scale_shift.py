@@ -161,7 +161,7 @@ def _task_arguments(
 
 
 def _cpu(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> Tensor:
-    y = _out(x, scale, shift, task, dim)
+    y = _native.fresh(_out(x, scale, shift, task, dim))
     _check_ids(x, scale, shift, task, dim)
     dim %= x.dim()
     x3, y3 = channels_view(x, dim), channels_view(y, dim)
@@ -178,6 +178,7 @@ def _cpu_backward(
     grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, grad_scale, _ = _out_backward(grad, x, scale, task, dim)
+    _native.fresh(grad_x)
     _check_ids(x, scale, scale, task, dim)
     dim %= x.dim()
     views = [channels_view(tensor, dim) for tensor in (grad, x, grad_x)]
