@@ -35,6 +35,7 @@ struct DeviceMemory {
   NLM_DEVICE T* target() const {
     return static_cast<T*>(work.target);
   }
+  NLM_DEVICE uint8_t* contested() const { return work.contested; }
   NLM_DEVICE int& shared(int i) const { return counts[i]; }
   __device__ void add_shared(int i, int count) const { atomicAdd(counts + i, count); }
   __device__ void add_ballot(int i, int count) const {  // two's complement: a sum of either sign

@@ -29,13 +29,14 @@ struct MergeGrid {
   const void* base;
   void* target;
   const void* thresholds;
+  uint8_t* contested;
   const void* experts[kSignMergeExperts];
   double weights[kSignMergeExperts];
   int64_t size;
   int64_t packs;  // whole ones; 0 where an address does not allow them
   double scale;
   int count;
-  bool tie;
+  bool again;
 };
 
 inline constexpr int kPacksPerThread = 4;
@@ -52,6 +53,7 @@ MergeGrid make_merge_grid(const SignMergeItem& item) {
   work.base = item.base;
   work.target = item.target;
   work.thresholds = item.thresholds;
+  work.contested = item.contested;
   auto addresses =
       reinterpret_cast<uintptr_t>(item.base) | reinterpret_cast<uintptr_t>(item.target);
   for (int k = 0; k < item.count; ++k) {
@@ -63,7 +65,7 @@ MergeGrid make_merge_grid(const SignMergeItem& item) {
   work.packs = addresses % sizeof(MergePack<T, kPack>) == 0 ? item.size / kPack : 0;
   work.scale = item.scale;
   work.count = item.count;
-  work.tie = item.tie > 0;
+  work.again = item.again;
   return work;
 }
 
@@ -116,11 +118,13 @@ NLM_DEVICE void merge_pack(const MergeGrid& work, int64_t first, const Memory& m
   }
   Pack result;
   for (int i = 0; i < kPack; ++i) {
-    if constexpr (kDialect == SignDialect::kGlobal) {
+    if (kDialect == SignDialect::kGlobal && !work.again) {
       ballot.signs += (vote[i] > 0) - (vote[i] < 0);
-      ballot.contested += vote[i] == 0 && plus_share[i] > 0;
+      const bool contested = vote[i] == 0 && plus_share[i] > 0;
+      ballot.contested += contested;
+      if (contested) memory.contested()[first * kPack / kSignMergeGroup] = 1;
     }
-    const bool tie = kDialect != SignDialect::kGlobal || work.tie;
+    const bool tie = kDialect != SignDialect::kGlobal || !work.again;
     const bool elects_plus = vote[i] > 0 || (vote[i] == 0 && tie);
     const S sum = elects_plus ? plus[i] : minus[i];
     S share = elects_plus ? plus_share[i] : minus_share[i];
@@ -131,6 +135,11 @@ NLM_DEVICE void merge_pack(const MergeGrid& work, int64_t first, const Memory& m
   memory.template target<Pack>()[first] = result;
 }
 
+template <class Memory>
+NLM_DEVICE bool wanted(const MergeGrid& work, int64_t entry, const Memory& memory) {
+  return !work.again || memory.contested()[entry / kSignMergeGroup] != 0;
+}
+
 template <class T, SignDialect kDialect, class Memory>
 NLM_DEVICE void merge_phase(const MergeGrid& work, int64_t block, int thread,
                             const Memory& memory) {
@@ -139,9 +148,13 @@ NLM_DEVICE void merge_phase(const MergeGrid& work, int64_t block, int thread,
   const int64_t first = block * kBlockThreads * kPacksPerThread + thread;
   for (int p = 0; p < kPacksPerThread; ++p) {
     const int64_t at = first + static_cast<int64_t>(p) * kBlockThreads;
-    if (at < work.packs) merge_pack<T, kPack, kDialect>(work, at, memory, ballot);
+    if (at < work.packs && wanted(work, at * kPack, memory)) {
+      merge_pack<T, kPack, kDialect>(work, at, memory, ballot);
+    }
     const int64_t single = work.packs * kPack + at;
-    if (single < work.size) merge_pack<T, 1, kDialect>(work, single, memory, ballot);
+    if (single < work.size && wanted(work, single, memory)) {
+      merge_pack<T, 1, kDialect>(work, single, memory, ballot);
+    }
   }
   if constexpr (kDialect == SignDialect::kGlobal) {
     if (ballot.signs != 0) memory.add_shared(0, ballot.signs);
