@@ -14,6 +14,9 @@ using namespace device;
 
 namespace {
 
+// At most 48 registers for each thread.
+constexpr int kBlocksPerProcessor = 5;
+
 struct DeviceMemory {
   const MergeGrid& work;
   int* counts;  // shared
@@ -45,7 +48,7 @@ struct DeviceMemory {
 };
 
 template <class T, SignDialect kDialect>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerProcessor)
     merge_kernel(const __grid_constant__ MergeGrid work, int64_t* ballot) {
   __shared__ int counts[2];
   const DeviceMemory memory = {work, counts, ballot};

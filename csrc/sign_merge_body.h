@@ -41,10 +41,10 @@ struct MergeGrid {
 
 inline constexpr int kPacksPerThread = 4;
 
-// Elements of a pack: 16 bytes of the wide types, 8 of the narrow ones, whose sums fill as many
-// registers.
+// Elements of a pack: 16 bytes of float32; 8 of the narrow types, whose sums fill as many
+// registers, and of float64, whose sums fill more.
 template <class T>
-inline constexpr int kMergePack = sizeof(T) == 8 ? 2 : 4;
+inline constexpr int kMergePack = sizeof(T) == 8 ? 1 : 4;
 
 template <class T>
 MergeGrid make_merge_grid(const SignMergeItem& item) {
@@ -77,9 +77,9 @@ inline int64_t merge_blocks(const MergeGrid& work, int pack) {
   return (most + kPerBlock - 1) / kPerBlock;
 }
 
-struct ThreadBallot {
-  int signs, contested;
-};
+// A thread's part of the ballot in one register: the sum of the signs, and 2^16 times the number of
+// contested votes; both are below 2^15.
+using ThreadBallot = int;
 
 template <class Memory>
 NLM_DEVICE void open_phase(int thread, const Memory& memory) {
@@ -119,9 +119,9 @@ NLM_DEVICE void merge_pack(const MergeGrid& work, int64_t first, const Memory& m
   Pack result;
   for (int i = 0; i < kPack; ++i) {
     if (kDialect == SignDialect::kGlobal && !work.again) {
-      ballot.signs += (vote[i] > 0) - (vote[i] < 0);
+      ballot += (vote[i] > 0) - (vote[i] < 0);
       const bool contested = vote[i] == 0 && plus_share[i] > 0;
-      ballot.contested += contested;
+      if (contested) ballot += 1 << 16;
       if (contested) memory.contested()[first * kPack / kSignMergeGroup] = 1;
     }
     const bool tie = kDialect != SignDialect::kGlobal || !work.again;
@@ -144,7 +144,7 @@ template <class T, SignDialect kDialect, class Memory>
 NLM_DEVICE void merge_phase(const MergeGrid& work, int64_t block, int thread,
                             const Memory& memory) {
   constexpr int kPack = kMergePack<T>;
-  ThreadBallot ballot = {0, 0};
+  ThreadBallot ballot = 0;
   const int64_t first = block * kBlockThreads * kPacksPerThread + thread;
   for (int p = 0; p < kPacksPerThread; ++p) {
     const int64_t at = first + static_cast<int64_t>(p) * kBlockThreads;
@@ -157,8 +157,10 @@ NLM_DEVICE void merge_phase(const MergeGrid& work, int64_t block, int thread,
     }
   }
   if constexpr (kDialect == SignDialect::kGlobal) {
-    if (ballot.signs != 0) memory.add_shared(0, ballot.signs);
-    if (ballot.contested != 0) memory.add_shared(1, ballot.contested);
+    const int signs = static_cast<int16_t>(ballot & 0xffff);
+    const int contested = (ballot - signs) >> 16;
+    if (signs != 0) memory.add_shared(0, signs);
+    if (contested != 0) memory.add_shared(1, contested);
   }
 }
 
