@@ -72,7 +72,7 @@ def workloads() -> Iterator[Workload]:
                     providers["stacked expression"] = call(expression)
                 first = base[:CHECKED], [x[:CHECKED] for x in experts]
                 factors = weights.tolist()
-                truth = reference(*first, thresholds, factors, 0.4, "global", 1)[0].double()
+                truth = reference(*first, thresholds, factors, 0.4, "global")[0].double()
                 amount = float(count + 2) * size * dtype.itemsize
                 title = f"{count} experts, {name}"
                 yield Workload(title, dtype, providers, (truth,), 0.0, amount, "copy")

@@ -76,9 +76,11 @@ inline std::vector<MagnitudeItem> to_magnitude_items(const std::vector<Magnitude
   return items;
 }
 
-// (base, target, type, size, thresholds, scale, dialect, tie), and (address, type, weight) of each
+// (base, target, type, size, thresholds, scale, dialect, contested, again),
+// and (address, type, weight) of each
 // expert.
-using SignMergeTuple = std::tuple<Address, Address, int, int64_t, Address, double, int, int>;
+using SignMergeTuple =
+    std::tuple<Address, Address, int, int64_t, Address, double, int, Address, bool>;
 using SignMergeExpertTuple = std::tuple<Address, int, double>;
 
 inline std::vector<SignMergeExpert> to_sign_merge_experts(
@@ -93,7 +95,7 @@ inline std::vector<SignMergeExpert> to_sign_merge_experts(
 // The experts outlive the item.
 inline SignMergeItem to_sign_merge_item(const SignMergeTuple& tuple,
                                         const std::vector<SignMergeExpert>& experts) {
-  const auto& [base, target, dtype, size, thresholds, scale, dialect, tie] = tuple;
+  const auto& [base, target, dtype, size, thresholds, scale, dialect, contested, again] = tuple;
   return {pointer<const void>(base),
           pointer<void>(target),
           static_cast<DType>(dtype),
@@ -103,7 +105,8 @@ inline SignMergeItem to_sign_merge_item(const SignMergeTuple& tuple,
           pointer<const void>(thresholds),
           scale,
           static_cast<SignDialect>(dialect),
-          tie};
+          pointer<uint8_t>(contested),
+          again};
 }
 
 }  // namespace nlm

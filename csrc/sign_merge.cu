@@ -14,6 +14,9 @@ using namespace device;
 
 namespace {
 
+// At most 48 registers for each thread.
+constexpr int kBlocksPerProcessor = 5;
+
 struct DeviceMemory {
   const MergeGrid& work;
   int* counts;  // shared
@@ -35,6 +38,7 @@ struct DeviceMemory {
   NLM_DEVICE T* target() const {
     return static_cast<T*>(work.target);
   }
+  NLM_DEVICE uint8_t* contested() const { return work.contested; }
   NLM_DEVICE int& shared(int i) const { return counts[i]; }
   __device__ void add_shared(int i, int count) const { atomicAdd(counts + i, count); }
   __device__ void add_ballot(int i, int count) const {  // two's complement: a sum of either sign
@@ -44,7 +48,7 @@ struct DeviceMemory {
 };
 
 template <class T, SignDialect kDialect>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerProcessor)
     merge_kernel(const __grid_constant__ MergeGrid work, int64_t* ballot) {
   __shared__ int counts[2];
   const DeviceMemory memory = {work, counts, ballot};

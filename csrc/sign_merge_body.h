@@ -29,21 +29,22 @@ struct MergeGrid {
   const void* base;
   void* target;
   const void* thresholds;
+  uint8_t* contested;
   const void* experts[kSignMergeExperts];
   double weights[kSignMergeExperts];
   int64_t size;
   int64_t packs;  // whole ones; 0 where an address does not allow them
   double scale;
   int count;
-  bool tie;
+  bool again;
 };
 
 inline constexpr int kPacksPerThread = 4;
 
-// Elements of a pack: 16 bytes of the wide types, 8 of the narrow ones, whose sums fill as many
-// registers.
+// Elements of a pack: 16 bytes of float32; 8 of the narrow types, whose sums fill as many
+// registers, and of float64, whose sums fill more.
 template <class T>
-inline constexpr int kMergePack = sizeof(T) == 8 ? 2 : 4;
+inline constexpr int kMergePack = sizeof(T) == 8 ? 1 : 4;
 
 template <class T>
 MergeGrid make_merge_grid(const SignMergeItem& item) {
@@ -52,6 +53,7 @@ MergeGrid make_merge_grid(const SignMergeItem& item) {
   work.base = item.base;
   work.target = item.target;
   work.thresholds = item.thresholds;
+  work.contested = item.contested;
   auto addresses =
       reinterpret_cast<uintptr_t>(item.base) | reinterpret_cast<uintptr_t>(item.target);
   for (int k = 0; k < item.count; ++k) {
@@ -63,7 +65,7 @@ MergeGrid make_merge_grid(const SignMergeItem& item) {
   work.packs = addresses % sizeof(MergePack<T, kPack>) == 0 ? item.size / kPack : 0;
   work.scale = item.scale;
   work.count = item.count;
-  work.tie = item.tie > 0;
+  work.again = item.again;
   return work;
 }
 
@@ -75,9 +77,9 @@ inline int64_t merge_blocks(const MergeGrid& work, int pack) {
   return (most + kPerBlock - 1) / kPerBlock;
 }
 
-struct ThreadBallot {
-  int signs, contested;
-};
+// A thread's part of the ballot in one register: the sum of the signs, and 2^16 times the number of
+// contested votes; both are below 2^15.
+using ThreadBallot = int;
 
 template <class Memory>
 NLM_DEVICE void open_phase(int thread, const Memory& memory) {
@@ -116,11 +118,13 @@ NLM_DEVICE void merge_pack(const MergeGrid& work, int64_t first, const Memory& m
   }
   Pack result;
   for (int i = 0; i < kPack; ++i) {
-    if constexpr (kDialect == SignDialect::kGlobal) {
-      ballot.signs += (vote[i] > 0) - (vote[i] < 0);
-      ballot.contested += vote[i] == 0 && plus_share[i] > 0;
+    if (kDialect == SignDialect::kGlobal && !work.again) {
+      ballot += (vote[i] > 0) - (vote[i] < 0);
+      const bool contested = vote[i] == 0 && plus_share[i] > 0;
+      if (contested) ballot += 1 << 16;
+      if (contested) memory.contested()[first * kPack / kSignMergeGroup] = 1;
     }
-    const bool tie = kDialect != SignDialect::kGlobal || work.tie;
+    const bool tie = kDialect != SignDialect::kGlobal || !work.again;
     const bool elects_plus = vote[i] > 0 || (vote[i] == 0 && tie);
     const S sum = elects_plus ? plus[i] : minus[i];
     S share = elects_plus ? plus_share[i] : minus_share[i];
@@ -131,21 +135,32 @@ NLM_DEVICE void merge_pack(const MergeGrid& work, int64_t first, const Memory& m
   memory.template target<Pack>()[first] = result;
 }
 
+template <class Memory>
+NLM_DEVICE bool wanted(const MergeGrid& work, int64_t entry, const Memory& memory) {
+  return !work.again || memory.contested()[entry / kSignMergeGroup] != 0;
+}
+
 template <class T, SignDialect kDialect, class Memory>
 NLM_DEVICE void merge_phase(const MergeGrid& work, int64_t block, int thread,
                             const Memory& memory) {
   constexpr int kPack = kMergePack<T>;
-  ThreadBallot ballot = {0, 0};
+  ThreadBallot ballot = 0;
   const int64_t first = block * kBlockThreads * kPacksPerThread + thread;
   for (int p = 0; p < kPacksPerThread; ++p) {
     const int64_t at = first + static_cast<int64_t>(p) * kBlockThreads;
-    if (at < work.packs) merge_pack<T, kPack, kDialect>(work, at, memory, ballot);
+    if (at < work.packs && wanted(work, at * kPack, memory)) {
+      merge_pack<T, kPack, kDialect>(work, at, memory, ballot);
+    }
     const int64_t single = work.packs * kPack + at;
-    if (single < work.size) merge_pack<T, 1, kDialect>(work, single, memory, ballot);
+    if (single < work.size && wanted(work, single, memory)) {
+      merge_pack<T, 1, kDialect>(work, single, memory, ballot);
+    }
   }
   if constexpr (kDialect == SignDialect::kGlobal) {
-    if (ballot.signs != 0) memory.add_shared(0, ballot.signs);
-    if (ballot.contested != 0) memory.add_shared(1, ballot.contested);
+    const int signs = static_cast<int16_t>(ballot & 0xffff);
+    const int contested = (ballot - signs) >> 16;
+    if (signs != 0) memory.add_shared(0, signs);
+    if (contested != 0) memory.add_shared(1, contested);
   }
 }
 

@@ -16,9 +16,10 @@ Numerics: float32 (float64 where any tensor is), every operation rounded by itse
 the experts' order, so that kernel and reference agree in every bit, for any number of threads; the
 result is rounded to the base's type once. A kept NaN, or infinities of both signs, give NaN.
 
-The operator merges one tensor. It also returns the ballot of the global dialect: the sum of the
-signs of all votes, and the number of votes of 0 for which entries were kept. Only where there are
-such, and the sum is negative, does `sign_merge` merge a tensor again, with - for these (`tie`).
+The operator merges one tensor, with + for votes of 0. It also returns the ballot of the global
+dialect (the sum of the signs of all votes, and the number of votes of 0 with entries kept) and a
+byte for each 64 entries: whether there are such votes among them. Only where the sum of a whole
+list is negative does `sign_merge` merge these groups again, with -.
 """
 
 from collections.abc import Sequence
@@ -28,17 +29,22 @@ from torch import Tensor
 
 from nlm import _native
 from nlm._registry import register
-from nlm.ops._arguments import as_numbers, check_tensor, without_gradient
+from nlm.ops._arguments import as_numbers, check_apart, check_tensor, without_gradient
 from nlm.ops._channels import FLOATS
 
 #: Positions are the values of csrc/sign_merge.h's SignDialect.
 DIALECTS = ("global", "mergekit", "peft")
 _MOST_EXPERTS = 128  # kSignMergeExperts
+_GROUP = 64  # kSignMergeGroup
 
 
 def _compute_dtype(base: Tensor, experts: list[Tensor]) -> torch.dtype:
     is_wide = any(x.dtype == torch.float64 for x in (base, *experts))
     return torch.float64 if is_wide else torch.float32
+
+
+def _groups(base: Tensor) -> int:
+    return -(-base.numel() // _GROUP)
 
 
 def _thresholds(thresholds: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,8 +63,8 @@ def reference(
     weights: list[float],
     scale: float,
     dialect: str,
-    tie: int,
-) -> tuple[Tensor, Tensor]:
+    tie: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _compute_dtype(base, experts)
     start = base.to(dtype)
     numbers = torch.tensor([scale, *weights], dtype=dtype, device=base.device)
@@ -80,11 +86,29 @@ def reference(
         share = share + torch.where(agrees, weight if dialect == "mergekit" else 1.0, 0.0)
     mean = total / torch.where(share == 0, 1.0, share)
     merged = torch.where(vote.isnan(), vote, start + numbers[0] * mean)
-    ballot = torch.zeros(2, dtype=torch.int64, device=base.device)
-    if dialect == "global":
-        contested = (vote == 0) & torch.stack(voices).ne(0).any(0)
-        ballot = torch.stack([(vote > 0).sum() - (vote < 0).sum(), contested.sum()])
-    return merged.to(base.dtype).contiguous(), ballot
+    contested = (vote == 0) & torch.stack(voices).ne(0).any(0)
+    ballot = torch.stack([(vote > 0).sum() - (vote < 0).sum(), contested.sum()])
+    groups = contested.new_zeros(_groups(base) * _GROUP)
+    groups[: base.numel()] = contested.flatten()
+    flags = groups.view(-1, _GROUP).any(1).to(torch.uint8)
+    if dialect != "global":
+        ballot, flags = torch.zeros_like(ballot), torch.zeros_like(flags)
+    return merged.to(base.dtype).contiguous(), ballot, flags
+
+
+def reference_tied(
+    merged: Tensor,
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    contested: Tensor,
+) -> None:
+    _check_memory(merged, base, experts, thresholds, contested)
+    again, _, _ = reference(base, experts, thresholds, weights, scale, "global", -1)
+    chosen = contested.bool().repeat_interleave(_GROUP)[: base.numel()].view(base.shape)
+    merged.copy_(torch.where(chosen, again, merged))
 
 
 def _out(
@@ -94,8 +118,7 @@ def _out(
     weights: list[float],
     scale: float,
     dialect: str,
-    tie: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     if dialect not in DIALECTS:
         raise ValueError(
             f"nlm.sign_merge: dialect must be one of {', '.join(DIALECTS)}, got {dialect!r}"
@@ -130,16 +153,66 @@ def _out(
             f"nlm.sign_merge: thresholds must be on the device of the base, {base.device}, "
             f"got {thresholds.device}"
         )
-    return base.new_empty(base.shape), base.new_empty(2, dtype=torch.int64)
-
-
-def _item(
-    base: Tensor, target: Tensor, thresholds: Tensor, scale: float, dialect: str, tie: int
-) -> tuple:
+    ballot, flags = (2, torch.int64), (_groups(base), torch.uint8)
     return (
-        base.data_ptr(), target.data_ptr(), _native.DTYPES[base.dtype], base.numel(),
-        thresholds.data_ptr(), scale, DIALECTS.index(dialect), tie,
+        base.new_empty(base.shape),
+        base.new_empty(ballot[0], dtype=ballot[1]),
+        base.new_empty(flags[0], dtype=flags[1]),
+    )
+
+
+def _out_tied(
+    merged: Tensor,
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    contested: Tensor,
+) -> None:
+    _out(base, experts, thresholds, weights, scale, "global")
+    like = (base.shape, base.dtype, base.device)
+    if (merged.shape, merged.dtype, merged.device) != like or not merged.is_contiguous():
+        raise ValueError(
+            "nlm.sign_merge_tied_: merged must be contiguous, with the shape, type and device of "
+            f"the base, got {tuple(merged.shape)} {merged.dtype} on {merged.device}"
+        )
+    if contested.dtype != torch.uint8 or tuple(contested.shape) != (_groups(base),):
+        raise ValueError(
+            f"nlm.sign_merge_tied_: contested must be uint8 of shape {(_groups(base),)}, "
+            f"got {contested.dtype} of {tuple(contested.shape)}"
+        )
+
+
+def _check_memory(
+    merged: Tensor, base: Tensor, experts: list[Tensor], thresholds: Tensor, contested: Tensor
+) -> None:
+    read = [("base", base), ("thresholds", thresholds), ("contested", contested)]
+    read += [(f"experts[{k}]", x) for k, x in enumerate(experts)]
+    check_apart("sign_merge_tied_", [("merged", merged)], read)
+
+
+def _arguments(
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    numbers: tuple[float, int],
+    target: Tensor,
+    contested: Tensor,
+    again: bool,
+) -> tuple[tuple, list[tuple[int, int, float]], list[Tensor]]:
+    """The item and the experts of csrc/sign_merge.h, and the tensors that must outlive the call."""
+    limits = _thresholds(thresholds, _compute_dtype(base, experts))
+    alive = [x.contiguous() for x in (base, *experts)]
+    item = (
+        alive[0].data_ptr(), target.data_ptr(), _native.DTYPES[base.dtype], base.numel(),
+        limits.data_ptr(), *numbers, contested.data_ptr(), again,
     )  # fmt: skip
+    each = [
+        (x.data_ptr(), _native.DTYPES[x.dtype], w) for x, w in zip(alive[1:], weights, strict=True)
+    ]
+    return item, each, [*alive, limits]
 
 
 def _cpu(
@@ -149,17 +222,42 @@ def _cpu(
     weights: list[float],
     scale: float,
     dialect: str,
-    tie: int,
-) -> tuple[Tensor, Tensor]:
-    merged, ballot = _out(base, experts, thresholds, weights, scale, dialect, tie)
-    limits = _thresholds(thresholds, _compute_dtype(base, experts))
-    start, models = base.contiguous(), [x.contiguous() for x in experts]
-    each = [
-        (x.data_ptr(), _native.DTYPES[x.dtype], w) for x, w in zip(models, weights, strict=True)
-    ]
-    item = _item(start, merged, limits, scale, dialect, tie)
+) -> tuple[Tensor, Tensor, Tensor]:
+    merged, ballot, contested = _out(base, experts, thresholds, weights, scale, dialect)
+    if dialect != "global":
+        contested.zero_()
+    numbers = (scale, DIALECTS.index(dialect))
+    item, each, _alive = _arguments(
+        base, experts, thresholds, weights, numbers, merged, contested, False
+    )
     _native.cpu.sign_merge(item, each, ballot.data_ptr(), _native.threads())
-    return merged, ballot
+    return merged, ballot, contested
+
+
+def _cpu_tied(
+    merged: Tensor,
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    contested: Tensor,
+) -> None:
+    _out_tied(merged, base, experts, thresholds, weights, scale, contested)
+    _check_memory(merged, base, experts, thresholds, contested)
+    flags = contested.contiguous()
+    item, each, _alive = _arguments(
+        base, experts, thresholds, weights, (scale, 0), merged, flags, True
+    )
+    _native.cpu.sign_merge(item, each, 0, _native.threads())
+
+
+def _alike(base: Tensor, experts: list[Tensor]) -> list[Tensor]:
+    """The base and the experts in one type: theirs, or else the one that is computed in."""
+    if all(x.dtype == base.dtype for x in experts):
+        return [base, *experts]
+    dtype = _compute_dtype(base, experts)
+    return [x.to(dtype) for x in (base, *experts)]
 
 
 def _cuda(
@@ -169,34 +267,61 @@ def _cuda(
     weights: list[float],
     scale: float,
     dialect: str,
-    tie: int,
-) -> tuple[Tensor, Tensor]:
-    merged, ballot = _out(base, experts, thresholds, weights, scale, dialect, tie)
-    dtype = _compute_dtype(base, experts)
-    limits = _thresholds(thresholds, dtype)
-    if any(x.dtype != base.dtype for x in experts):
-        start, models = base.to(dtype), [x.to(dtype) for x in experts]
-    else:
-        start, models = base, experts
-    start, models = start.contiguous(), [x.contiguous() for x in models]
-    each = [
-        (x.data_ptr(), _native.DTYPES[x.dtype], w) for x, w in zip(models, weights, strict=True)
-    ]
-    target = merged if start.dtype == merged.dtype else torch.empty_like(merged, dtype=dtype)
-    item = _item(start, target, limits, scale, dialect, tie)
+) -> tuple[Tensor, Tensor, Tensor]:
+    merged, ballot, contested = _out(base, experts, thresholds, weights, scale, dialect)
+    start, *models = _alike(base, experts)
+    target = merged if start.dtype == base.dtype else merged.to(start.dtype)
+    numbers = (scale, DIALECTS.index(dialect))
+    item, each, _alive = _arguments(
+        start, models, thresholds, weights, numbers, target, contested.zero_(), False
+    )
     _native.cuda.sign_merge(item, each, ballot.zero_().data_ptr(), _native.stream(base))
-    return (merged if target is merged else merged.copy_(target)), ballot
+    return (merged if target is merged else merged.copy_(target)), ballot, contested
 
 
+def _cuda_tied(
+    merged: Tensor,
+    base: Tensor,
+    experts: list[Tensor],
+    thresholds: Tensor,
+    weights: list[float],
+    scale: float,
+    contested: Tensor,
+) -> None:
+    _out_tied(merged, base, experts, thresholds, weights, scale, contested)
+    _check_memory(merged, base, experts, thresholds, contested)
+    start, *models = _alike(base, experts)
+    target = merged if start.dtype == base.dtype else merged.to(start.dtype)
+    flags = contested.contiguous()
+    item, each, _alive = _arguments(
+        start, models, thresholds, weights, (scale, 0), target, flags, True
+    )
+    _native.cuda.sign_merge(item, each, 0, _native.stream(base))
+    if target is not merged:
+        merged.copy_(target)
+
+
+_MISSING = {"cpu": _native.cpu_missing, "cuda": _native.cuda_missing}
 _MERGE = register(
     "sign_merge(Tensor base, Tensor[] experts, Tensor thresholds, float[] weights, float scale,"
-    " str dialect, int tie) -> (Tensor, Tensor)",
+    " str dialect) -> (Tensor, Tensor, Tensor)",
     stem="sign_merge",
     reference=reference,
     out=_out,
     cpu=_cpu,
     cuda=_cuda,
-    missing={"cpu": _native.cpu_missing, "cuda": _native.cuda_missing},
+    missing=_MISSING,
+)
+
+_TIED = register(
+    "sign_merge_tied_(Tensor(a!) merged, Tensor base, Tensor[] experts, Tensor thresholds,"
+    " float[] weights, float scale, Tensor contested) -> ()",
+    stem="sign_merge",
+    reference=reference_tied,
+    out=_out_tied,
+    cpu=_cpu_tied,
+    cuda=_cuda_tied,
+    missing=_MISSING,
 )
 
 
@@ -255,14 +380,18 @@ def sign_merge(
     models = [[without_gradient("sign_merge", x[t]) for x in experts] for t in range(len(base))]
     limits = without_gradient("sign_merge", thresholds)
 
-    def merged(t: int, tie: int) -> tuple[Tensor, Tensor]:
-        return _MERGE.default(starts[t], models[t], limits, factors, float(scale), dialect, tie)
-
-    results = [merged(t, 1) for t in range(len(starts))]
+    results = [
+        _MERGE.default(start, own, limits, factors, float(scale), dialect)
+        for start, own in zip(starts, models, strict=True)
+    ]
     if dialect == "global" and results and not limits.is_meta:
-        ballots = torch.stack([ballot for _, ballot in results]).tolist()
+        ballots = torch.stack([ballot for _, ballot, _ in results]).tolist()
         if sum(signs for signs, _ in ballots) < 0:
-            for t, (_, contested) in enumerate(ballots):
-                if contested:
-                    results[t] = merged(t, -1)
-    return [result for result, _ in results]
+            for t, ((merged, _, contested), (_, count)) in enumerate(
+                zip(results, ballots, strict=True)
+            ):
+                if count:
+                    _TIED.default(
+                        merged, starts[t], models[t], limits, factors, float(scale), contested
+                    )
+    return [merged for merged, _, _ in results]

@@ -44,13 +44,14 @@ class SignMergeItem(ctypes.Structure):
         ("thresholds", ctypes.c_void_p),
         ("scale", ctypes.c_double),
         ("dialect", ctypes.c_int),
-        ("tie", ctypes.c_int),
+        ("contested", ctypes.c_void_p),
+        ("again", ctypes.c_bool),
     ]
 
 
 class SignMergeRanges(ctypes.Structure):
     _fields_ = [
-        *((name, Range) for name in ("base", "target", "thresholds", "ballot")),
+        *((name, Range) for name in ("base", "target", "thresholds", "ballot", "contested")),
         ("experts", ctypes.POINTER(Range)),
     ]
 
@@ -99,6 +100,7 @@ class SelectionDevice:
             array_range(target, size, width),
             array_range(thresholds, count, 8 if width == 8 else 4),
             array_range(ballot, 2, 8),
+            array_range(rest[2], -(-size // 64), 1),
             (Range * count)(*ranges),
         )
         whole = SignMergeItem(base, target, dtype, size, each, count, thresholds, *rest)

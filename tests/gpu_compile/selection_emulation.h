@@ -100,7 +100,7 @@ struct SelectionLaunch {
 };
 
 struct SignMergeRanges {
-  Range base, target, thresholds, ballot;
+  Range base, target, thresholds, ballot, contested;
   const Range* experts;
 };
 
@@ -126,6 +126,7 @@ struct MergeMemory {
   Checked<T> target() const {
     return checked<T>(work.target, ranges.target);
   }
+  Checked<uint8_t> contested() const { return checked<uint8_t>(work.contested, ranges.contested); }
   int& shared(int i) const { return counts[i]; }
   void add_shared(int i, int count) const { counts[i] += count; }
   void add_ballot(int i, int count) const { checked<int64_t>(ballot, ranges.ballot)[i] += count; }

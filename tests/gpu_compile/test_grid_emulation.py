@@ -31,6 +31,7 @@ LAUNCHERS = {
     "tall_mask_apply": ("_cuda_apply", ()),
     "tall_mask_agreement": ("_cuda_agreement", ()),
     "dare": ("_cuda", ()),
+    "sign_merge_tied_": ("_cuda_tied", ()),
 }
 
 
@@ -214,7 +215,10 @@ def test_sign_merge_counts_beyond_32_bits(library, offset: int) -> None:
     base, x, target = (far_memory(FAR + 8, torch.float16)[offset:] for _ in range(3))
     base[-1], x[-1] = 1.0, 5.0
     threshold, ballot = torch.ones(1), torch.zeros(2, dtype=torch.int64)
-    item = (base.data_ptr(), target.data_ptr(), 0, x.numel(), threshold.data_ptr(), 0.5, 0, 1)
+    contested = torch.zeros(FAR // 64 + 1, dtype=torch.uint8)
+    outputs = (contested.data_ptr(), False)
+    item = (base.data_ptr(), target.data_ptr(), 0, x.numel(), threshold.data_ptr(), 0.5, 0)
+    item += outputs
     expert = (x.data_ptr(), 0, 1.0)
     EmulatedDevice(library, blocks=(-1, -1)).sign_merge(item, [expert], ballot.data_ptr(), 0)
     assert target[-2:].tolist() == [0.0, 3.0] and ballot.tolist() == [1, 0]

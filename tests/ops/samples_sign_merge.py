@@ -37,15 +37,22 @@ def samples() -> Iterator[Sample]:
             for dtype in FLOATS if base.numel() < 10_000 else FLOATS[1:3]:
                 typed = base.to(dtype), [x.to(dtype) for x in experts]
                 short = f"{name}, {dialect}, {str(dtype).removeprefix('torch.')}"
-                yield Sample(short, (*typed, thresholds, factors, 0.7, dialect, 1))
-        ones = [1.0] * len(experts)
-        yield Sample(
-            f"{name}, ties elect -", (base, experts, thresholds.double(), ones, 1.0, "global", -1)
-        )
+                yield Sample(short, (*typed, thresholds, factors, 0.7, dialect))
         mixed = [x.to(FLOATS[k % 3]) for k, x in enumerate(experts)]
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
-            args = (base.to(dtype), mixed, thresholds.double() / 3, factors, 0.3, "global", 1)
+            args = (base.to(dtype), mixed, thresholds.double() / 3, factors, 0.3, "global")
             yield Sample(f"{name}, mixed types, {dtype}", args)
+
+
+def samples_tied() -> Iterator[Sample]:
+    make = torch.Generator().manual_seed(1)
+    for sample in samples():
+        base, experts, thresholds, weights, scale, dialect = sample.args
+        if dialect != "global":
+            continue
+        merged = torch.randn(base.shape, generator=make).to(base.dtype)
+        contested = torch.randint(2, (-(-base.numel() // 64),), generator=make, dtype=torch.uint8)
+        yield Sample(sample.name, (merged, base, experts, thresholds, weights, scale, contested))
 
 
 def mistakes() -> Iterator[Mistake]:
@@ -65,4 +72,20 @@ def mistakes() -> Iterator[Mistake]:
     yield Mistake(call, ([x], [[x]], one.int()), TypeError, rule + "thresholds must be float32")
 
 
-CASES = {"sign_merge": Case(samples, mistakes)}
+def mistakes_tied() -> Iterator[Mistake]:
+    call = torch.ops.nlm.sign_merge_tied_
+    rule = "nlm.sign_merge_tied_: "
+    x, one, flags = torch.ones(4, 3), torch.ones(1), torch.ones(1, dtype=torch.uint8)
+    for merged in (x.clone()[:2], x.clone().double(), torch.ones(3, 4).T):
+        args = (merged, x, [x], one, [1.0], 1.0, flags)
+        yield Mistake(call, args, ValueError, rule + "merged must be contiguous, with")
+    args = (x.clone(), x, [x], one, [1.0], 1.0, flags.repeat(2))
+    yield Mistake(call, args, ValueError, rule + "contested must be uint8 of shape (1,)")
+    args = (x, x, [x.clone()], one, [1.0], 1.0, flags)
+    yield Mistake(call, args, ValueError, rule + "a tensor that is written to must", True)
+
+
+CASES = {
+    "sign_merge": Case(samples, mistakes),
+    "sign_merge_tied_": Case(samples_tied, mistakes_tied),
+}
