@@ -94,7 +94,10 @@ def check(only: tuple[str, ...], device: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Workload:
-    """Providers of one result; ``amount`` is the bytes, or the flops for "gemm", that it needs."""
+    """Providers of one result; ``amount`` is the bytes, or the flops for "gemm", that it needs.
+
+    ``other`` is the flops, or the bytes for "gemm", which docs/roofline.md sets beside them.
+    """
 
     op: str
     name: str
@@ -102,6 +105,7 @@ class Workload:
     providers: dict[str, Callable[[], Any]]
     amount: float
     limit: str
+    other: float = 0.0
 
 
 def moments_workloads() -> Iterator[Workload]:
@@ -121,7 +125,8 @@ def moments_workloads() -> Iterator[Workload]:
                 "torch.compile(var_mean)": torch.compile(plain),
             }
             amount = x.numel() * x.element_size()
-            yield Workload("channel_moments", str(list(shape)), dtype, providers, amount, "read")
+            name, flops = str(list(shape)), 3.0 * x.numel()
+            yield Workload("channel_moments", name, dtype, providers, amount, "read", flops)
 
 
 def cross_workloads() -> Iterator[Workload]:
@@ -145,7 +150,8 @@ def cross_workloads() -> Iterator[Workload]:
             }
             flops = 2.0 * n * channels * channels
             name = f"[{n}, {channels}] twice"
-            yield Workload("cross_moments_", name, dtype, providers, flops, "gemm")
+            amount = 2 * x.numel() * x.element_size() + 16 * matrix.numel()
+            yield Workload("cross_moments_", name, dtype, providers, flops, "gemm", amount)
 
 
 def permute_workloads() -> Iterator[Workload]:
@@ -191,7 +197,8 @@ def scale_shift_workloads() -> Iterator[Workload]:
                 "torch.compile(x * a[t] + b[t])": torch.compile(plain),
             }
             amount = 2 * x.numel() * x.element_size()
-            yield Workload("scale_shift", str(list(shape)), dtype, providers, amount, "copy")
+            name, flops = str(list(shape)), 2.0 * x.numel()
+            yield Workload("scale_shift", name, dtype, providers, amount, "copy", flops)
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 20) -> float:
