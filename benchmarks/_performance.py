@@ -1,7 +1,8 @@
 """The committed timings as tables: README's, and all of them for docs/performance.md."""
 
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ class Timings:
     torch: str
     commits: tuple[str, ...]
     rows: dict[Key, dict[int, dict[str, Row]]]
+
+    @property
+    def operations(self) -> list[str]:
+        return list(dict.fromkeys(op for op, _, _ in self.rows))
 
     @property
     def most_threads(self) -> int:
@@ -56,29 +61,26 @@ def _of_machine(folder: Path) -> Iterator[Timings]:
 
 
 def readme_table(timings: Timings) -> str:
-    """One type of each workload, at the most threads."""
+    """A line for each operation, over all of its workloads and types, at the most threads."""
     threads = timings.most_threads
     lines = [
-        "| operation | workload | nlm | of the limit | natural PyTorch | fastest stock found |",
-        "|---|---|--:|--:|--:|---|",
+        "| operation | workloads | of the limit | natural PyTorch | fastest stock found |",
+        "|---|--:|--:|--:|--:|",
     ]
-    shown: set[tuple[str, str]] = set()
-    for (op, workload, dtype), runs in timings.rows.items():
-        if (op, workload) in shown or threads not in runs:
-            continue
-        shown.add((op, workload))
-        name = workload if dtype == "float32" else f"{workload}, {dtype}"
-        ours, natural, fastest = _peers(runs[threads])
+    for op in timings.operations:
+        runs = [runs[threads] for key, runs in timings.rows.items() if key[0] == op]
+        ours, natural, fastest = zip(*map(_peers, runs), strict=True)
+        parts = [100 * row["fraction_of_limit"] for row in ours if "fraction_of_limit" in row]
         lines.append(
-            f"| `{op}` | {name} | {_milliseconds(ours)} | {_part(ours)} | "
-            f"{_ratio(natural, ours)} | {_named(fastest, ours)} |"
+            f"| `{op}` | {len(runs)} | {_spread(parts, ' %')} | "
+            f"{_spread(_ratios(natural, ours), ' x')} | {_spread(_ratios(fastest, ours), ' x')} |"
         )
     lines += [
         "",
-        f"{_where(timings)}; {threads} threads, float32 where nothing else is said, medians. "
-        "The limit is what the same run measured for a read, a copy or a float32 matrix product. "
-        "A peer's column says how many times nlm's time it takes. "
-        "[All types, one thread, errors](docs/performance.md).",
+        f"{_where(timings)}; {threads} threads. Worst, median and best of the workloads: the part "
+        "of the limit (a read, a copy or a float32 matrix product in the same run), and how many "
+        "times nlm's time the natural PyTorch expression and the fastest stock composition take. "
+        "[Every workload](docs/performance.md).",
     ]
     return "\n".join(lines)
 
@@ -101,7 +103,7 @@ def page(timings: Timings) -> str:
     for threads in counts:
         header += [f"nlm, {threads} thr.", "limit", "natural", "fastest stock"]
     header += ["error, nlm", "error, natural"]
-    for op in dict.fromkeys(key[0] for key in timings.rows):
+    for op in timings.operations:
         lines += ["", f"## {op}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for (each, workload, dtype), runs in timings.rows.items():
             if each != op:
@@ -143,11 +145,25 @@ def _part(row: Row) -> str:
     return f"{100 * row['fraction_of_limit']:.0f} %" if "fraction_of_limit" in row else "-"
 
 
-def _ratio(peer: Row | None, ours: Row) -> str:
-    if peer is None:
+def _ratios(peers: Iterable[Row | None], ours: Iterable[Row]) -> list[float]:
+    pairs = zip(peers, ours, strict=True)
+    return [peer["median_s"] / row["median_s"] for peer, row in pairs if peer is not None]
+
+
+def _spread(values: list[float], unit: str) -> str:
+    """Smallest, median and largest."""
+    if not values:
         return "-"
-    ratio = peer["median_s"] / ours["median_s"]
-    return f"x {ratio:.2f}" if ratio < 10 else f"x {ratio:.0f}"
+    three = min(values), statistics.median(values), max(values)
+    return " / ".join(map(_number, three)) + unit
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _ratio(peer: Row | None, ours: Row) -> str:
+    return "-" if peer is None else f"{_number(peer['median_s'] / ours['median_s'])} x"
 
 
 def _named(peer: Row | None, ours: Row) -> str:
