@@ -1,7 +1,7 @@
 """``nlm bench``: its commands and their options. Imports no torch: help is instant."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 class _RunByDefault(TyperGroup):
     """``nlm bench [OP]`` is ``nlm bench run [OP]``."""
 
-    def parse_args(self, ctx, args):  # type: ignore[no-untyped-def]
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
