@@ -230,29 +230,34 @@ def measure_limits() -> dict[str, float]:
     }
 
 
+def workloads() -> Iterator[Workload]:
+    """Of all operations."""
+    for source in (moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads):
+        yield from source()
+
+
 def measure() -> dict[str, Any]:
     """Rows of the benchmark, and the limits of the machine that their fractions refer to."""
     limits = measure_limits()
     rows: list[dict[str, Any]] = []
-    for source in (moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads):
-        for work in source():
-            for provider, call in work.providers.items():
-                row = {
-                    "op": work.op,
-                    "workload": work.name,
-                    "dtype": str(work.dtype).removeprefix("torch."),
-                    "provider": provider,
-                }
-                try:
-                    seconds = median_seconds(call)
-                except Exception as error:
-                    rows.append(row | {"failed": f"{type(error).__name__}: {error}"[:500]})
-                    continue
-                rate = work.amount / seconds / 1e9
-                unit = "gflops" if work.limit == "gemm" else "gbps"
-                limit = f"gemm {row['dtype']}" if work.limit == "gemm" else work.limit
-                fraction = rate / limits[limit]
-                rows.append(row | {"median_s": seconds, unit: rate, "fraction_of_limit": fraction})
+    for work in workloads():
+        for provider, call in work.providers.items():
+            row = {
+                "op": work.op,
+                "workload": work.name,
+                "dtype": str(work.dtype).removeprefix("torch."),
+                "provider": provider,
+            }
+            try:
+                seconds = median_seconds(call)
+            except Exception as error:
+                rows.append(row | {"failed": f"{type(error).__name__}: {error}"[:500]})
+                continue
+            rate = work.amount / seconds / 1e9
+            unit = "gflops" if work.limit == "gemm" else "gbps"
+            limit = f"gemm {row['dtype']}" if work.limit == "gemm" else work.limit
+            fraction = rate / limits[limit]
+            rows.append(row | {"median_s": seconds, unit: rate, "fraction_of_limit": fraction})
     return {"limits": limits, "rows": rows}
 
 

@@ -60,14 +60,12 @@ class Need:
 
 def needs() -> Iterator[Need]:
     """Of all workloads of gpu_suite.py, whose tensors are made without memory and without a GPU."""
-    sources = [make for name, make in vars(gpu_suite).items() if name.endswith("_workloads")]
     with FakeTensorMode():
-        for source in sources:
-            for work in source():
-                multiplies = work.limit == "gemm"
-                amounts = (work.other, work.amount) if multiplies else (work.amount, work.other)
-                dtype = str(work.dtype).removeprefix("torch.")
-                yield Need(work.op, work.name, dtype, *amounts, multiplies)
+        for work in gpu_suite.workloads():
+            multiplies = work.limit == "gemm"
+            amounts = (work.other, work.amount) if multiplies else (work.amount, work.other)
+            dtype = str(work.dtype).removeprefix("torch.")
+            yield Need(work.op, work.name, dtype, *amounts, multiplies)
 
 
 def measured() -> tuple[str, dict[tuple[str, str, str], float]]:
