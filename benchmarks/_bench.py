@@ -179,7 +179,7 @@ HEADER = (
 
 
 def line(row: Mapping[str, Any], limit: str | None, ratio: float) -> str:
-    rate = f"{row['gbps']:.1f} GB/s" if "gbps" in row else ""
+    rate = f"{row['gbps']:.2f} GB/s" if "gbps" in row else ""
     rate = f"{row['gflops']:.1f} GFLOP/s" if "gflops" in row else rate
     part = f"{100 * row['fraction_of_limit']:.0f} % {limit}" if limit else ""
     return (
@@ -229,7 +229,7 @@ def run(
             limits = measure_limits(0.0 if quick else min(seconds, 1.0))
             report["limits"][str(count)] = limits
             rates = ", ".join(f"{name} {rate:.1f}" for name, rate in limits.items())
-            print(f"{count} threads; limits: {rates} (GB/s, GFLOP/s)")
+            print(f"\nthreads: {count}; limits: {rates} (GB/s, GFLOP/s)")
             for op, workloads in sources.items():
                 print(f"\n{op}\n{HEADER}", flush=True)
                 chosen = (work for work in workloads() if part in work.name)

@@ -26,7 +26,7 @@ app = typer.Typer(
 @app.command()
 def run(
     operation: Annotated[
-        str | None, typer.Argument(metavar="[OP]", help="One operation; default: all.")
+        str | None, typer.Argument(metavar="OP", help="One operation; default: all.")
     ] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Time the stock peers too.")] = False,
     threads: Annotated[

@@ -39,7 +39,7 @@ def compare(old: Path, new: Path, worse: float) -> int:
             slower += 1
             op, workload, dtype, threads = key
             print(
-                f"{op}, {workload}, {dtype}, {threads} threads: {ratio:.2f} times slower "
+                f"{op}, {workload}, {dtype}, threads {threads}: {ratio:.2f} times slower "
                 f"({_told(earlier[key])} -> {_told(later[key])})"
             )
     absent = len(earlier) - len(common)

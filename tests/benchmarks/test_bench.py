@@ -8,6 +8,7 @@ from pathlib import Path
 import _bench
 import _performance
 import pytest
+import roofline
 import torch
 from _bench import Workload
 
@@ -103,11 +104,27 @@ def test_a_page_is_what_its_script_writes(script: str, make: str) -> None:
 
 
 def test_the_roofline_is_of_every_gpu_workload() -> None:
-    names = runpy.run_path(str(ROOT / "benchmarks" / "roofline.py"))
-    needs = {(need.op, need.workload, need.dtype): need for need in names["needs"]()}
+    needs = {(need.op, need.workload, need.dtype): need for need in roofline.needs()}
     rows = needs["channel_moments", "[65536, 768]", "float32"]
-    h100, a100 = names["GPUS"]
+    h100, a100 = roofline.GPUS
     assert rows.seconds(h100)[0] == pytest.approx(65536 * 768 * 4 / 3350e9)
     products = needs["cross_moments_", "[16384, 2048] twice", "bfloat16"]
     assert max(products.seconds(a100)) == pytest.approx(2 * 16384 * 2048**2 / (312e12 / 3))
     assert {"permute", "scale_shift"} < {need.op for need in needs.values()}
+
+
+def test_the_roofline_sets_what_was_measured_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {"op": "channel_moments", "workload": "[65536, 768]", "dtype": "float32"}
+    rows = [
+        work | {"provider": "nlm", "median_s": 2 * 65536 * 768 * 4 / 3350e9},
+        work | {"provider": "torch.var_mean", "median_s": 1.0},
+        work | {"dtype": "bfloat16", "provider": "nlm", "failed": "out of memory"},
+    ]
+    results = tmp_path / "gpu_suite.json"
+    results.write_text(json.dumps({"gpu": "Some GPU", "measure": {"result": {"rows": rows}}}))
+    monkeypatch.setattr(roofline, "MEASURED", results)
+    lines = [line for line in roofline.page().splitlines() if "channel_moments` | [65536" in line]
+    assert lines[0].endswith("| 120.2 us | 50% |")
+    assert lines[1].endswith("| - | - |")

@@ -102,7 +102,7 @@ def test_the_gate_names_what_is_slower(
     new["rows"][2]["median_s"] = 1.0  # a peer: not ours to answer for
     assert gate(files, new) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "permute, both, float32, 2 threads: 1.60 times slower "
+        "permute, both, float32, threads 2: 1.60 times slower "
         "(2 ms, 40 % of the limit -> 3 ms, 25 % of the limit)",
         "2 workloads compared, 1 more than 1.2 times slower",
     ]
