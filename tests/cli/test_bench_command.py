@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import nlm
 from nlm._registry import operations
 from nlm.cli.app import run
 
@@ -77,6 +78,14 @@ def test_a_wrong_name_gets_a_sentence(
     assert run(["bench", *arguments, "--quick", "--json", str(target)]) == 1
     assert sentence in capsys.readouterr().err
     assert not target.exists()
+
+
+def test_without_the_workloads_a_sentence_says_where_they_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(nlm, "__file__", str(tmp_path / "nlm" / "__init__.py"))
+    assert run(["bench", "--json", str(tmp_path / "results.json")]) == 1
+    assert f"got none in {tmp_path / 'nlm'} or {tmp_path}" in capsys.readouterr().err
 
 
 def test_the_help_names_the_commands(capsys: pytest.CaptureFixture) -> None:
