@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_suite
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "roofline.md"
@@ -58,9 +58,22 @@ class Need:
         return self.bytes / gpu.memory / 1e9, self.flops / rate / 1e12
 
 
+class MetaForCuda(TorchFunctionMode):
+    """What is asked for on "cuda" is made on "meta": it has a size and a type, and no memory."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args = ("meta" if isinstance(each, str) and each == "cuda" else each for each in args)
+        changed = dict(kwargs or {})
+        if changed.get("device") == "cuda":
+            changed["device"] = "meta"
+        return function(*args, **changed)
+
+
 def needs() -> Iterator[Need]:
-    """Of all workloads of gpu_suite.py, whose tensors are made without memory and without a GPU."""
-    with FakeTensorMode():
+    """Of all workloads of gpu_suite.py, on a machine without a GPU too."""
+    with MetaForCuda():
         for work in gpu_suite.workloads():
             multiplies = work.limit == "gemm"
             amounts = (work.other, work.amount) if multiplies else (work.amount, work.other)
@@ -112,7 +125,7 @@ def page() -> str:
         bounds = [need.seconds(each) for each in GPUS]
         by = "flops" if bounds[0][1] > bounds[0][0] else "bytes"
         cells = [f"`{need.op}`", need.workload, need.dtype]
-        cells += [f"{need.bytes / 1e6:.1f}", f"{need.flops / 1e9:.3g}", by]
+        cells += [f"{need.bytes / 1e6:.1f}", f"{need.flops / 1e9:.3g}" if need.flops else "-", by]
         cells += [_microseconds(max(each)) for each in bounds]
         if gpu:
             time = times.get((need.op, need.workload, need.dtype))
