@@ -58,7 +58,7 @@ class Workload:
     ----------
     providers : mapping of str to callable
         Take nothing and return tensors in the form of ``truth``: "nlm", then the natural
-        expression, then others.
+        expression, then others; "nlm ..." is another way through nlm, no peer.
     truth : sequence of Tensor
         float64 results.
     most_error : float

@@ -124,7 +124,7 @@ def page(timings: Timings) -> str:
 
 def _peers(providers: dict[str, Row]) -> tuple[Row, Row | None, Row | None]:
     """nlm, the natural expression (the first that is not compiled), and the fastest of all."""
-    peers = [row for name, row in providers.items() if name != "nlm"]
+    peers = [row for name, row in providers.items() if not name.startswith("nlm")]
     eager = (row for row in peers if not row["provider"].startswith("torch.compile"))
     natural = next(eager, None)
     fastest = min(peers, key=lambda row: row["median_s"], default=None)
