@@ -5,6 +5,7 @@ Neither links torch, so a build needs no torch, takes seconds, and serves every 
     NLM_NO_EXT=1   no compiler: nlm runs on its PyTorch references
     NLM_CUDA=1|0   require, or leave out, the CUDA module (default: built where nvcc is found)
     NLM_WERROR=1   warnings are errors
+    NLM_SANITIZE=1 nlm._C with address and undefined-behaviour sanitizers (.ci/sanitize)
     CXX, NVCC      the compilers
 
 A kernel file csrc/<stem>.cpp is compiled once per instruction set (csrc/core/isa.h). The flags
@@ -29,6 +30,8 @@ CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)} if X86 else {"plain": []}
 CUDA_ARCHITECTURES = (80, 90, 100)
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-O1"]
 
 
 COMPILERS = ThreadPoolExecutor(os.cpu_count())
@@ -133,6 +136,8 @@ class BuildCore(build_ext):
         # -Wno-maybe-uninitialized: GCC 12 reports its own AVX-512 header.
         flags += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", f"-I{CSRC}"]
         flags += ["-Werror"] if os.environ.get("NLM_WERROR") == "1" else []
+        sanitizers = SANITIZERS if os.environ.get("NLM_SANITIZE") == "1" else []
+        flags += sanitizers
         folders = (*self.include_dirs, pybind11.get_include())
         includes = [part for folder in folders for part in ("-isystem", folder)]
         openmp = ["-fopenmp"] if has_openmp() else []
@@ -149,7 +154,7 @@ class BuildCore(build_ext):
                 for isa, march in ISA_FLAGS.items():
                     command = [*compiler, *flags, *openmp, *march, f"-DNLM_ISA={isa}"]
                     jobs.append((command, source, objects / f"{source.stem}.{isa}.o"))
-            link = [*compiler, "-shared", *openmp]
+            link = [*compiler, "-shared", *openmp, *sanitizers]
         else:
             device = nvcc()
             assert device is not None
@@ -181,7 +186,7 @@ def extensions() -> list[Extension]:
 
 
 setup(
-    packages=[*find_packages(include=["nlm", "nlm.*"]), "nlm.kernels"],
+    packages=[*find_packages(include=["nlm", "nlm.*"]), "nlm.kernels", "nlm.benchmarks"],
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildCore},
 )

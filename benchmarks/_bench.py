@@ -2,16 +2,20 @@
 
 A benchmark file ``bench_<stem>.py`` yields :class:`Workload` objects and ends in
 ``main("<stem>", workloads)``. Each workload names its providers: "nlm", the natural PyTorch
-expression, and the fastest stock composition that is known. All providers of a workload see the
-same data, are checked against the same truth before any of them is timed, and take turns, so that
-a noisy machine is noisy for all. Times are medians; speeds count the bytes or flops that the
-operation needs, not those that a provider happens to move, and are given as a fraction of a read, a
-copy or a float32 GEMM measured in the same run.
+expression, and then the stock compositions of which the fastest is the peer that counts. All
+providers of a workload see the same data, are checked against the same truth before any of them is
+timed, and take turns, so that a noisy machine is noisy for all. Times are medians; speeds count the
+bytes or flops that the operation needs, not those that a provider happens to move, and are given as
+a fraction of a read, a copy or a float32 GEMM measured in the same run.
 
 "nlm" must keep the error that it promises. A peer works in the precision it has, and must be near
 enough (``PEER_ERROR``) to be computing the same thing.
 
-    python benchmarks/bench_channel_moments.py [--workload PART] [--threads N] [--seconds S]
+Three ways to run the same workloads:
+
+    nlm bench [OP] [--peers] [--workload PART] [--threads N] [--quick] [--json FILE]
+    pytest benchmarks/ [-k OP]          (under pytest-benchmark; --benchmark-disable only checks)
+    python benchmarks/bench_<stem>.py   (one operation with its peers)
 """
 
 import argparse
@@ -20,11 +24,14 @@ import math
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +39,15 @@ import torch
 from torch import Tensor
 
 import nlm
+from nlm._registry import operations
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT_ELEMENTS = 1 << 26  # 256 MiB of float32: beyond every cache
 MOST_ROUNDS = 50
 PEER_ERROR = 0.05  # bfloat16 sums of uncentred products err by 0.017
+SECONDS = 3.0  # for all providers of a workload together
+
+Source = Callable[[], "Iterable[Workload]"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ class Workload:
     Attributes
     ----------
     providers : mapping of str to callable
-        Take nothing and return tensors in the form of ``truth``. "nlm" is one of them.
+        Take nothing and return tensors in the form of ``truth``: "nlm", then the natural
+        expression, then others; "nlm ..." is another way through nlm, no peer.
     truth : sequence of Tensor
         float64 results.
     most_error : float
@@ -54,8 +66,8 @@ class Workload:
         as do more than ``PEER_ERROR`` of another and a NaN of any.
     amount : float
         Bytes, or flops where ``limit`` is "gemm", that the operation needs.
-    limit : str
-        "read", "copy" or "gemm".
+    limit : str, optional
+        "read", "copy" or "gemm"; None for work that none of them bounds.
     """
 
     name: str
@@ -64,7 +76,14 @@ class Workload:
     truth: tuple[Tensor, ...]
     most_error: float
     amount: float
-    limit: str
+    limit: str | None
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def only(self, names: Iterable[str]) -> "Workload":
+        return replace(self, providers={name: self.providers[name] for name in names})
 
 
 def error(results: Any, truth: tuple[Tensor, ...]) -> float:
@@ -78,7 +97,9 @@ def error(results: Any, truth: tuple[Tensor, ...]) -> float:
     return worst
 
 
-def check_errors(op: str, work: Workload, errors: Mapping[str, float]) -> None:
+def check(op: str, work: Workload) -> dict[str, float]:
+    """Errors by provider; a SystemExit where one is too large to be worth a time."""
+    errors = {name: error(call(), work.truth) for name, call in work.providers.items()}
     for name, err in errors.items():
         most = work.most_error if name == "nlm" else PEER_ERROR
         if not err <= most:
@@ -86,15 +107,22 @@ def check_errors(op: str, work: Workload, errors: Mapping[str, float]) -> None:
                 f"{op}, {work.name}: {name} errs by {err:.1e}, allowed is {most:.1e}; "
                 "nothing is timed"
             )
+    return errors
 
 
 def time_in_turns(providers: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median seconds per call of each provider; ``seconds`` is spent on all of them together."""
+    """Median seconds per call of each provider; ``seconds`` is spent on all of them together.
+
+    With 0 seconds each is called once, unwarmed.
+    """
     times: dict[str, list[float]] = {name: [] for name in providers}
-    for call in providers.values():
-        call()
+    if seconds > 0:
+        for call in providers.values():
+            call()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end and len(next(iter(times.values()))) < MOST_ROUNDS:
+    for turn in range(MOST_ROUNDS):
+        if turn > 0 and time.perf_counter() >= end:
+            break
         for name, call in providers.items():
             start = time.perf_counter()
             call()
@@ -113,34 +141,118 @@ def measure_limits(seconds: float) -> dict[str, float]:
     return {name: amounts[name] / medians[name] / 1e9 for name in calls}
 
 
-def run(op: str, workloads: Iterable[Workload], limits: dict[str, float], seconds: float) -> list:
+def rows_of(
+    op: str, work: Workload, limits: Mapping[str, float], seconds: float
+) -> list[dict[str, Any]]:
+    """Checks and times one workload; prints and returns a row for each provider."""
+    errors = check(op, work)
+    medians = time_in_turns(work.providers, seconds)
     rows = []
-    for work in workloads:
-        errors = {name: error(call(), work.truth) for name, call in work.providers.items()}
-        check_errors(op, work, errors)
-        medians = time_in_turns(work.providers, seconds)
-        for name, median in medians.items():
-            rate = work.amount / median / 1e9
-            row = {
-                "op": op,
-                "workload": work.name,
-                "dtype": str(work.dtype).removeprefix("torch."),
-                "threads": torch.get_num_threads(),
-                "provider": name,
-                "median_s": median,
-                "gflops" if work.limit == "gemm" else "gbps": rate,
-                "fraction_of_limit": rate / limits[work.limit],
-                "error": errors[name],
-            }
-            rows.append(row)
-            print(
-                f"{work.name:<28} {row['dtype']:<9} {name:<24} {1e3 * median:9.3f} ms {rate:8.2f} "
-                f"{'GFLOP/s' if work.limit == 'gemm' else 'GB/s':<7} "
-                f"{100 * row['fraction_of_limit']:5.0f} % of {work.limit}  "
-                f"x{median / medians['nlm']:6.2f}  error {errors[name]:.1e}",
-                flush=True,
-            )
+    for name, median in medians.items():
+        row = {
+            "op": op,
+            "workload": work.name,
+            "dtype": work.dtype_name,
+            "threads": torch.get_num_threads(),
+            "provider": name,
+            "median_s": median,
+            **speed(work, median, limits),
+            "error": errors[name],
+        }
+        rows.append(row)
+        print(line(row, work.limit, median / medians["nlm"]), flush=True)
     return rows
+
+
+def speed(work: Workload, seconds: float, limits: Mapping[str, float]) -> dict[str, float]:
+    if work.limit is None:
+        return {}
+    rate = work.amount / seconds / 1e9
+    unit = "gflops" if work.limit == "gemm" else "gbps"
+    return {unit: rate, "fraction_of_limit": rate / limits[work.limit]}
+
+
+HEADER = (
+    f"{'workload':<38} {'type':<9} {'provider':<26} {'time':>12} {'rate':>16} "
+    f"{'of the limit':>14} {'x nlm':>8} {'error':>8}"
+)
+
+
+def line(row: Mapping[str, Any], limit: str | None, ratio: float) -> str:
+    rate = f"{row['gbps']:.2f} GB/s" if "gbps" in row else ""
+    rate = f"{row['gflops']:.1f} GFLOP/s" if "gflops" in row else rate
+    part = f"{100 * row['fraction_of_limit']:.0f} % {limit}" if limit else ""
+    return (
+        f"{row['workload']:<38} {row['dtype']:<9} {row['provider']:<26} "
+        f"{1e3 * row['median_s']:9.3f} ms {rate:>16} {part:>14} {ratio:8.2f} {row['error']:8.1e}"
+    )
+
+
+def stems() -> list[str]:
+    """The operations, each of which has a benchmark file."""
+    return sorted({operation.stem for operation in operations().values()})
+
+
+def source(stem: str) -> Source:
+    """The workloads of ``bench_<stem>.py``."""
+    return import_module(f"bench_{stem}").workloads
+
+
+def run(
+    sources: Mapping[str, Source],
+    *,
+    threads: Sequence[int] = (),
+    part: str = "",
+    peers: bool = True,
+    seconds: float = SECONDS,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Checks and times all workloads whose name contains ``part``; returns the report.
+
+    Parameters
+    ----------
+    sources : mapping of str to callable
+        Workloads by operation; called after the threads are set.
+    threads : sequence of int
+        Numbers of threads, one after the other. Default: PyTorch's number.
+    peers : bool
+        Time the peers too, not "nlm" alone.
+    quick : bool
+        One round of the first workload of each operation: whether it runs, not how fast. Peers
+        that would have to be compiled first are left out.
+    """
+    report = {**facts(), "quick": quick, "limits": {}, "rows": []}
+    before = torch.get_num_threads()
+    try:
+        for count in threads or (before,):
+            torch.set_num_threads(count)
+            limits = measure_limits(0.0 if quick else min(seconds, 1.0))
+            report["limits"][str(count)] = limits
+            rates = ", ".join(f"{name} {rate:.1f}" for name, rate in limits.items())
+            print(f"\nthreads: {count}; limits: {rates} (GB/s, GFLOP/s)")
+            for op, workloads in sources.items():
+                print(f"\n{op}\n{HEADER}", flush=True)
+                chosen = (work for work in workloads() if part in work.name)
+                for work in islice(chosen, 1) if quick else chosen:
+                    names = list(work.providers) if peers else ["nlm"]
+                    if quick:
+                        names = [name for name in names if "torch.compile" not in name]
+                    given = work.only(names)
+                    report["rows"] += rows_of(op, given, limits, 0.0 if quick else seconds)
+    finally:
+        torch.set_num_threads(before)
+    return report
+
+
+def facts() -> dict[str, Any]:
+    """What a report says of where it was made."""
+    known = nlm.info()
+    return {
+        "machine": machine(),
+        "instruction set": known["instruction set"],
+        "versions": known["versions"],
+        "commit": commit(),
+    }
 
 
 def machine() -> str:
@@ -153,38 +265,26 @@ def machine() -> str:
 
 
 def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=RESULTS.parent,
-        text=True,
-        capture_output=True,
-    )
-    return done.stdout.strip() or "unknown"
+    """Of the checkout that holds this file; "unknown" for an installed copy."""
+    checkout = RESULTS.parents[1]
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+    return subprocess.run(command, text=True, capture_output=True).stdout.strip() or "unknown"
 
 
-def main(op: str, workloads: Callable[[], Iterable[Workload]]) -> None:
-    """Command line of a benchmark file; ``workloads`` is called after the threads are set."""
+def main(op: str, workloads: Source) -> None:
+    """Command line of a benchmark file."""
     parser = argparse.ArgumentParser(description=f"Times nlm.ops.{op} beside its peers.")
     parser.add_argument("--workload", default="", help="only workloads whose name contains this")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each workload")
-    parser.add_argument("--json", type=Path, default=RESULTS / machine() / f"{op}.json")
+    parser.add_argument("--threads", type=int, nargs="+", default=())
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for each workload")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-
-    torch.set_num_threads(options.threads)
-    limits = measure_limits(min(options.seconds, 1.0))
-    print(", ".join(f"{name} {rate:.1f}" for name, rate in limits.items()), "(GB/s, GFLOP/s)")
-    chosen = (work for work in workloads() if options.workload in work.name)
-    rows = run(op, chosen, limits, options.seconds)
-    facts = nlm.info()
-    report = {
-        "machine": machine(),
-        "instruction set": facts["instruction set"],
-        "versions": facts["versions"],
-        "commit": commit(),
-        "limits": limits,
-        "rows": rows,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {options.json}")
+    report = run(
+        {op: workloads}, threads=options.threads, part=options.workload, seconds=options.seconds
+    )
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"written to {options.json}")

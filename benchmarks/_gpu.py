@@ -9,7 +9,11 @@ import torch
 
 @dataclass(frozen=True)
 class Workload:
-    """Providers of one result; ``amount`` is the bytes, or the flops for "gemm", that it needs."""
+    """Providers of one result; ``amount`` is the bytes, or the flops for "gemm", that it needs.
+
+    ``other`` is the flops, or the bytes for "gemm", which docs/roofline.md sets beside them.
+    ``error`` takes a provider's first result.
+    """
 
     op: str
     name: str
@@ -17,4 +21,5 @@ class Workload:
     providers: dict[str, Callable[[], Any]]
     amount: float
     limit: str
+    other: float = 0.0
     error: Callable[[Any], float] | None = None

@@ -10,10 +10,10 @@ from nlm._registry import operations
 from nlm.ops import channel_moments
 
 WORKLOADS = {
+    "tokens [64, 197, 768]": ((64, 197, 768), 2),
     "rows [65536, 768]": ((65536, 768), 1),
     "images [64, 256, 28, 28]": ((64, 256, 28, 28), 1),
     "small images [512, 512, 7, 7]": ((512, 512, 7, 7), 1),
-    "tokens [64, 197, 768]": ((64, 197, 768), 2),
 }
 
 

@@ -11,10 +11,10 @@ from nlm._registry import operations
 from nlm.ops import scale_shift
 
 WORKLOADS = {
+    "tokens, 8 tasks": ((64, 197, 768), 2, 8),
     "rows [65536, 768]": ((65536, 768), 1, 1),
     "images [64, 256, 28, 28]": ((64, 256, 28, 28), 1, 1),
     "images, 8 tasks": ((64, 256, 28, 28), 1, 8),
-    "tokens, 8 tasks": ((64, 197, 768), 2, 8),
 }
 
 

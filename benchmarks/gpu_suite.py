@@ -116,7 +116,8 @@ def moments_workloads() -> Iterator[Workload]:
                 "torch.compile(var_mean)": torch.compile(plain),
             }
             amount = x.numel() * x.element_size()
-            yield Workload("channel_moments", str(list(shape)), dtype, providers, amount, "read")
+            name, flops = str(list(shape)), 3.0 * x.numel()
+            yield Workload("channel_moments", name, dtype, providers, amount, "read", flops)
 
 
 def cross_workloads() -> Iterator[Workload]:
@@ -151,7 +152,8 @@ def cross_workloads() -> Iterator[Workload]:
             }
             flops = 2.0 * n * channels * channels
             name = f"[{n}, {channels}] twice"
-            yield Workload("cross_moments_", name, dtype, providers, flops, "gemm", error)
+            amount = 2 * x.numel() * x.element_size() + 16 * matrix.numel()
+            yield Workload("cross_moments_", name, dtype, providers, flops, "gemm", amount, error)
 
 
 def permute_workloads() -> Iterator[Workload]:
@@ -197,7 +199,8 @@ def scale_shift_workloads() -> Iterator[Workload]:
                 "torch.compile(x * a[t] + b[t])": torch.compile(plain),
             }
             amount = 2 * x.numel() * x.element_size()
-            yield Workload("scale_shift", str(list(shape)), dtype, providers, amount, "copy")
+            name, flops = str(list(shape)), 2.0 * x.numel()
+            yield Workload("scale_shift", name, dtype, providers, amount, "copy", flops)
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
@@ -235,33 +238,38 @@ def measure_limits() -> dict[str, float]:
     }
 
 
+def workloads() -> Iterator[Workload]:
+    """Of all operations."""
+    sources = [moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads]
+    sources += [selection_workloads, sign_merge_workloads, mask_workloads]
+    for source in sources:
+        yield from source()
+
+
 def measure() -> dict[str, Any]:
     """Rows of the benchmark, and the limits of the machine that their fractions refer to."""
     limits = measure_limits()
     rows: list[dict[str, Any]] = []
-    sources = [moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads]
-    sources += [selection_workloads, sign_merge_workloads, mask_workloads]
-    for source in sources:
-        for work in source():
-            for provider, call in work.providers.items():
-                row = {
-                    "op": work.op,
-                    "workload": work.name,
-                    "dtype": str(work.dtype).removeprefix("torch."),
-                    "provider": provider,
-                }
-                try:
-                    if work.error is not None:
-                        row["error"] = work.error(call())
-                    seconds = median_seconds(call)
-                except Exception as error:
-                    rows.append(row | {"failed": f"{type(error).__name__}: {error}"[:500]})
-                    continue
-                rate = work.amount / seconds / 1e9
-                unit = "gflops" if work.limit == "gemm" else "gbps"
-                limit = f"gemm {row['dtype']}" if work.limit == "gemm" else work.limit
-                fraction = rate / limits[limit]
-                rows.append(row | {"median_s": seconds, unit: rate, "fraction_of_limit": fraction})
+    for work in workloads():
+        for provider, call in work.providers.items():
+            row = {
+                "op": work.op,
+                "workload": work.name,
+                "dtype": str(work.dtype).removeprefix("torch."),
+                "provider": provider,
+            }
+            try:
+                if work.error is not None:
+                    row["error"] = work.error(call())
+                seconds = median_seconds(call)
+            except Exception as error:
+                rows.append(row | {"failed": f"{type(error).__name__}: {error}"[:500]})
+                continue
+            rate = work.amount / seconds / 1e9
+            unit = "gflops" if work.limit == "gemm" else "gbps"
+            limit = f"gemm {row['dtype']}" if work.limit == "gemm" else work.limit
+            fraction = rate / limits[limit]
+            rows.append(row | {"median_s": seconds, unit: rate, "fraction_of_limit": fraction})
     return {"limits": limits, "rows": rows}
 
 

@@ -1,4 +1,4 @@
-"""Writes README's table and figure from the committed results of the experiments.
+"""Writes README's tables and figure, and docs/performance.md, from the committed results.
 
     python benchmarks/readme.py
 
@@ -11,7 +11,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import _performance
+
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results"
 FIGURE = RESULTS / "nonlocal_merging.svg"
 
@@ -85,9 +88,20 @@ def figure(results: list[dict[str, Any]]) -> None:
 
 
 def filled(readme: str, results: list[dict[str, Any]]) -> str:
-    """README with its table as the results say."""
-    pattern = r"(<!-- results: [^>]*-->\n).*?(<!-- end of results -->)"
-    return re.sub(pattern, lambda m: f"{m[1]}{table(results)}\n{m[2]}", readme, flags=re.DOTALL)
+    """README with its tables as the results say."""
+    for mark, text in (
+        ("results", table(results)),
+        ("timings", _performance.readme_table(_performance.load())),
+    ):
+        pattern = rf"(<!-- {mark}: [^>]*-->\n).*?(<!-- end of {mark} -->)"
+        readme = re.sub(
+            pattern, lambda m, text=text: f"{m[1]}{text}\n{m[2]}", readme, flags=re.DOTALL
+        )
+    return readme
+
+
+def performance_page() -> str:
+    return _performance.page(_performance.load())
 
 
 def _mean(results: list[dict[str, Any]], setting: str, count: int, row: str, what: str) -> float:
@@ -105,6 +119,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text(), results))
     figure(results)
+    PAGE.write_text(performance_page())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,17 +25,28 @@ MISTAKES = [
 ]
 
 
-@pytest.fixture(scope="session", params=ISAS)
-def numeric_failures(request: pytest.FixtureRequest) -> dict[str, list[str]]:
-    """What fails with one instruction set, by operator: errors, threads, NaN and infinity.
-
-    Waiting threads sleep: with more threads than cores, spinning ones take fifteen times as long.
-    """
+def run_with(isa: str) -> subprocess.CompletedProcess[str]:
+    """Waiting threads sleep: with more threads than cores, spinning ones take 15 times as long."""
     script = Path(__file__).with_name("_conformance.py")
-    environment = {**os.environ, "NLM_ISA": request.param, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
+    environment = {**os.environ, "NLM_ISA": isa, "OMP_WAIT_POLICY": "passive"}
+    return subprocess.run(
         [sys.executable, str(script)], env=environment, text=True, capture_output=True
     )
+
+
+@pytest.fixture(scope="session")
+def numeric_runs() -> Iterator[dict[str, Future]]:
+    """One process for each instruction set, as many at a time as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {isa: pool.submit(run_with, isa) for isa in ISAS}
+
+
+@pytest.fixture(scope="session", params=ISAS)
+def numeric_failures(
+    request: pytest.FixtureRequest, numeric_runs: dict[str, Future]
+) -> dict[str, list[str]]:
+    """What fails with one instruction set, by operator: errors, threads, NaN and infinity."""
+    done = numeric_runs[request.param].result()
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

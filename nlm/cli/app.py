@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nlm import __version__
-from nlm.cli import missing_package, spec
+from nlm.cli import bench, missing_package, spec
 
 _TASKS = 8
 _STOPPED = 130  # what a shell reports for Ctrl-C, and typer returns
@@ -20,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(spec.app)
+app.add_typer(bench.app)
 
 
 def run(arguments: list[str]) -> int:

@@ -1,0 +1,131 @@
+"""The harness: checked before timed, in turns, one report; and the pages made of reports."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import _bench
+import _performance
+import pytest
+import roofline
+import torch
+from _bench import Workload
+
+ROOT = Path(__file__).parents[2]
+X = torch.arange(6.0)
+
+
+def workload(providers: dict[str, Callable], limit: str | None = "read") -> Workload:
+    return Workload("six", torch.float32, providers, (X.double() + 1,), 1e-7, 24.0, limit)
+
+
+def test_a_wrong_result_is_not_timed(capsys: pytest.CaptureFixture) -> None:
+    calls = []
+
+    def wrong() -> torch.Tensor:
+        calls.append(1)
+        return X + 1.001
+
+    with pytest.raises(SystemExit, match=r"op, six: nlm errs by 1.7e-04, allowed is 1.0e-07"):
+        _bench.run({"op": lambda: [workload({"nlm": wrong})]}, seconds=1.0)
+    assert len(calls) == 1
+    assert "ms" not in capsys.readouterr().out
+
+
+def test_a_peer_that_gives_nan_is_refused() -> None:
+    with pytest.raises(SystemExit, match="peer errs by inf"):
+        _bench.check("op", workload({"nlm": lambda: X + 1, "peer": lambda: X * torch.nan}))
+
+
+def test_providers_take_turns_and_a_report_has_the_format() -> None:
+    order = []
+
+    def provider(name: str) -> Callable:
+        return lambda: order.append(name) or X + 1
+
+    works = [workload({name: provider(name) for name in ("nlm", "a", "b")})]
+    before = torch.get_num_threads()
+    report = _bench.run({"op": lambda: works}, threads=(1, 2), seconds=0.01)
+    assert torch.get_num_threads() == before
+    assert order == ["nlm", "a", "b"] * (len(order) // 3)
+    assert {"machine", "instruction set", "versions", "commit", "limits"} <= report.keys()
+    keys = "op workload dtype threads provider median_s gbps fraction_of_limit error".split()
+    assert [set(row) for row in report["rows"]] == [set(keys)] * 6
+    assert [row["threads"] for row in report["rows"]] == [1, 1, 1, 2, 2, 2]
+    for row in report["rows"]:
+        limit = report["limits"][str(row["threads"])]["read"]
+        assert row["gbps"] == pytest.approx(24 / row["median_s"] / 1e9)
+        assert row["fraction_of_limit"] == pytest.approx(row["gbps"] / limit)
+    json.dumps(report)
+
+
+def test_without_peers_or_limit() -> None:
+    works = [workload({"nlm": lambda: X + 1, "peer": pytest.fail}, limit=None)] * 2
+    report = _bench.run({"op": lambda: works}, peers=False, quick=True)
+    [row] = report["rows"]
+    assert row["provider"] == "nlm" and "fraction_of_limit" not in row and report["quick"]
+
+
+def _report(op: str, times: dict[str, float]) -> dict:
+    rows = [
+        {"op": op, "workload": "w", "dtype": "float32", "threads": 2, "provider": name,
+         "median_s": seconds, "gbps": 1.0, "fraction_of_limit": 0.5, "error": 1e-7}
+        for name, seconds in times.items()
+    ]  # fmt: skip
+    versions = {"torch": "2"}
+    return {"machine": "m", "instruction set": "v3", "versions": versions, "commit": "c",
+            "rows": rows}  # fmt: skip
+
+
+def test_tables_name_the_fastest_peer(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "other.json").write_text(json.dumps({"rows": [{"model": "not of an operation"}]}))
+    others = {"torch.compile": 4e-3, "eager": 8e-3, "clever": 3e-3}
+    first = _report("first", {"nlm": 2e-3, "nlm in bfloat16": 1e-3, **others})
+    (folder / "first.json").write_text(json.dumps(first))
+    (folder / "second.json").write_text(json.dumps(_report("second", {"nlm": 1e-3})))
+    timings = _performance.load(tmp_path)
+    table = _performance.readme_table(timings).splitlines()
+    assert table[2].startswith("| `first` | 1 | 50 / 50 / 50 % | 4.00 / 4.00 / 4.00 x | 1.50 / ")
+    assert table[3] == "| `second` | 1 | 50 / 50 / 50 % | - | - |"
+    assert "| w | float32 | 2 ms | 50 % | 4.00 x | 1.50 x, clever | 1e-07 | 1e-07 |" in (
+        _performance.page(timings)
+    )
+    (folder / "again.json").write_text(json.dumps(first))
+    with pytest.raises(ValueError, match="a timing is in one file"):
+        _performance.load(tmp_path)
+
+
+@pytest.mark.parametrize(("script", "make"), [("readme", "performance_page"), ("roofline", "page")])
+def test_a_page_is_what_its_script_writes(script: str, make: str) -> None:
+    names = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
+    assert names["PAGE"].read_text() == names[make]()
+
+
+def test_the_roofline_is_of_every_gpu_workload() -> None:
+    needs = {(need.op, need.workload, need.dtype): need for need in roofline.needs()}
+    rows = needs["channel_moments", "[65536, 768]", "float32"]
+    h100, a100 = roofline.GPUS
+    assert rows.seconds(h100)[0] == pytest.approx(65536 * 768 * 4 / 3350e9)
+    products = needs["cross_moments_", "[16384, 2048] twice", "bfloat16"]
+    assert max(products.seconds(a100)) == pytest.approx(2 * 16384 * 2048**2 / (312e12 / 3))
+    assert {"permute", "scale_shift"} < {need.op for need in needs.values()}
+
+
+def test_the_roofline_sets_what_was_measured_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {"op": "channel_moments", "workload": "[65536, 768]", "dtype": "float32"}
+    rows = [
+        work | {"provider": "nlm", "median_s": 2 * 65536 * 768 * 4 / 3350e9},
+        work | {"provider": "torch.var_mean", "median_s": 1.0},
+        work | {"dtype": "bfloat16", "provider": "nlm", "failed": "out of memory"},
+    ]
+    results = tmp_path / "gpu_suite.json"
+    results.write_text(json.dumps({"gpu": "Some GPU", "measure": {"result": {"rows": rows}}}))
+    monkeypatch.setattr(roofline, "MEASURED", results)
+    lines = [line for line in roofline.page().splitlines() if "channel_moments` | [65536" in line]
+    assert lines[0].endswith("| 120.2 us | 50% |")
+    assert lines[1].endswith("| - | - |")
