@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -17,6 +18,7 @@
 #include "core/isa.h"
 #include "core/view.h"
 #include "cross_moments.h"
+#include "group_similarity.h"
 #include "permute.h"
 #include "scale_shift.h"
 
@@ -102,6 +104,22 @@ void bind_cross_moments(py::module_& m) {
       Released());
 }
 
+void bind_group_similarity(py::module_& m) {
+  m.def(
+      "group_similarity",
+      [](Address a, Address b, Address out, int dtype, const std::array<Address, 9>& offsets,
+         const std::array<int64_t, 4>& sizes, bool own_terms, double weight, int threads) {
+        const auto offset = [&](int i) { return pointer<const int64_t>(offsets[i]); };
+        const auto [batches, rows_a, rows_b, terms] = sizes;
+        select(group_similarity_clones)(
+            {pointer<void>(a), offset(0), offset(1), offset(2), rows_a, 0},
+            {pointer<void>(b), offset(3), offset(4), offset(5), rows_b, own_terms ? terms : 0},
+            {pointer<double>(out), offset(6), offset(7), offset(8)}, static_cast<DType>(dtype),
+            batches, terms, weight, threads);
+      },
+      Released());
+}
+
 void bind_permute(py::module_& m) {
   m.def(
       "permute",
@@ -140,6 +158,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
+  nlm::bind_group_similarity(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
 }

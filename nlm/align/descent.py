@@ -83,7 +83,7 @@ class Descent:
         self, comparisons: Sequence[Comparison], permutation: Permutation
     ) -> dict[Comparison, float]:
         order = Gathers(self.groups, permutation)
-        return {other: float(other.products(order).sum()) for other in comparisons}
+        return {other: other.value(order) for other in comparisons}
 
     def _neighbours(self, move: Move) -> set[Move]:
         """The moves whose solution depends on one; itself where it is quadratic."""

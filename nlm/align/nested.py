@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nlm.align.assignment import best_assignment, matched
-from nlm.align.similarity import Chain, Comparison, Window, chain_of, similarity
+from nlm.align.similarity import Chain, Comparison, Window, add_similarity, chain_of
 from nlm.symmetry.blocks import Block
 from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation
@@ -154,9 +154,7 @@ class Move:
         value = torch.empty([*held, *pairs, *pairs], dtype=torch.float64)
         still = {member: replace(self.groups[member], fixed=True) for member in self.members}
         order = Gathers({**self.groups, **still}, permutation)
-        in_order: dict[Comparison, Tensor] = {}
-        windows = list(_windows(held, pairs, size))
-        for window in windows:
+        for window in _windows(held, pairs, size):
             at: tuple[slice, ...] = ()
             if window is not None:
                 rest = [slice(None)] * (len(pairs) - 1)
@@ -166,15 +164,9 @@ class Move:
             if inner is not None:
                 carried += inner[at]
             for place in self.places[name]:
-                comparison = place.comparison
-                if comparison not in in_order:
-                    if len(windows) == 1:
-                        in_order.clear()  # one at a time: together they are as large as the model
-                    in_order[comparison] = comparison.in_order(order)
-                target = carried if place.carried else other
-                target[place.chain.key] += similarity(
-                    comparison, in_order[comparison], place.block, place.chain, place.chains,
-                    tables, window,
+                add_similarity(
+                    carried if place.carried else other, place.comparison, order, place.block,
+                    place.chain, place.chains, tables, window,
                 )  # fmt: skip
             table[at] = best_assignment(carried + other if self.quadratic else carried)
             value[at] = matched(carried, table[at]).sum(-1)

@@ -16,21 +16,25 @@ Biases and norm parameters are vectors: their S is an outer product (a scalar pr
 depend on the permutation).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nlm import ops
 from nlm.symmetry.blocks import Block, blocks
-from nlm.symmetry.gather import Gathers, apply
+from nlm.symmetry.gather import Gather, Gathers, apply
 from nlm.symmetry.layout import Fixed, Layout
 
 Window = tuple[slice, slice]
 
+_CHUNK = 1 << 18  # products that are summed at once: their float64 copies stay in cache
+
 
 class Comparison:
-    """A parameter of two models, in float64.
+    """A parameter of two models, in its own type; sums of products are in float64.
 
     Parameters
     ----------
@@ -39,33 +43,46 @@ class Comparison:
     """
 
     def __init__(self, a: Tensor, b: Tensor, layouts: tuple[Layout, ...]) -> None:
+        norms = [float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in (a, b)]
+        if any(norm > 0 and not 1e-12 < norm < 1e15 for norm in norms):
+            a, b = a.double(), b.double()  # products in float32 would leave its range
         self.a: Tensor | None = a
         self.b = b
         self.layouts = layouts
         self.blocks = blocks(layouts, b.shape)
-        self.scale = float(a.norm() * b.norm())
+        self.scale = math.prod(norms)
 
     def in_order(self, order: Gathers) -> Tensor:
         """The second model with the groups in a permutation's order."""
         plan = order.of(self.layouts)
         return apply([self.b], [plan])[0] if plan else self.b
 
+    def value(self, order: Gathers) -> float:
+        """The sum of the products, exact to float64."""
+        assert self.a is not None
+        pairs = zip(
+            self.a.reshape(-1).split(_CHUNK),
+            self.in_order(order).reshape(-1).split(_CHUNK),
+            strict=True,
+        )
+        return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
+
     def products(self, order: Gathers) -> Tensor:
         """What every position contributes, with the second model in a permutation's order."""
         assert self.a is not None
-        return self.a * self.in_order(order)
+        return self.a.double() * self.in_order(order)
 
     def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
         """The squares of what the products are of."""
         assert self.a is not None
-        return self.a.square(), self.in_order(order).square()
+        return self.a.double().square(), self.in_order(order).double().square()
 
     def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
         """What is multiplied in a block, and its axes: i in A, (number of axes) + i in B."""
         assert self.a is not None
         count = len(block.axes)
-        in_a = block.view(self.a), list(range(count))
-        return [in_a, (block.view(held), list(range(count, 2 * count)))]
+        in_a = block.view(self.a).double(), list(range(count))
+        return [in_a, (block.view(held).double(), list(range(count, 2 * count)))]
 
 
 class Correlation(Comparison):
@@ -84,6 +101,9 @@ class Correlation(Comparison):
         self.layouts = (Fixed(layout.size), layout)
         self.blocks = used
         self.scale = float(layout.size)
+
+    def value(self, order: Gathers) -> float:
+        return float(self.products(order).sum())
 
     def products(self, order: Gathers) -> Tensor:
         return self._used(self.in_order(order).diagonal())
@@ -137,6 +157,113 @@ def chain_of(block: Block, axis: int, moving: Sequence[str], still: Sequence[str
     )
 
 
+def add_similarity(
+    target: Tensor,
+    comparison: Comparison,
+    order: Gathers,
+    block: Block,
+    chain: Chain,
+    chains: Mapping[int, Chain],
+    tables: Mapping[str, Tensor],
+    window: Window | None = None,
+) -> None:
+    """Adds what one block says about the units of one group to ``target[chain.key]``.
+
+    Of weights by :func:`nlm.ops.group_similarity_`, which gathers the second model as it multiplies
+    and makes no copy of it; of activations, and where the order of an axis depends on the pair of
+    units that are compared, by :func:`similarity`.
+
+    Parameters
+    ----------
+    order : of the groups that do not move.
+    chain, chains, tables, window : see :func:`similarity`.
+    """
+    found = target[chain.key]
+    closed = [axis for axis in chains if axis not in chain.axes]
+    if comparison.a is None or any(set(chains[axis].axes) & set(chain.axes) for axis in closed):
+        held = comparison.in_order(order)
+        found += similarity(comparison, held, block, chain, chains, tables, window)
+        return
+    gathers = [_held(block, axis, order) for axis in range(len(block.axes)) if axis not in chains]
+    gathers += [_closed(block, axis, chains, tables) for axis in closed]
+    kept = [axis for axis in chain.held if axis >= 0]
+    above = len(chain.axes) - 1
+    first, last = len(kept), found.dim()
+    of_a, of_b = (list(range(first + i * above, first + (i + 1) * above)) for i in range(2))
+    views = [block.view(tensor) for tensor in (comparison.a, comparison.b)]
+    if window is not None:
+        views = [
+            view.narrow(chain.axes[0], part.start, part.stop - part.start)
+            for view, part in zip(views, window, strict=True)
+        ]
+    moved = [gather for gather in gathers if gather is not None]
+    ops.group_similarity_(
+        found.permute(*range(first), *of_a, last - 2, *of_b, last - 1),
+        *views,
+        chain.axes,
+        kept,
+        [gather.index for gather in moved],
+        [gather.axis for gather in moved],
+        [gather.parents for gather in moved],
+    )
+
+
+def _held(block: Block, axis: int, order: Gathers) -> Gather | None:
+    """How an axis of the second model is gathered whose group does not move; None: not at all."""
+    group = block.axes[axis].group
+    if group is None or group not in order.moved:
+        return None
+    parents = order.groups[group].parents
+    index = order.moved[group][tuple(block.at.get(parent, slice(None)) for parent in parents)]
+    outer = [parent for parent in parents if parent not in block.at]
+    return Gather(axis, index, tuple(block.axis_of_parent(parent, axis) for parent in outer))
+
+
+def _closed(
+    block: Block, axis: int, chains: Mapping[int, Chain], tables: Mapping[str, Tensor]
+) -> Gather:
+    """How an axis is gathered whose group moves, and is matched by its table for now."""
+    axes = range(len(block.axes))
+    sizes = [each.size for each in block.axes]
+
+    def along(label: int) -> Tensor:
+        return torch.arange(sizes[label]).view([-1 if x == label else 1 for x in axes])
+
+    index, depends = _source(block, axis, (), chains, tables, along)
+    parents = sorted(depends - {axis})
+    index = index.permute(*(x for x in axes if x not in depends), *parents, axis)
+    return Gather(axis, index.reshape([sizes[x] for x in (*parents, axis)]), tuple(parents))
+
+
+def _source(
+    block: Block,
+    axis: int,
+    units: tuple[int, ...],
+    chains: Mapping[int, Chain],
+    tables: Mapping[str, Tensor],
+    along: Callable[[int], Tensor],
+) -> tuple[Tensor, set[int]]:
+    """The index in B along an axis, and its labels: i in A, (number of axes) + i in B.
+
+    Only the axes of ``units`` have labels in B. ``along(label)`` is the index itself.
+    """
+    if axis in units or axis not in chains:
+        label = len(block.axes) + axis if axis in units else axis
+        return along(label), {label}
+    *parents, _ = chains[axis].axes
+    above = [_source(block, parent, units, chains, tables, along) for parent in parents]
+    outer = [place for place in chains[axis].held if place >= 0]
+    index = tables[str(block.axes[axis].group)][
+        (
+            *(along(at) if at >= 0 else torch.tensor(~at) for at in chains[axis].held),
+            *map(along, parents),
+            *(place for place, _ in above),
+            along(axis),
+        )
+    ]
+    return index, {axis, *outer, *parents}.union(*(labels for _, labels in above))
+
+
 def similarity(
     comparison: Comparison,
     held: Tensor,
@@ -170,25 +297,6 @@ def similarity(
     def along(label: int) -> Tensor:
         return ranges[label].reshape([-1 if other == label else 1 for other in range(2 * count)])
 
-    def source(axis: int) -> tuple[Tensor, set[int]]:
-        """The index in B along an axis, and the labels it depends on."""
-        if axis in chain.axes or axis not in chains:
-            label = count + axis if axis in chain.axes else axis
-            return along(label), {label}
-        *parents, _ = chains[axis].axes
-        above = [source(parent) for parent in parents]
-        outer = [place for place in chains[axis].held if place >= 0]
-        table = tables[str(block.axes[axis].group)]
-        index = table[
-            (
-                *(along(at) if at >= 0 else torch.tensor(~at) for at in chains[axis].held),
-                *map(along, parents),
-                *(place for place, _ in above),
-                along(axis),
-            )
-        ]
-        return index, {axis, *outer, *parents}.union(*(labels for _, labels in above))
-
     closed = {axis for axis in chains if axis not in chain.axes}
 
     def arrange(tensor: Tensor, labels: list[int]) -> tuple[Tensor, list[int]]:
@@ -202,7 +310,10 @@ def similarity(
                 label if own else label % count for label, own in zip(labels, is_open, strict=True)
             ]
         places = [
-            (along(label), {label}) if label < count else source(label - count) for label in labels
+            (along(label), {label})
+            if label < count
+            else _source(block, label - count, chain.axes, chains, tables, along)
+            for label in labels
         ]
         used = sorted(set[int]().union(*(depends for _, depends in places)))
         found = tensor[tuple(index for index, _ in places)]

@@ -6,7 +6,15 @@ kernels are live.
 
 from nlm.ops.channel_moments import channel_moments
 from nlm.ops.cross_moments import cross_moments_
+from nlm.ops.group_similarity import group_similarity_
 from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
 
-__all__ = ["channel_moments", "cross_moments_", "permute", "permute_add_", "scale_shift"]
+__all__ = [
+    "channel_moments",
+    "cross_moments_",
+    "group_similarity_",
+    "permute",
+    "permute_add_",
+    "scale_shift",
+]
