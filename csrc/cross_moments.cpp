@@ -240,7 +240,7 @@ void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMom
 
   constexpr int64_t kColumns = kTile / Packed<S>::kLanes;
   const int64_t column_tiles = ceil_div(packed_y.panels, kColumns);
-  const int64_t rows = rows_per_tile<S>(packed_x.panels, column_tiles, threads);
+  const int64_t rows = rows_per_tile<S>(kTile, packed_x.panels, column_tiles, threads);
   const int64_t row_tiles = ceil_div(packed_x.panels, rows);
 
   for (int64_t position = 0; position < x.outer * x.inner;) {

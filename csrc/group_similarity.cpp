@@ -23,7 +23,8 @@ namespace {
 
 constexpr int64_t kBlock = 1024;      // terms
 constexpr int64_t kStripe = 1536;     // rows of one operand; a multiple of kTile
-constexpr int64_t kSerial = 1 << 18;  // products below which threads cost more than they save
+constexpr int64_t kTileRows = 192;    // 192 x 1024 of A (768 KB) stay in the second-level cache
+constexpr int64_t kSerial = 1 << 22;  // products below which threads cost more than they save
 
 NLM_INLINE bool is_run(const int64_t* offset, int64_t n) {
   int64_t i = 1;
@@ -139,7 +140,7 @@ void multiply_panels(const Panels<S>& a, const Panels<S>& b, int64_t terms, doub
   constexpr int64_t kLanes = Panels<S>::kLanes;
   constexpr int64_t kColumns = kTile / kLanes;
   const int64_t column_tiles = ceil_div(b.count(), kColumns);
-  const int64_t rows = rows_per_tile<S>(a.count(), column_tiles, threads);
+  const int64_t rows = rows_per_tile<S>(kTileRows, a.count(), column_tiles, threads);
   parallel_for(ceil_div(a.count(), rows) * column_tiles, threads, [&](int64_t task, int) {
     const int64_t first_row = task / column_tiles * rows;
     const int64_t first_column = task % column_tiles * kColumns;
@@ -153,7 +154,7 @@ void multiply_panels(const Panels<S>& a, const Panels<S>& b, int64_t terms, doub
         __builtin_prefetch(out + row[i + r] + column[j + c], 1, 2);
       }
     }
-    alignas(64) double tile[kTile * kTile];
+    alignas(64) double tile[kTileRows * kTile];
     multiply_tile<S>(a, b, false, region, terms, tile);
     add_tile(tile, weight, tile_rows, tile_columns, out, row + i, column + j);
   });

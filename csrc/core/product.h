@@ -16,7 +16,7 @@
 // whatever tile it lies in, so tiles may depend on the number of threads and the bits do not.
 //
 // Blocking: 3 panels x 256 samples of y (48 KB on AVX-512) stay in the nearest caches while the
-// rows of the tile pass by; the float64 tile (72 KB) stays in the second level.
+// rows of the tile pass by; the float64 tile (72 KB for 96 rows) stays in the second level.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ namespace nlm::NLM_ISA {
 
 constexpr int64_t kSlice = 256;  // samples per float64 flush
 constexpr int64_t kRun = 64;     // samples that are accumulated in float32
-constexpr int64_t kTile = 96;    // rows and columns of a tile; a multiple of all vector lengths
+constexpr int64_t kTile = 96;    // columns of a tile; a multiple of all vector lengths
 
 // Register blocking of the multiplication, kRows x kVectors accumulators: 24 of 32 registers with
 // AVX-512, 12 of 16 with AVX2, 8 of 16 with SSE, which needs one more for the product.
@@ -121,10 +121,10 @@ void multiply_tile(const Operand& x, const Operand& y, bool same, const Region& 
   }
 }
 
-// Rows of panels per tile: fewer when there are few tiles for the threads.
+// Rows of panels per tile of at most `most` rows: fewer when there are few tiles for the threads.
 template <class S>
-int64_t rows_per_tile(int64_t row_panels, int64_t column_tiles, int threads) {
-  int64_t rows = kTile / Lanes<S>::count;
+int64_t rows_per_tile(int64_t most, int64_t row_panels, int64_t column_tiles, int threads) {
+  int64_t rows = most / Lanes<S>::count;
   while (rows > 1 && ceil_div(row_panels, rows) * column_tiles < 4 * threads) rows /= 2;
   return rows;
 }

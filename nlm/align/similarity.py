@@ -23,9 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nlm import ops
 from nlm.symmetry.blocks import Block, blocks
-from nlm.symmetry.gather import Gather, Gathers, apply
+from nlm.symmetry.gather import Gathers, apply
 from nlm.symmetry.layout import Fixed, Layout
 
 Window = tuple[slice, slice]
@@ -157,85 +156,7 @@ def chain_of(block: Block, axis: int, moving: Sequence[str], still: Sequence[str
     )
 
 
-def add_similarity(
-    target: Tensor,
-    comparison: Comparison,
-    order: Gathers,
-    block: Block,
-    chain: Chain,
-    chains: Mapping[int, Chain],
-    tables: Mapping[str, Tensor],
-    window: Window | None = None,
-) -> None:
-    """Adds what one block says about the units of one group to ``target[chain.key]``.
-
-    Of weights by :func:`nlm.ops.group_similarity_`, which gathers the second model as it multiplies
-    and makes no copy of it; of activations, and where the order of an axis depends on the pair of
-    units that are compared, by :func:`similarity`.
-
-    Parameters
-    ----------
-    order : of the groups that do not move.
-    chain, chains, tables, window : see :func:`similarity`.
-    """
-    found = target[chain.key]
-    closed = [axis for axis in chains if axis not in chain.axes]
-    if comparison.a is None or any(set(chains[axis].axes) & set(chain.axes) for axis in closed):
-        held = comparison.in_order(order)
-        found += similarity(comparison, held, block, chain, chains, tables, window)
-        return
-    gathers = [_held(block, axis, order) for axis in range(len(block.axes)) if axis not in chains]
-    gathers += [_closed(block, axis, chains, tables) for axis in closed]
-    kept = [axis for axis in chain.held if axis >= 0]
-    above = len(chain.axes) - 1
-    first, last = len(kept), found.dim()
-    of_a, of_b = (list(range(first + i * above, first + (i + 1) * above)) for i in range(2))
-    views = [block.view(tensor) for tensor in (comparison.a, comparison.b)]
-    if window is not None:
-        views = [
-            view.narrow(chain.axes[0], part.start, part.stop - part.start)
-            for view, part in zip(views, window, strict=True)
-        ]
-    moved = [gather for gather in gathers if gather is not None]
-    ops.group_similarity_(
-        found.permute(*range(first), *of_a, last - 2, *of_b, last - 1),
-        *views,
-        chain.axes,
-        kept,
-        [gather.index for gather in moved],
-        [gather.axis for gather in moved],
-        [gather.parents for gather in moved],
-    )
-
-
-def _held(block: Block, axis: int, order: Gathers) -> Gather | None:
-    """How an axis of the second model is gathered whose group does not move; None: not at all."""
-    group = block.axes[axis].group
-    if group is None or group not in order.moved:
-        return None
-    parents = order.groups[group].parents
-    index = order.moved[group][tuple(block.at.get(parent, slice(None)) for parent in parents)]
-    outer = [parent for parent in parents if parent not in block.at]
-    return Gather(axis, index, tuple(block.axis_of_parent(parent, axis) for parent in outer))
-
-
-def _closed(
-    block: Block, axis: int, chains: Mapping[int, Chain], tables: Mapping[str, Tensor]
-) -> Gather:
-    """How an axis is gathered whose group moves, and is matched by its table for now."""
-    axes = range(len(block.axes))
-    sizes = [each.size for each in block.axes]
-
-    def along(label: int) -> Tensor:
-        return torch.arange(sizes[label]).view([-1 if x == label else 1 for x in axes])
-
-    index, depends = _source(block, axis, (), chains, tables, along)
-    parents = sorted(depends - {axis})
-    index = index.permute(*(x for x in axes if x not in depends), *parents, axis)
-    return Gather(axis, index.reshape([sizes[x] for x in (*parents, axis)]), tuple(parents))
-
-
-def _source(
+def source(
     block: Block,
     axis: int,
     units: tuple[int, ...],
@@ -251,7 +172,7 @@ def _source(
         label = len(block.axes) + axis if axis in units else axis
         return along(label), {label}
     *parents, _ = chains[axis].axes
-    above = [_source(block, parent, units, chains, tables, along) for parent in parents]
+    above = [source(block, parent, units, chains, tables, along) for parent in parents]
     outer = [place for place in chains[axis].held if place >= 0]
     index = tables[str(block.axes[axis].group)][
         (
@@ -312,7 +233,7 @@ def similarity(
         places = [
             (along(label), {label})
             if label < count
-            else _source(block, label - count, chain.axes, chains, tables, along)
+            else source(block, label - count, chain.axes, chains, tables, along)
             for label in labels
         ]
         used = sorted(set[int]().union(*(depends for _, depends in places)))

@@ -207,7 +207,7 @@ def _cpu(
     _check_values(out, a, b, gathers)
     if a.numel() == 0 or b.numel() == 0:
         return
-    summed = sorted({*range(a.dim())} - {*units, *kept}, key=lambda x: -a.stride(x))
+    summed = sorted({*range(a.dim())} - {*units, *kept}, key=a.stride().__getitem__, reverse=True)
     batch, term = _gathered(a, b, kept, summed, gathers)
     order = range(len(kept)), range(len(kept), len(kept) + len(units))
     offsets = [
