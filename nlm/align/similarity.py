@@ -17,7 +17,7 @@ depend on the permutation).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,12 @@ Window = tuple[slice, slice]
 _CHUNK = 1 << 18  # products that are summed at once: their float64 copies stay in cache
 
 
+def _dot(a: Tensor, b: Tensor) -> float:
+    """The sum of products, exact to float64."""
+    pairs = zip(*(each.reshape(-1).split(_CHUNK) for each in (a, b)), strict=True)
+    return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
+
+
 class Comparison:
     """A parameter of two models, in its own type; sums of products are in float64.
 
@@ -42,7 +48,7 @@ class Comparison:
     """
 
     def __init__(self, a: Tensor, b: Tensor, layouts: tuple[Layout, ...]) -> None:
-        norms = [float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in (a, b)]
+        norms = [math.sqrt(_dot(each, each)) for each in (a, b)]
         if any(norm > 0 and not 1e-12 < norm < 1e15 for norm in norms):
             a, b = a.double(), b.double()  # products in float32 would leave its range
         self.a: Tensor | None = a
@@ -59,22 +65,21 @@ class Comparison:
     def value(self, order: Gathers) -> float:
         """The sum of the products, exact to float64."""
         assert self.a is not None
-        pairs = zip(
-            self.a.reshape(-1).split(_CHUNK),
-            self.in_order(order).reshape(-1).split(_CHUNK),
-            strict=True,
-        )
-        return math.fsum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
+        return _dot(self.a, self.in_order(order))
 
-    def products(self, order: Gathers) -> Tensor:
-        """What every position contributes, with the second model in a permutation's order."""
-        assert self.a is not None
-        return self.a.double() * self.in_order(order)
+    def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
+        """The products and both models' squares, block by block, a stretch of axis 0 at a time.
 
-    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
-        """The squares of what the products are of."""
+        With each comes the index on that axis at which the stretch begins.
+        """
         assert self.a is not None
-        return self.a.double().square(), self.in_order(order).double().square()
+        held = self.in_order(order)
+        for block in self.blocks:
+            views = block.view(self.a), block.view(held)
+            rows = max(1, _CHUNK // max(1, views[0][:1].numel()))
+            for number, pair in enumerate(zip(*(view.split(rows) for view in views), strict=True)):
+                a, b = (each.double() for each in pair)
+                yield block, number * rows, (a * b, a.square(), b.square())
 
     def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
         """What is multiplied in a block, and its axes: i in A, (number of axes) + i in B."""
@@ -102,14 +107,13 @@ class Correlation(Comparison):
         self.scale = float(layout.size)
 
     def value(self, order: Gathers) -> float:
-        return float(self.products(order).sum())
+        return float(self._used(self.in_order(order).diagonal()).sum())
 
-    def products(self, order: Gathers) -> Tensor:
-        return self._used(self.in_order(order).diagonal())
-
-    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
-        ones = self._used(torch.ones(len(self.b), dtype=torch.float64))
-        return ones, ones
+    def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
+        held = self.in_order(order).diagonal()
+        for block in self.blocks:
+            both = block.view(held)
+            yield block, 0, (both, torch.ones_like(both), torch.ones_like(both))
 
     def _used(self, units: Tensor) -> Tensor:
         """The units of the blocks that count; 0 for others."""
