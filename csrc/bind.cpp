@@ -104,18 +104,47 @@ void bind_cross_moments(py::module_& m) {
       Released());
 }
 
+// (data, offsets of batches, rows and terms, number of rows, step of the terms' offsets).
+using OperandTuple = std::tuple<Address, Address, Address, Address, int64_t, int64_t>;
+
+SimilarityOperand to_operand(const OperandTuple& t) {
+  const auto [data, batch, row, term, rows, term_step] = t;
+  return {pointer<void>(data),
+          pointer<int64_t>(batch),
+          pointer<int64_t>(row),
+          pointer<int64_t>(term),
+          rows,
+          term_step};
+}
+
+SimilarityOut to_similarity(const std::array<Address, 4>& t) {
+  return {pointer<double>(t[0]), pointer<int64_t>(t[1]), pointer<int64_t>(t[2]),
+          pointer<int64_t>(t[3])};
+}
+
 void bind_group_similarity(py::module_& m) {
   m.def(
       "group_similarity",
-      [](Address a, Address b, Address out, int dtype, const std::array<Address, 9>& offsets,
-         const std::array<int64_t, 4>& sizes, bool own_terms, double weight, int threads) {
-        const auto offset = [&](int i) { return pointer<const int64_t>(offsets[i]); };
-        const auto [batches, rows_a, rows_b, terms] = sizes;
-        select(group_similarity_clones)(
-            {pointer<void>(a), offset(0), offset(1), offset(2), rows_a, 0},
-            {pointer<void>(b), offset(3), offset(4), offset(5), rows_b, own_terms ? terms : 0},
-            {pointer<double>(out), offset(6), offset(7), offset(8)}, static_cast<DType>(dtype),
-            batches, terms, weight, threads);
+      [](const OperandTuple& a, const OperandTuple& b, const std::array<Address, 4>& out, int dtype,
+         int64_t batches, int64_t terms, double weight, int threads) {
+        select(group_similarity_clones)(to_operand(a), to_operand(b), to_similarity(out),
+                                        static_cast<DType>(dtype), batches, terms, weight, threads);
+      },
+      Released());
+  m.def(
+      "similarity_gather",
+      [](const OperandTuple& operand, int dtype, int64_t batch, int64_t begin, int64_t end,
+         bool transposed, Address target, int threads) {
+        select(similarity_gather_clones)(to_operand(operand), static_cast<DType>(dtype), batch,
+                                         begin, end, transposed, pointer<void>(target), threads);
+      },
+      Released());
+  m.def(
+      "similarity_add",
+      [](const std::array<Address, 4>& out, int64_t batch, int64_t begin, int64_t end,
+         int64_t columns, Address product, bool wide, double weight, int threads) {
+        select(similarity_add_clones)(to_similarity(out), batch, begin, end, columns,
+                                      pointer<void>(product), wide, weight, threads);
       },
       Released());
 }

@@ -115,19 +115,21 @@ void pack(const Part<T>& part, int threads, const Panels<S>& panels) {
   }
 }
 
-// Adds weight * tile to the result, whose offsets `row` and `column` begin with the tile.
-void add_tile(const double* tile, double weight, int64_t rows, int64_t columns, double* out,
-              const int64_t* row, const int64_t* column) {
+// Adds weight * tile to the result, whose offsets `row` and `column` begin with the tile. Rows of
+// the tile lie `stride` apart.
+template <class S>
+void add_tile(const S* tile, int64_t stride, double weight, int64_t rows, int64_t columns,
+              double* out, const int64_t* row, const int64_t* column) {
   int64_t run[kTile];  // of neighbours from a column on
   for (int64_t j = columns - 1; j >= 0; --j) {
     run[j] = j + 1 < columns && column[j + 1] == column[j] + 1 ? run[j + 1] + 1 : 1;
   }
   for (int64_t i = 0; i < rows; ++i) {
-    const double* sums = tile + i * kTile;
+    const S* sums = tile + i * stride;
     for (int64_t j = 0; j < columns;) {
       double* target = out + row[i] + column[j];
       const int64_t n = run[j];
-      for (int64_t x = 0; x < n; ++x) target[x] += weight * sums[j + x];
+      for (int64_t x = 0; x < n; ++x) target[x] += weight * static_cast<double>(sums[j + x]);
       j += n;
     }
   }
@@ -156,7 +158,7 @@ void multiply_panels(const Panels<S>& a, const Panels<S>& b, int64_t terms, doub
     }
     alignas(64) double tile[kTileRows * kTile];
     multiply_tile<S>(a, b, false, region, terms, tile);
-    add_tile(tile, weight, tile_rows, tile_columns, out, row + i, column + j);
+    add_tile(tile, kTile, weight, tile_rows, tile_columns, out, row + i, column + j);
   });
 }
 
@@ -210,7 +212,78 @@ void add_similarity(const SimilarityOperand& a, const SimilarityOperand& b,
   });
 }
 
+template <class T, class S>
+void gather_rows(const T* source, const int64_t* row, int64_t rows, const int64_t* term,
+                 int64_t terms, S* target) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* from = source + row[i];
+    S* to = target + i * terms;
+    if constexpr (std::is_same_v<T, S>) {
+      for (int64_t k = 0; k < terms; ++k) to[k] = from[term[k]];
+    } else {
+      for (int64_t k = 0; k < terms; ++k) to[k] = load_one(from + term[k]);
+    }
+  }
+}
+
+// Rows that are neighbours, a term at a time.
+template <class T, class S>
+void copy_terms(const T* source, int64_t rows, const int64_t* term, int64_t terms, S* target) {
+  constexpr int64_t kLanes = Lanes<T>::count;
+  for (int64_t k = 0; k < terms; ++k) {
+    const T* from = source + term[k];
+    S* to = target + k * rows;
+    int64_t i = 0;
+    for (; i + kLanes <= rows; i += kLanes) store(to + i, load(from + i));
+    for (; i < rows; ++i) to[i] = load_one(from + i);
+  }
+}
+
 }  // namespace
+
+void similarity_gather(const SimilarityOperand& operand, DType dtype, int64_t e, int64_t begin,
+                       int64_t end, bool transposed, void* target, int threads) {
+  constexpr int64_t kTogether = 32;  // rows or terms of a task
+  const int64_t terms = end - begin;
+  const int64_t* const term = operand.term + e * operand.term_step + begin;
+  with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    using S = typename Lanes<T>::scalar;
+    const T* const source = static_cast<const T*>(operand.data) + operand.batch[e];
+    S* const out = static_cast<S*>(target);
+    const int64_t count = transposed ? terms : operand.rows;
+    parallel_for(ceil_div(count, kTogether), threads, [&](int64_t task, int) {
+      const int64_t first = task * kTogether, n = smaller(kTogether, count - first);
+      if (transposed) {
+        copy_terms<T, S>(source + operand.row[0], operand.rows, term + first, n,
+                         out + first * operand.rows);
+      } else {
+        gather_rows<T, S>(source, operand.row + first, n, term, terms, out + first * terms);
+      }
+    });
+  });
+}
+
+void similarity_add(const SimilarityOut& out, int64_t e, int64_t begin, int64_t end,
+                    int64_t columns, const void* product, bool wide, double weight, int threads) {
+  const int64_t tiles = ceil_div(columns, kTile);
+  constexpr int64_t kTogether = 16;  // rows of a task
+  parallel_for(ceil_div(end - begin, kTogether), threads, [&](int64_t task, int) {
+    const int64_t first = task * kTogether, rows = smaller(kTogether, end - begin - first);
+    const int64_t* const row = out.row + begin + first;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t j = t * kTile, n = smaller(kTile, columns - j), at = first * columns + j;
+      double* const target = out.data + out.batch[e];
+      if (wide) {
+        add_tile(static_cast<const double*>(product) + at, columns, weight, rows, n, target, row,
+                 out.column + j);
+      } else {
+        add_tile(static_cast<const float*>(product) + at, columns, weight, rows, n, target, row,
+                 out.column + j);
+      }
+    }
+  });
+}
 
 void group_similarity(const SimilarityOperand& a, const SimilarityOperand& b,
                       const SimilarityOut& out, DType dtype, int64_t batches, int64_t terms,

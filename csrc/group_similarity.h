@@ -32,4 +32,16 @@ NLM_KERNEL(void, group_similarity,
            (const SimilarityOperand& a, const SimilarityOperand& b, const SimilarityOut& out,
             DType dtype, int64_t batches, int64_t terms, double weight, int threads));
 
+// For products that go to BLAS. Batch e, terms [begin, end) of an operand in float32 (float64 for
+// float64): target[rows, end - begin], or [end - begin, rows] where `transposed`.
+NLM_KERNEL(void, similarity_gather,
+           (const SimilarityOperand& operand, DType dtype, int64_t e, int64_t begin, int64_t end,
+            bool transposed, void* target, int threads));
+
+// out(e, i, j) += weight * product[i, j] for rows [begin, end) of batch e; `product` begins with
+// the first of them, and is of float64 where `wide`, else of float32.
+NLM_KERNEL(void, similarity_add,
+           (const SimilarityOut& out, int64_t e, int64_t begin, int64_t end, int64_t columns,
+            const void* product, bool wide, double weight, int threads));
+
 }  // namespace nlm

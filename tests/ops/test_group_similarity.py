@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nlm._registry import operations
 from nlm.ops import group_similarity_, permute
 
 
@@ -106,3 +107,44 @@ def test_integers_are_exact() -> None:
     group_similarity_(out, a, b, [0], indices=[order], axes=[1])
     (gathered,) = permute([b], [[order]], [[1]])
     assert torch.equal(out, a.double() @ gathered.double().T)
+
+
+LARGE = {
+    "units first": ((300, 900), [0], [], 1),
+    "units last": ((900, 300), [1], [], 0),
+    "convolution, in": ((90, 300, 3, 3), [1], [], 0),
+    "heads": ((10, 30, 900), [0, 1], [], 2),
+    "one head each": ((2, 300, 900), [1], [0], 2),
+    "in order": ((300, 900), [0], [], None),
+    "many terms": ((150, 5000), [0], [], 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LARGE)
+def test_large_products_by_blas(case: str, dtype: torch.dtype) -> None:
+    shape, units, kept, axis = LARGE[case]
+    a, b = (_random(*shape, seed=seed).to(dtype) for seed in range(2))
+    indices = [] if axis is None else [torch.randperm(shape[axis])]
+    axes = [] if axis is None else [axis]
+    call = (a, b, units, kept, indices, axes)
+    sizes = [shape[x] for x in units]
+    out, expected = (_zeros(*(shape[x] for x in kept), *sizes, *sizes) for _ in range(2))
+    group_similarity_(out, *call, weight=-0.5)
+    operation = operations()["group_similarity_"]
+    operation.reference(expected, a, b, units, kept, indices, axes, [], [0] * len(axes), -0.5)
+    error = (out - expected).abs().max() / expected.abs().max()
+    assert error < (1e-14 if dtype == torch.float64 else 1e-6)
+
+
+def test_products_that_pytorch_may_shorten_are_not_left_to_it() -> None:
+    a = _random(300, 900)
+    before = torch.get_float32_matmul_precision()
+    out = _zeros(300, 300)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        group_similarity_(out, a, a, [0])
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact = a.double() @ a.double().T
+    assert (out - exact).abs().max() < 1e-6 * exact.max()
