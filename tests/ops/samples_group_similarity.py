@@ -133,8 +133,8 @@ def mistakes() -> Iterator[Mistake]:
     yield Mistake(call, (out, a, a[:, :3], [0]), ValueError, rule + "a and b must have one shape")
     yield Mistake(call, (out.float(), a, a, [0]), TypeError, rule + "out must be float64, got")
     yield Mistake(call, (out[:2], a, a, [0]), ValueError, rule + "out must have the shape [*kept")
-    spread = torch.zeros(1, 1, dtype=torch.float64).expand(3, 3)
-    yield Mistake(call, (spread, a, a, [0]), ValueError, rule + "the entries of out must lie")
+    spread = torch.zeros(1, 1, dtype=torch.float64).expand(3, 3)  # no longer so on another device
+    yield Mistake(call, (spread, a, a, [0]), ValueError, rule + "the entries of out must lie", True)
     yield Mistake(
         call, (out, a, a, [0], [], [order + 1], [1]), ValueError,
         rule + "the values of an index must lie in [0, 4), got 1 to 4", True,
