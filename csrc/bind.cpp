@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -19,6 +20,7 @@
 #include "core/view.h"
 #include "cross_moments.h"
 #include "dare.h"
+#include "group_similarity.h"
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
@@ -132,6 +134,51 @@ void bind_magnitude_threshold(py::module_& m) {
       Released());
 }
 
+// (data, offsets of batches, rows and terms, number of rows, step of the terms' offsets).
+using OperandTuple = std::tuple<Address, Address, Address, Address, int64_t, int64_t>;
+
+SimilarityOperand to_operand(const OperandTuple& t) {
+  const auto [data, batch, row, term, rows, term_step] = t;
+  return {pointer<void>(data),
+          pointer<int64_t>(batch),
+          pointer<int64_t>(row),
+          pointer<int64_t>(term),
+          rows,
+          term_step};
+}
+
+SimilarityOut to_similarity(const std::array<Address, 4>& t) {
+  return {pointer<double>(t[0]), pointer<int64_t>(t[1]), pointer<int64_t>(t[2]),
+          pointer<int64_t>(t[3])};
+}
+
+void bind_group_similarity(py::module_& m) {
+  m.def(
+      "group_similarity",
+      [](const OperandTuple& a, const OperandTuple& b, const std::array<Address, 4>& out, int dtype,
+         int64_t batches, int64_t terms, double weight, int threads) {
+        select(group_similarity_clones)(to_operand(a), to_operand(b), to_similarity(out),
+                                        static_cast<DType>(dtype), batches, terms, weight, threads);
+      },
+      Released());
+  m.def(
+      "similarity_gather",
+      [](const OperandTuple& operand, int dtype, int64_t batch, int64_t begin, int64_t end,
+         bool transposed, Address target, int threads) {
+        select(similarity_gather_clones)(to_operand(operand), static_cast<DType>(dtype), batch,
+                                         begin, end, transposed, pointer<void>(target), threads);
+      },
+      Released());
+  m.def(
+      "similarity_add",
+      [](const std::array<Address, 4>& out, int64_t batch, int64_t begin, int64_t end,
+         int64_t columns, Address product, bool wide, double weight, int threads) {
+        select(similarity_add_clones)(to_similarity(out), batch, begin, end, columns,
+                                      pointer<void>(product), wide, weight, threads);
+      },
+      Released());
+}
+
 void bind_permute(py::module_& m) {
   m.def(
       "permute",
@@ -214,6 +261,7 @@ PYBIND11_MODULE(_C, m) {
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
   nlm::bind_magnitude_threshold(m);
+  nlm::bind_group_similarity(m);
   nlm::bind_permute(m);
   nlm::bind_scale_shift(m);
   nlm::bind_sign_merge(m);

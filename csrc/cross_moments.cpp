@@ -10,13 +10,7 @@
 //
 // Numerics. A deviation is rounded to float32 once, after the subtraction in float64, so a large
 // mean costs nothing; the power of two keeps products of tiny or huge channels from under- or
-// overflowing. Products are accumulated with fma (where the machine has it) in float32 over 64
-// samples, two such sums are added, and that is added in float64. The worst case, all terms equal,
-// errs by 1.3e-6; random data by 1e-7. An entry of the matrix sees its samples in the same order
-// whatever tile it lies in, so tiles may depend on the number of threads and the bits do not.
-//
-// Blocking: 3 panels x 128 samples of y (24 KB on AVX-512) stay in the first-level cache while the
-// rows of the tile pass by; the float64 tile (72 KB) stays in the second level for the whole block.
+// overflowing. core/product.h has the rest, and the blocking.
 #include "cross_moments.h"
 
 #include <cmath>
@@ -24,31 +18,15 @@
 #include <limits>
 
 #include "core/parallel.h"
+#include "core/product.h"
 #include "core/simd.h"
 #include "core/transpose.h"
 
 namespace nlm::NLM_ISA {
 namespace {
 
-constexpr int64_t kBlock = 2048;  // samples that are centred together
-constexpr int64_t kSlice = 128;   // samples that one packing task copies, and per float64 flush
-constexpr int64_t kRun = 64;      // samples that are accumulated in float32
-constexpr int64_t kTile = 96;     // rows and columns of a tile; a multiple of all vector lengths
+constexpr int64_t kBlock = 2048;      // samples that are centred together
 constexpr int64_t kSerial = 1 << 20;  // products below which threads cost more than they save
-
-// Register blocking of the multiplication, kRows x kVectors accumulators: 24 of 32 registers with
-// AVX-512, 12 of 16 with AVX2, 8 of 16 with SSE, which needs one more for the product.
-template <class S>
-struct Blocking {
-  static constexpr int kLanes = Lanes<S>::count;
-  static constexpr int kMost = kVectorBytes == 64 ? 8 : 4;
-  static constexpr int kRows = kLanes < kMost ? kLanes : kMost;
-#if defined(__x86_64__) && !defined(__FMA__)
-  static constexpr int kVectors = 2;
-#else
-  static constexpr int kVectors = 3;
-#endif
-};
 
 // The counted positions of a block, in order. run[k] positions from k on lie in one row of `inner`.
 struct Samples {
@@ -197,81 +175,6 @@ void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
   }
 }
 
-// tile[kRows, kVectors * lanes] += sum over samples of a[k][row] * b[k][column]; `a` points into a
-// panel, `b` at the first of kVectors panels that lie `b_stride` apart.
-template <class S, int kVectors>
-void multiply(const S* a, const S* b, int64_t b_stride, int64_t samples, double* tile) {
-  constexpr int kLanes = Blocking<S>::kLanes;
-  constexpr int kRows = Blocking<S>::kRows;
-  using V = typename Lanes<S>::vector;
-  V total[kRows][kVectors] = {};
-  for (int64_t begin = 0; begin < samples; begin += kRun) {
-    const int64_t end = smaller(begin + kRun, samples);
-    V sum[kRows][kVectors] = {};
-    for (int64_t k = begin; k < end; ++k) {
-      V column[kVectors];
-      for (int j = 0; j < kVectors; ++j) column[j] = load(b + j * b_stride + k * kLanes);
-      for (int i = 0; i < kRows; ++i) {
-        const V row = broadcast(a[k * kLanes + i]);
-        for (int j = 0; j < kVectors; ++j) sum[i][j] = fma(row, column[j], sum[i][j]);
-      }
-    }
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kVectors; ++j) total[i][j] += sum[i][j];
-    }
-  }
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kVectors; ++j) {
-      const Wide<S> wide = to_float64<S>(total[i][j]);
-      for (int part = 0; part < Wide<S>::kParts; ++part) {
-        double* target = tile + i * kTile + j * kLanes + part * Lanes<double>::count;
-        store(target, load(target) + wide.part[part]);
-      }
-    }
-  }
-}
-
-template <class S>
-void multiply(int vectors, const S* a, const S* b, int64_t b_stride, int64_t samples,
-              double* tile) {
-  if (vectors == 1) return multiply<S, 1>(a, b, b_stride, samples, tile);
-  if (vectors == 2) return multiply<S, 2>(a, b, b_stride, samples, tile);
-  return multiply<S, Blocking<S>::kVectors>(a, b, b_stride, samples, tile);
-}
-
-// A tile in panels: rows [row_begin, row_end) of x, columns [column_begin, column_end) of y.
-struct Region {
-  int64_t row_begin, row_end, column_begin, column_end;
-};
-
-// tile = sum over the block's samples of the scaled deviations' products. Where `same`, what lies
-// wholly below the diagonal stays unset.
-template <class S>
-void multiply_tile(const Packed<S>& x, const Packed<S>& y, bool same, const Region& region,
-                   int64_t samples, double* tile) {
-  constexpr int64_t kLanes = Packed<S>::kLanes;
-  constexpr int kMost = Blocking<S>::kVectors;
-  std::memset(tile, 0, kTile * kTile * sizeof(double));
-  for (int64_t k = 0; k < samples; k += kSlice) {
-    const int64_t count = smaller(kSlice, samples - k);
-    for (int64_t column = region.column_begin; column < region.column_end;) {
-      const int64_t left = region.column_end - column;
-      const int vectors = static_cast<int>(left == 4 ? 2 : smaller(left, kMost));
-      for (int64_t row = region.row_begin; row < region.row_end; ++row) {
-        if (same && row >= column + vectors) continue;
-        const int64_t rows = smaller(kLanes, x.channels - row * kLanes);
-        for (int64_t r = 0; r < rows; r += Blocking<S>::kRows) {
-          double* target = tile + ((row - region.row_begin) * kLanes + r) * kTile +
-                           (column - region.column_begin) * kLanes;
-          multiply<S>(vectors, x.panel(row) + k * kLanes + r, y.panel(column) + k * kLanes,
-                      y.stride, count, target);
-        }
-      }
-      column += vectors;
-    }
-  }
-}
-
 // Adds a finished tile to the state. `fraction` is n_a n_b / (n_a + n_b).
 template <class S>
 void merge_tile(const Packed<S>& x, const Packed<S>& y, bool same, const Region& region,
@@ -322,14 +225,6 @@ void set_delta(const Packed<S>& packed, const double* mean) {
   }
 }
 
-// Rows of panels per tile: fewer when there are few tiles for the threads.
-template <class S>
-int64_t tile_rows(int64_t row_panels, int64_t column_tiles, int threads) {
-  int64_t rows = kTile / Packed<S>::kLanes;
-  while (rows > 1 && ceil_div(row_panels, rows) * column_tiles < 4 * threads) rows /= 2;
-  return rows;
-}
-
 template <class T>
 void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMomentsState& state,
                int most_threads) {
@@ -345,7 +240,7 @@ void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMom
 
   constexpr int64_t kColumns = kTile / Packed<S>::kLanes;
   const int64_t column_tiles = ceil_div(packed_y.panels, kColumns);
-  const int64_t rows = tile_rows<S>(packed_x.panels, column_tiles, threads);
+  const int64_t rows = rows_per_tile<S>(kTile, packed_x.panels, column_tiles, threads);
   const int64_t row_tiles = ceil_div(packed_x.panels, rows);
 
   for (int64_t position = 0; position < x.outer * x.inner;) {
@@ -375,7 +270,7 @@ void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMom
                              smaller(column + kColumns, packed_y.panels)};
       if (same && region.row_begin >= region.column_end) return;
       alignas(64) double tile[kTile * kTile];
-      multiply_tile(packed_x, packed_y, same, region, count, tile);
+      multiply_tile<S>(packed_x, packed_y, same, region, count, tile);
       merge_tile(packed_x, packed_y, same, region, fraction, tile, state.comoment);
     });
 

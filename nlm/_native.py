@@ -60,6 +60,11 @@ if cpu is None:
     )
 
 
+def forked() -> bool:
+    """Whether this is a forked child, where libgomp would hang with more than one thread."""
+    return _forked
+
+
 def threads() -> int:
     """Threads for one call: PyTorch's number; one in a forked child, where libgomp would hang."""
     return 1 if _forked else torch.get_num_threads()

@@ -83,7 +83,7 @@ class Descent:
         self, comparisons: Sequence[Comparison], permutation: Permutation
     ) -> dict[Comparison, float]:
         order = Gathers(self.groups, permutation)
-        return {other: float(other.products(order).sum()) for other in comparisons}
+        return {other: other.value(order) for other in comparisons}
 
     def _neighbours(self, move: Move) -> set[Move]:
         """The moves whose solution depends on one; itself where it is quadratic."""
@@ -102,18 +102,17 @@ class Descent:
         }
         order = Gathers(self.groups, self.permutation)
         for comparison in self.comparisons:
-            parts = comparison.products(order), *comparison.squares(order)
-            for block in comparison.blocks:
+            for block, start, parts in comparison.parts(order):
                 for number, axis in enumerate(block.axes):
-                    if axis.group in sums:
-                        parents = self.groups[axis.group].parents
-                        chain = chain_of(block, number, (), parents)
-                        for total, part in zip(sums[axis.group], parts, strict=True):
-                            out = [place for place in chain.held if place >= 0]
-                            view = block.view(part)
-                            total[chain.key] += torch.einsum(
-                                view, list(range(view.dim())), [*out, number]
-                            )
+                    if axis.group not in sums:
+                        continue
+                    chain = chain_of(block, number, (), self.groups[axis.group].parents)
+                    out = [*(place for place in chain.held if place >= 0), number]
+                    for total, part in zip(sums[axis.group], parts, strict=True):
+                        target = total[chain.key]
+                        if 0 in out:
+                            target = target.narrow(out.index(0), start, len(part))
+                        target += torch.einsum(part, list(range(part.dim())), out)
         found = {}
         for name, (both, norm_a, norm_b) in sums.items():
             norm = (norm_a * norm_b).sqrt()

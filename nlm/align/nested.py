@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from nlm.align.assignment import best_assignment, matched
-from nlm.align.similarity import Chain, Comparison, Window, chain_of, similarity
+from nlm.align.contraction import Place, add_change, add_similarity, changes, work
+from nlm.align.similarity import Comparison, Window, chain_of
 from nlm.symmetry.blocks import Block
 from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation
@@ -32,17 +33,15 @@ Standing = Mapping[str, Sequence[tuple[Comparison, Block]]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A block that says something about a group of a move.
+class Kept:
+    """The similarity of a group, in the order of the others in which it was made.
 
-    ``carried``: the value of the assignments found here is added to the parent's similarity.
+    ``replaced``: the share of its terms that were taken away and added since it was made afresh.
     """
 
-    comparison: Comparison
-    block: Block
-    chain: Chain
-    chains: Mapping[int, Chain]
-    carried: bool
+    order: Gathers
+    similarity: Tensor
+    replaced: float
 
 
 class Move:
@@ -84,6 +83,7 @@ class Move:
         self.blocks: set[int] = set()
         self.quadratic = False
         self._tables: dict[str, Tensor] = {}
+        self._kept: dict[str, Kept] = {}
         self.is_chained = all(
             self.above[parent] == self.above[name][:number]
             for name in self.members
@@ -154,31 +154,52 @@ class Move:
         value = torch.empty([*held, *pairs, *pairs], dtype=torch.float64)
         still = {member: replace(self.groups[member], fixed=True) for member in self.members}
         order = Gathers({**self.groups, **still}, permutation)
-        in_order: dict[Comparison, Tensor] = {}
-        windows = list(_windows(held, pairs, size))
-        for window in windows:
+        for window in _windows(held, pairs, size):
             at: tuple[slice, ...] = ()
             if window is not None:
                 rest = [slice(None)] * (len(pairs) - 1)
                 at = (*(slice(None) for _ in held), window[0], *rest, window[1], *rest)
-            carried = torch.zeros(*value[at].shape, size, size, dtype=torch.float64)
-            other = torch.zeros_like(carried) if self.quadratic else carried
+            shape = [*value[at].shape, size, size]
+            if window is None and not self.quadratic:
+                carried, other = self._similarity(name, order, shape), None
+            else:
+                carried = torch.zeros(shape, dtype=torch.float64)
+                other = torch.zeros_like(carried) if self.quadratic else None
+                for place in self.places[name]:
+                    target = carried if place.carried or other is None else other
+                    add_similarity(target, place, order, tables, window)
             if inner is not None:
-                carried += inner[at]
-            for place in self.places[name]:
-                comparison = place.comparison
-                if comparison not in in_order:
-                    if len(windows) == 1:
-                        in_order.clear()  # one at a time: together they are as large as the model
-                    in_order[comparison] = comparison.in_order(order)
-                target = carried if place.carried else other
-                target[place.chain.key] += similarity(
-                    comparison, in_order[comparison], place.block, place.chain, place.chains,
-                    tables, window,
-                )  # fmt: skip
-            table[at] = best_assignment(carried + other if self.quadratic else carried)
+                carried = carried + inner[at]
+            table[at] = best_assignment(carried if other is None else carried + other)
             value[at] = matched(carried, table[at]).sum(-1)
         return table, value
+
+    def _similarity(self, name: str, order: Gathers, shape: list[int]) -> Tensor:
+        """The similarity of a member's units over all its places, none of which is quadratic.
+
+        It is kept, unless it has more than twice as many entries as the weights that it is made of;
+        the next time only the terms at changed positions are replaced, where that is less work. It
+        is made afresh once twice its work has gone into that, so that roundings do not add up.
+        """
+        places = self.places[name]
+        whole = sum(place.size for place in places)
+        kept = self._kept.pop(name, None)
+        found = None if kept is None else [changes(each, kept.order, order) for each in places]
+        if kept is not None and found is not None and None not in found:
+            pairs = [(p, each) for p, each in zip(places, found, strict=True) if each]
+            share = sum(work(place, each) for place, each in pairs) / max(whole, 1)
+            if share < 0.75 and kept.replaced + share <= 2:
+                for place, each in pairs:
+                    add_change(kept.similarity, place, kept.order, each)
+                self._kept[name] = Kept(order, kept.similarity, kept.replaced + share)
+                return kept.similarity
+        similarity = torch.zeros(shape, dtype=torch.float64)
+        for place in places:
+            add_similarity(similarity, place, order, {})
+        is_small = similarity.numel() <= 2 * whole
+        if is_small and all(place.comparison.a is not None for place in places):
+            self._kept[name] = Kept(order, similarity, 0.0)
+        return similarity
 
     def _seen_by_parent(self, name: str, value: Tensor) -> Tensor:
         """The value for all pairs of parents, as a similarity of the innermost one's units."""

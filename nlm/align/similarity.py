@@ -16,7 +16,8 @@ Biases and norm parameters are vectors: their S is an outer product (a scalar pr
 depend on the permutation).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +29,17 @@ from nlm.symmetry.layout import Fixed, Layout
 
 Window = tuple[slice, slice]
 
+_CHUNK = 1 << 18  # products that are summed at once: their float64 copies stay in cache
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """The sum of products, exact to float64."""
+    pairs = zip(*(each.reshape(-1).split(_CHUNK) for each in (a, b)), strict=True)
+    return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
+
 
 class Comparison:
-    """A parameter of two models, in float64.
+    """A parameter of two models, in its own type; sums of products are in float64.
 
     Parameters
     ----------
@@ -39,33 +48,45 @@ class Comparison:
     """
 
     def __init__(self, a: Tensor, b: Tensor, layouts: tuple[Layout, ...]) -> None:
+        norms = [math.sqrt(_dot(each, each)) for each in (a, b)]
+        if any(norm > 0 and not 1e-12 < norm < 1e15 for norm in norms):
+            a, b = a.double(), b.double()  # products in float32 would leave its range
         self.a: Tensor | None = a
         self.b = b
         self.layouts = layouts
         self.blocks = blocks(layouts, b.shape)
-        self.scale = float(a.norm() * b.norm())
+        self.scale = math.prod(norms)
 
     def in_order(self, order: Gathers) -> Tensor:
         """The second model with the groups in a permutation's order."""
         plan = order.of(self.layouts)
         return apply([self.b], [plan])[0] if plan else self.b
 
-    def products(self, order: Gathers) -> Tensor:
-        """What every position contributes, with the second model in a permutation's order."""
+    def value(self, order: Gathers) -> float:
+        """The sum of the products, exact to float64."""
         assert self.a is not None
-        return self.a * self.in_order(order)
+        return _dot(self.a, self.in_order(order))
 
-    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
-        """The squares of what the products are of."""
+    def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
+        """The products and both models' squares, block by block, a stretch of axis 0 at a time.
+
+        With each comes the index on that axis at which the stretch begins.
+        """
         assert self.a is not None
-        return self.a.square(), self.in_order(order).square()
+        held = self.in_order(order)
+        for block in self.blocks:
+            views = block.view(self.a), block.view(held)
+            rows = max(1, _CHUNK // max(1, views[0][:1].numel()))
+            for number, pair in enumerate(zip(*(view.split(rows) for view in views), strict=True)):
+                a, b = (each.double() for each in pair)
+                yield block, number * rows, (a * b, a.square(), b.square())
 
     def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
         """What is multiplied in a block, and its axes: i in A, (number of axes) + i in B."""
         assert self.a is not None
         count = len(block.axes)
-        in_a = block.view(self.a), list(range(count))
-        return [in_a, (block.view(held), list(range(count, 2 * count)))]
+        in_a = block.view(self.a).double(), list(range(count))
+        return [in_a, (block.view(held).double(), list(range(count, 2 * count)))]
 
 
 class Correlation(Comparison):
@@ -85,12 +106,14 @@ class Correlation(Comparison):
         self.blocks = used
         self.scale = float(layout.size)
 
-    def products(self, order: Gathers) -> Tensor:
-        return self._used(self.in_order(order).diagonal())
+    def value(self, order: Gathers) -> float:
+        return float(self._used(self.in_order(order).diagonal()).sum())
 
-    def squares(self, order: Gathers) -> tuple[Tensor, Tensor]:
-        ones = self._used(torch.ones(len(self.b), dtype=torch.float64))
-        return ones, ones
+    def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
+        held = self.in_order(order).diagonal()
+        for block in self.blocks:
+            both = block.view(held)
+            yield block, 0, (both, torch.ones_like(both), torch.ones_like(both))
 
     def _used(self, units: Tensor) -> Tensor:
         """The units of the blocks that count; 0 for others."""
@@ -137,6 +160,35 @@ def chain_of(block: Block, axis: int, moving: Sequence[str], still: Sequence[str
     )
 
 
+def source(
+    block: Block,
+    axis: int,
+    units: tuple[int, ...],
+    chains: Mapping[int, Chain],
+    tables: Mapping[str, Tensor],
+    along: Callable[[int], Tensor],
+) -> tuple[Tensor, set[int]]:
+    """The index in B along an axis, and its labels: i in A, (number of axes) + i in B.
+
+    Only the axes of ``units`` have labels in B. ``along(label)`` is the index itself.
+    """
+    if axis in units or axis not in chains:
+        label = len(block.axes) + axis if axis in units else axis
+        return along(label), {label}
+    *parents, _ = chains[axis].axes
+    above = [source(block, parent, units, chains, tables, along) for parent in parents]
+    outer = [place for place in chains[axis].held if place >= 0]
+    index = tables[str(block.axes[axis].group)][
+        (
+            *(along(at) if at >= 0 else torch.tensor(~at) for at in chains[axis].held),
+            *map(along, parents),
+            *(place for place, _ in above),
+            along(axis),
+        )
+    ]
+    return index, {axis, *outer, *parents}.union(*(labels for _, labels in above))
+
+
 def similarity(
     comparison: Comparison,
     held: Tensor,
@@ -170,25 +222,6 @@ def similarity(
     def along(label: int) -> Tensor:
         return ranges[label].reshape([-1 if other == label else 1 for other in range(2 * count)])
 
-    def source(axis: int) -> tuple[Tensor, set[int]]:
-        """The index in B along an axis, and the labels it depends on."""
-        if axis in chain.axes or axis not in chains:
-            label = count + axis if axis in chain.axes else axis
-            return along(label), {label}
-        *parents, _ = chains[axis].axes
-        above = [source(parent) for parent in parents]
-        outer = [place for place in chains[axis].held if place >= 0]
-        table = tables[str(block.axes[axis].group)]
-        index = table[
-            (
-                *(along(at) if at >= 0 else torch.tensor(~at) for at in chains[axis].held),
-                *map(along, parents),
-                *(place for place, _ in above),
-                along(axis),
-            )
-        ]
-        return index, {axis, *outer, *parents}.union(*(labels for _, labels in above))
-
     closed = {axis for axis in chains if axis not in chain.axes}
 
     def arrange(tensor: Tensor, labels: list[int]) -> tuple[Tensor, list[int]]:
@@ -202,7 +235,10 @@ def similarity(
                 label if own else label % count for label, own in zip(labels, is_open, strict=True)
             ]
         places = [
-            (along(label), {label}) if label < count else source(label - count) for label in labels
+            (along(label), {label})
+            if label < count
+            else source(block, label - count, chain.axes, chains, tables, along)
+            for label in labels
         ]
         used = sorted(set[int]().union(*(depends for _, depends in places)))
         found = tensor[tuple(index for index, _ in places)]

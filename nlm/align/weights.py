@@ -5,7 +5,8 @@
 which is the least distance ||A - P(B)||, by coordinate descent (Ainsworth, Hayase and Srinivasa,
 Git Re-Basin, arXiv:2209.04836, algorithm 1): with all other groups held, the best permutation of
 one group, with the units inside it, solves linear assignment problems on its similarities over the
-parameters it stands on (:mod:`nlm.align.nested`, :mod:`nlm.align.descent`). All in float64.
+parameters it stands on (:mod:`nlm.align.nested`, :mod:`nlm.align.descent`). The objective is summed
+in float64; the similarities, which only propose a move, multiply in float32 (float64 for float64).
 
 BatchNorm's running statistics are permuted with their channels but are no part of the cost: their
 scale would dominate it. Heads are part of it where the models share their classes.
@@ -14,6 +15,7 @@ scale would dominate it. Heads are part of it where the models share their class
 import time
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from nlm._state_dict import StateDict, check_weight, is_statistic, matches
@@ -71,7 +73,7 @@ def weight_matching(
 def _comparisons(
     a: StateDict, b: StateDict, spec: PermutationSpec, exclude: str | tuple[str, ...]
 ) -> tuple[list[Comparison], list[str]]:
-    """The entries that make up the cost, in float64, and the names of those left out."""
+    """The entries that make up the cost, and the names of those left out."""
     for state in (a, b):
         spec.check_state_dict(state)
     a, b = (joined(spec.stacks, state) for state in (a, b))
@@ -84,8 +86,9 @@ def _comparisons(
         if matches(name, exclude) or _is_other_head(a, b, name, spec):
             excluded.append(name)
             continue
-        in_a, in_b = (state[name].detach().cpu().double() for state in (a, b))
-        found.append(Comparison(in_a, in_b, layouts))
+        in_a, in_b = (state[name].detach().cpu() for state in (a, b))
+        kind = torch.promote_types(in_a.dtype, in_b.dtype)
+        found.append(Comparison(in_a.to(kind), in_b.to(kind), layouts))
     return found, excluded
 
 

@@ -16,7 +16,7 @@ of the products are computed, and only what lies above the diagonal is read.
 
 Bytes: one read of x and y. Flops: 2 n cx cy (n cx^2 without y).
 Numerics: means and m2 in float64 throughout. The kernels take deviations in float64, round them to
-float32 (not for float64), and multiply and sum them in float32 over at most 128 samples, then in
+float32 (not for float64), and multiply and sum them in float32 over at most 256 samples, then in
 float64, with fused multiply-adds: an entry of comoment errs by < 2e-6 sqrt(m2_x m2_y), by 1e-8 on
 random data. The same bits for any number of threads. The reference is float64 throughout; it goes
 through BLAS and is excepted. Any finite float32 is in range; of float64 the deviations must stay

@@ -1,0 +1,192 @@
+"""Similarities of weights by gathered matrix products, and only of what changed.
+
+:func:`nlm.ops.group_similarity_` reads the second model in the order found so far as it multiplies:
+nothing is copied. A permutation that has changed at some positions since a similarity was made
+changes it by the terms at these positions: those of the old order are taken away, those of the new
+one added.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nlm import ops
+from nlm.align.similarity import Chain, Comparison, Window, similarity, source
+from nlm.symmetry.blocks import Block
+from nlm.symmetry.gather import Gather, Gathers
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block that says something about a group of a move.
+
+    ``carried``: the value of the assignments found here is added to the parent's similarity.
+    """
+
+    comparison: Comparison
+    block: Block
+    chain: Chain
+    chains: Mapping[int, Chain]
+    carried: bool
+
+    @property
+    def size(self) -> int:
+        """Positions of the block: the work of its similarity, for one group."""
+        return math.prod(axis.size for axis in self.block.axes)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a group that is held has changed in a block: ``new`` instead of ``old`` on its axis.
+
+    The two differ only at ``positions`` of the axis ``at``, which is its own or a parent's.
+    """
+
+    old: Gather
+    new: Gather
+    at: int
+    positions: Tensor
+
+
+def add_similarity(
+    target: Tensor,
+    place: Place,
+    order: Gathers,
+    tables: Mapping[str, Tensor],
+    window: Window | None = None,
+) -> None:
+    """Adds what a block says about the units of a group to ``target[place.chain.key]``.
+
+    Activations, and blocks in which the order of an axis depends on the pair of units that are
+    compared, go through :func:`nlm.align.similarity.similarity`.
+
+    Parameters
+    ----------
+    order : of the groups that do not move.
+    tables, window : see :func:`nlm.align.similarity.similarity`.
+    """
+    comparison, block, chain, chains = place.comparison, place.block, place.chain, place.chains
+    closed = [axis for axis in chains if axis not in chain.axes]
+    if comparison.a is None or any(set(chains[axis].axes) & set(chain.axes) for axis in closed):
+        held = comparison.in_order(order)
+        target[chain.key] += similarity(comparison, held, block, chain, chains, tables, window)
+        return
+    a, b = (block.view(tensor) for tensor in (comparison.a, comparison.b))
+    if window is not None:
+        a, b = (
+            view.narrow(chain.axes[0], part.start, part.stop - part.start)
+            for view, part in zip((a, b), window, strict=True)
+        )
+    gathers = [*_held(place, order), *(_closed(place, axis, tables) for axis in closed)]
+    _add(target, chain, a, b, gathers)
+
+
+def add_change(target: Tensor, place: Place, before: Gathers, changes: Sequence[Change]) -> None:
+    """Adds to ``target[place.chain.key]`` what changes in the order of held groups make of it."""
+    assert place.comparison.a is not None
+    a, b = (place.block.view(tensor) for tensor in (place.comparison.a, place.comparison.b))
+    gathers = {gather.axis: gather for gather in _held(place, before)}
+    for change in changes:
+        part = a.index_select(change.at, change.positions)
+        for gather, weight in ((change.old, -1.0), (change.new, 1.0)):
+            gathers[gather.axis] = gather
+            known = {change.at: Gather(change.at, torch.arange(b.shape[change.at]))} | gathers
+            parts = [_at(each, change.at, change.positions) for each in known.values()]
+            _add(target, place.chain, part, b, parts, weight)
+
+
+def changes(place: Place, before: Gathers, after: Gathers) -> list[Change] | None:
+    """What has changed in a block; None where that is not said by positions that are summed."""
+    old, new = ({gather.axis: gather for gather in _held(place, each)} for each in (before, after))
+    found = []
+    for axis in sorted({*old, *new}):
+        one = old.get(axis, new.get(axis))
+        assert one is not None
+        still = torch.arange(one.index.shape[-1]).expand(one.index.shape)
+        first, second = (each.get(axis, Gather(axis, still, one.parents)) for each in (old, new))
+        differs = first.index != second.index
+        if not differs.any():
+            continue
+        choices = []
+        for dim, at in enumerate((*one.parents, axis)):
+            if at not in place.chain.held:
+                rows = differs.movedim(dim, 0).reshape(differs.shape[dim], -1)
+                positions = rows.any(1).nonzero().squeeze(1)
+                choices.append((len(positions) / differs.shape[dim], at, positions))
+        if not choices:
+            return None
+        _, at, positions = min(choices, key=lambda choice: choice[:2])
+        found.append(Change(first, second, at, positions))
+    return found
+
+
+def work(place: Place, found: Sequence[Change]) -> float:
+    """The products of a change: twice those of its positions."""
+    sizes = [axis.size for axis in place.block.axes]
+    return 2 * place.size * sum(len(change.positions) / sizes[change.at] for change in found)
+
+
+def _add(
+    target: Tensor,
+    chain: Chain,
+    a: Tensor,
+    b: Tensor,
+    gathers: Sequence[Gather],
+    weight: float = 1.0,
+) -> None:
+    kept = [axis for axis in chain.held if axis >= 0]
+    above = len(chain.axes) - 1
+    out = target[chain.key]
+    of_a, of_b = (range(len(kept) + i * above, len(kept) + (i + 1) * above) for i in range(2))
+    ops.group_similarity_(
+        out.permute(*range(len(kept)), *of_a, out.dim() - 2, *of_b, out.dim() - 1),
+        a,
+        b,
+        chain.axes,
+        kept,
+        [gather.index for gather in gathers],
+        [gather.axis for gather in gathers],
+        [gather.parents for gather in gathers],
+        weight,
+    )
+
+
+def _held(place: Place, order: Gathers) -> list[Gather]:
+    """How the axes of the second model are gathered whose groups do not move."""
+    block, found = place.block, []
+    for number, axis in enumerate(block.axes):
+        if axis.group not in order.moved or number in place.chains:
+            continue
+        parents = order.groups[axis.group].parents
+        index = order.moved[axis.group][
+            tuple(block.at.get(parent, slice(None)) for parent in parents)
+        ]
+        outer = [block.axis_of_parent(name, number) for name in parents if name not in block.at]
+        found.append(Gather(number, index, tuple(outer)))
+    return found
+
+
+def _closed(place: Place, axis: int, tables: Mapping[str, Tensor]) -> Gather:
+    """How an axis is gathered whose group moves, and is matched by its table for now."""
+    axes = range(len(place.block.axes))
+    sizes = [each.size for each in place.block.axes]
+
+    def along(label: int) -> Tensor:
+        return torch.arange(sizes[label]).view([-1 if x == label else 1 for x in axes])
+
+    index, depends = source(place.block, axis, (), place.chains, tables, along)
+    parents = sorted(depends - {axis})
+    index = index.permute(*(x for x in axes if x not in depends), *parents, axis)
+    return Gather(axis, index.reshape([sizes[x] for x in (*parents, axis)]), tuple(parents))
+
+
+def _at(gather: Gather, axis: int, positions: Tensor) -> Gather:
+    """A gather of some positions along an axis, its own or another."""
+    along = (*gather.parents, gather.axis)
+    if axis not in along:
+        return gather
+    index = gather.index.index_select(along.index(axis), positions)
+    return Gather(gather.axis, index, gather.parents)
