@@ -34,7 +34,7 @@ def planted(size: int, make: torch.Generator) -> Tensor:
 
 
 def correlations(size: int, make: torch.Generator) -> Tensor:
-    """Of the units of two networks that see the same samples: a mixture, each with its own noise."""
+    """Of the units of two networks that see the same samples, each with noise of its own."""
     signal = torch.randn(2 * size, size // 4, generator=make) @ torch.randn(
         size // 4, size, generator=make
     )

@@ -3,7 +3,7 @@
 //
 // Shortest augmenting paths with the initialisation of Jonker and Volgenant (Computing 38, 1987):
 //   1. v_j = min_i cost_ij, unless a start gives v;
-//   2. augmenting row reduction, twice;
+//   2. augmenting row reduction, four times;
 //   3. for each row that is still free, a shortest path to a free column (Dijkstra's algorithm over
 //      cost - u - v), along which the matching flips and v falls.
 // Large problems read the matrix twice and then work on a few candidates per row. v only falls, so
@@ -23,7 +23,7 @@
 namespace nlm::NLM_ISA {
 namespace {
 
-constexpr int64_t kDenseRows = 128;  // up to here all columns are looked at, in a float64 copy
+constexpr int64_t kDenseRows = 512;  // up to here all columns are looked at, in a float64 copy
 constexpr int64_t kRowsPerTask = 64;
 
 // Rows of a task of reduce_columns: at most 32 tasks.
@@ -37,8 +37,8 @@ struct Slot {
   double sign;         // of the duals against those of a minimisation
   double* partials;    // [ceil_div(n, task_rows(n)), n rounded up to kStep]
   uint8_t* is_finite;  // [ceil_div(n, kRowsPerTask)]
-  // For a start, of rows: the least of cost - v, less what may be rounding; whether the start
-  // holds. Of columns: the free ones.
+  // For a start, of rows: the least of cost - v, and whether the start holds. Of columns: the free
+  // ones.
   double* least;
   uint8_t* is_kept;
   int64_t* free;
@@ -98,7 +98,6 @@ bool restart(const Costs<T>& costs, Problem<T>& problem, const Slot& slot, int t
       const double cost = costs.at(i, j);
       const double rounding = kRounding * (std::fabs(cost) + std::fabs(v[j]));
       slot.is_kept[i] = cost - v[j] <= slot.least[i] + rounding;
-      slot.least[i] -= rounding;
     }
   });
 

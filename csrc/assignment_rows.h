@@ -1,4 +1,4 @@
-// Rows of a cost matrix, and the candidates of a row: what assignment.cpp reads.
+// Rows of a cost matrix, the candidates of a row, and a heap: what assignment.cpp works on.
 #pragma once
 
 #include <cstdint>
@@ -232,6 +232,58 @@ struct Candidates {
     bound[blocks] = rest;
     return true;
   }
+};
+
+// The pending columns and rows of a search, the nearest first: each entry is no farther than its
+// four children.
+class Heap {
+ public:
+  struct Entry {
+    double key;
+    int32_t code;
+  };
+  Heap(Entry* entries, int64_t capacity) : entries_(entries), capacity_(capacity) {}
+  void clear() { count_ = 0; }
+  bool empty() const { return count_ == 0; }
+  bool has_room(int64_t count) const { return count_ + count <= capacity_; }
+  const Entry& top() const { return entries_[0]; }
+
+  NLM_INLINE void push(double key, int32_t code) {
+    Entry* e = entries_;
+    int64_t k = count_++;
+    while (k > 0) {
+      const int64_t parent = (k - 1) / 4;
+      if (!(key < e[parent].key)) break;
+      e[k] = e[parent];
+      k = parent;
+    }
+    e[k] = {key, code};
+  }
+  NLM_INLINE void pop() {
+    Entry* e = entries_;
+    const Entry last = e[--count_];
+    int64_t k = 0;
+    for (int64_t child = 1; child < count_; child = 4 * k + 1) {
+      int64_t least = child;
+      if (child + 4 <= count_) {
+        const int64_t left = e[child + 1].key < e[child].key ? child + 1 : child;
+        const int64_t right = e[child + 3].key < e[child + 2].key ? child + 3 : child + 2;
+        least = e[right].key < e[left].key ? right : left;
+      } else {
+        for (int64_t other = child + 1; other < count_; ++other) {
+          if (e[other].key < e[least].key) least = other;
+        }
+      }
+      if (!(e[least].key < last.key)) break;
+      e[k] = e[least];
+      k = least;
+    }
+    e[k] = last;
+  }
+
+ private:
+  Entry* entries_;
+  int64_t capacity_, count_ = 0;
 };
 
 }  // namespace nlm::NLM_ISA

@@ -5,58 +5,6 @@
 
 namespace nlm::NLM_ISA {
 
-// The pending columns and rows of a search, the nearest first: each entry is no farther than its
-// four children.
-class Heap {
- public:
-  struct Entry {
-    double key;
-    int32_t code;
-  };
-  Heap(Entry* entries, int64_t capacity) : entries_(entries), capacity_(capacity) {}
-  void clear() { count_ = 0; }
-  bool empty() const { return count_ == 0; }
-  bool has_room(int64_t count) const { return count_ + count <= capacity_; }
-  const Entry& top() const { return entries_[0]; }
-
-  NLM_INLINE void push(double key, int32_t code) {
-    Entry* e = entries_;
-    int64_t k = count_++;
-    while (k > 0) {
-      const int64_t parent = (k - 1) / 4;
-      if (!(key < e[parent].key)) break;
-      e[k] = e[parent];
-      k = parent;
-    }
-    e[k] = {key, code};
-  }
-  NLM_INLINE void pop() {
-    Entry* e = entries_;
-    const Entry last = e[--count_];
-    int64_t k = 0;
-    for (int64_t child = 1; child < count_; child = 4 * k + 1) {
-      int64_t least = child;
-      if (child + 4 <= count_) {
-        const int64_t left = e[child + 1].key < e[child].key ? child + 1 : child;
-        const int64_t right = e[child + 3].key < e[child + 2].key ? child + 3 : child + 2;
-        least = e[right].key < e[left].key ? right : left;
-      } else {
-        for (int64_t other = child + 1; other < count_; ++other) {
-          if (e[other].key < e[least].key) least = other;
-        }
-      }
-      if (!(e[least].key < last.key)) break;
-      e[k] = e[least];
-      k = least;
-    }
-    e[k] = last;
-  }
-
- private:
-  Entry* entries_;
-  int64_t capacity_, count_ = 0;
-};
-
 // What problems of n rows need, for a number of workers.
 template <class T>
 struct Workspace {
@@ -133,7 +81,7 @@ class Problem {
     for (int pass = 0; pass < kReductions && count > 0; ++pass) count = reduce_rows(count);
     int64_t failures = 0;
     for (int64_t k = 0; k < count; ++k) {
-      const bool is_sparse = sparse_ && failures < kMostFailures;
+      const bool is_sparse = sparse_ && 8 * failures <= k + 64;
       if (is_sparse && search_candidates(pending_[k])) continue;
       failures += is_sparse;
       search_all(pending_[k]);
@@ -141,8 +89,7 @@ class Problem {
   }
 
  private:
-  static constexpr int kReductions = 2;
-  static constexpr int64_t kMostFailures = 16;
+  static constexpr int kReductions = 4;
   static constexpr int64_t kRenewed = 16;  // added to the cursor of a row whose candidates are new
 
   // Augmenting row reduction: each free row takes its cheapest column, whose dual falls until the

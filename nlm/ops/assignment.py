@@ -73,47 +73,50 @@ def _out(
             "nlm.assignment: costs must be square matrices [..., n, n], as every row gets a column "
             f"of its own, got shape {tuple(costs.shape)}"
         )
-    shape = costs.shape[:-1]
-    for label, start, dtype in (
-        ("columns", columns, torch.int64),
-        ("column duals", column_duals, torch.float64),
-    ):
-        if start is not None and (start.shape, start.dtype, start.device) != (
-            shape,
-            dtype,
-            costs.device,
-        ):
-            raise ValueError(
-                f"nlm.assignment: the {label} of a start must be {dtype} of shape {tuple(shape)} "
-                f"on {costs.device}, got {start.dtype} of shape {tuple(start.shape)} on "
-                f"{start.device}"
-            )
-    duals = costs.new_empty(shape, dtype=torch.float64)
-    return costs.new_empty(shape, dtype=torch.int64), duals, torch.empty_like(duals)
+    if columns is not None:
+        _check_start(costs, "columns", columns, torch.int64)
+    if column_duals is not None:
+        _check_start(costs, "column duals", column_duals, torch.float64)
+    duals = costs.new_empty(costs.shape[:-1], dtype=torch.float64)
+    return torch.empty_like(duals, dtype=torch.int64), duals, torch.empty_like(duals)
+
+
+def _check_start(costs: Tensor, label: str, start: Tensor, dtype: torch.dtype) -> None:
+    shape, device = costs.shape[:-1], costs.device
+    if (start.shape, start.dtype, start.device) != (shape, dtype, device):
+        raise ValueError(
+            f"nlm.assignment: the {label} of a start must be {dtype} of shape {tuple(shape)} on "
+            f"{device}, got {start.dtype} of shape {tuple(start.shape)} on {start.device}"
+        )
 
 
 def _check_values(
     costs: Tensor, maximize: bool, columns: Tensor | None, column_duals: Tensor | None
 ) -> None:
-    for label, x in (("costs", costs), ("the column duals of a start", column_duals)):
-        if x is not None and not (right := x.double().abs() <= _LARGEST).all():
-            place = tuple((~right).nonzero()[0].tolist())
-            raise ValueError(
-                f"nlm.assignment: {label} must be finite and at most {_LARGEST} in magnitude, "
-                f"got {x[place].item()} at {list(place)}"
-            )
+    _check_range("costs", costs)
+    if column_duals is not None:
+        _check_range("the column duals of a start", column_duals)
+
+
+def _check_range(label: str, x: Tensor) -> None:
+    is_right = x.double().abs() <= _LARGEST
+    if not is_right.all():
+        place = (~is_right).nonzero()[0].tolist()
+        raise ValueError(
+            f"nlm.assignment: {label} must be finite and at most {_LARGEST} in magnitude, "
+            f"got {x[tuple(place)].item()} at {place}"
+        )
 
 
 def _cpu(
     costs: Tensor, maximize: bool, columns: Tensor | None, column_duals: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     solution, row_duals, duals = _out(costs, maximize, columns, column_duals)
-    size = costs.shape[-1]
-    matrices = costs.reshape(-1, size, size) if costs.numel() else costs.new_empty(0, 0, 0)
+    matrices = costs[None] if costs.dim() == 2 else costs.flatten(0, -3)
     matrices = matrices if matrices.stride(-1) == 1 else matrices.contiguous()
     is_warm = columns is not None and column_duals is not None
     if is_warm:
-        _check_values(costs[..., :0], maximize, columns, column_duals)
+        _check_range("the column duals of a start", column_duals)
         solution.copy_(columns)
         duals.copy_(column_duals)
     solved = _native.cpu.assignment(
@@ -121,7 +124,7 @@ def _cpu(
         solution.data_ptr(), row_duals.data_ptr(), duals.data_ptr(), is_warm, _native.threads(),
     )  # fmt: skip
     if not solved:
-        _check_values(costs, maximize, None, None)
+        _check_range("costs", costs)
     return solution, row_duals, duals
 
 
