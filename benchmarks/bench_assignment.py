@@ -35,7 +35,7 @@ def planted(size: int, make: torch.Generator) -> Tensor:
 
 def correlations(size: int, make: torch.Generator) -> Tensor:
     """Of the units of two networks that see the same samples, each with noise of its own."""
-    signal = torch.randn(2 * size, size // 4, generator=make) @ torch.randn(
+    signal = torch.randn(min(2 * size, 2048), size // 4, generator=make) @ torch.randn(
         size // 4, size, generator=make
     )
     a, b = (signal + signal.std() * torch.randn(signal.shape, generator=make) for _ in range(2))
