@@ -114,14 +114,14 @@ def _cpu(
     solution, row_duals, duals = _out(costs, maximize, columns, column_duals)
     matrices = costs[None] if costs.dim() == 2 else costs.flatten(0, -3)
     matrices = matrices if matrices.stride(-1) == 1 else matrices.contiguous()
-    is_warm = columns is not None and column_duals is not None
-    if is_warm:
+    if columns is not None and column_duals is not None:
         _check_range("the column duals of a start", column_duals)
         solution.copy_(columns)
         duals.copy_(column_duals)
     solved = _native.cpu.assignment(
         _native.view3(matrices), maximize,
-        solution.data_ptr(), row_duals.data_ptr(), duals.data_ptr(), is_warm, _native.threads(),
+        solution.data_ptr(), row_duals.data_ptr(), duals.data_ptr(),
+        columns is not None and column_duals is not None, _native.threads(),
     )  # fmt: skip
     if not solved:
         _check_range("costs", costs)
