@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "assignment.h"
 #include "channel_moments.h"
 #include "core/isa.h"
 #include "core/pages.h"
@@ -57,6 +58,19 @@ void choose_isa() {
   for (int i = 0; i <= best; ++i) runnable += std::string(i ? ", " : "") + kIsaNames[i];
   throw py::value_error("nlm: NLM_ISA must be an instruction set that this machine runs (" +
                         runnable + "), got " + forced);
+}
+
+void bind_assignment(py::module_& m) {
+  m.def(
+      "assignment",
+      [](const ViewTuple& costs, bool maximize, Address columns, Address row_duals,
+         Address column_duals, bool warm, int threads) {
+        return select(assignment_clones)(to_view(costs), maximize,
+                                         {pointer<int64_t>(columns), pointer<double>(row_duals),
+                                          pointer<double>(column_duals), warm},
+                                         threads);
+      },
+      Released());
 }
 
 void bind_channel_moments(py::module_& m) {
@@ -258,6 +272,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   m.def("prefer_large_pages", &nlm::prefer_large_pages, nlm::Released());
+  nlm::bind_assignment(m);
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
   nlm::bind_magnitude_threshold(m);

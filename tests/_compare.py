@@ -56,6 +56,8 @@ class Case:
         held. None: the kernel must equal the reference in every bit.
     products : callable, optional
         Given the arguments, the type in which the operator multiplies what it then sums in float64.
+    judged : callable, optional
+        Given arguments and results, what is compared of them: for results that are not unique.
     gradients : callable, optional
         Samples in float64 for gradcheck.
     poison : bool
@@ -66,6 +68,7 @@ class Case:
     mistakes: Callable[[], Iterable[Mistake]]
     plain: Callable[..., Any] | None = None
     products: Callable[..., torch.dtype] | None = None
+    judged: Callable[[tuple[Any, ...], list[Tensor]], list[Tensor]] | None = None
     gradients: Callable[[], Iterable[Sample]] | None = None
     poison: bool = True
 

@@ -69,6 +69,9 @@ def check_error(operation: Operation, case: Case, sample: Sample) -> None:
         return
     truths = call(operation, operation.reference, to_float64(sample.args))
     plains = call(operation, case.plain, sample.args)
+    if case.judged is not None:
+        results, plains = (case.judged(sample.args, each) for each in (results, plains))
+        truths = case.judged(to_float64(sample.args), truths)
     products = case.products(*sample.args) if case.products is not None else None
     for i, (result, truth, plain) in enumerate(zip(results, truths, plains, strict=True)):
         error = relative_error(result, truth)

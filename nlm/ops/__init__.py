@@ -4,6 +4,7 @@ They know no model. Each dispatches on the device of its arguments; :func:`nlm.i
 kernels are live.
 """
 
+from nlm.ops.assignment import Assignment, assignment
 from nlm.ops.channel_moments import channel_moments
 from nlm.ops.cross_moments import cross_moments_
 from nlm.ops.dare import dare
@@ -15,6 +16,8 @@ from nlm.ops.sign_merge import sign_merge
 from nlm.ops.tall_mask import tall_mask, tall_mask_agreement, tall_mask_apply
 
 __all__ = [
+    "Assignment",
+    "assignment",
     "channel_moments",
     "cross_moments_",
     "dare",
