@@ -99,7 +99,8 @@ void select_words(const uint8_t* mask, const void* base_words, const void* merge
       uint64_t bits;
       std::memcpy(&bits, mask + i / 8, sizeof bits);
       for (int j = 0; j < kWordEntries; j += kLanes) {
-        const vector set = (vector)(((static_cast<W>(bits >> j) + vector{}) & own_bit) != 0);
+        const W word = static_cast<W>(bits >> j);
+        const vector set = (vector)(((word + vector{}) & own_bit) != 0);
         const vector result = (set & load_vector<vector>(merged + i + j)) |
                               (~set & load_vector<vector>(base + i + j));
         std::memcpy(out + i + j, &result, sizeof result);
