@@ -200,7 +200,7 @@ inline int backward_pack(bool channels_first, int64_t columns, int64_t tasks, in
 // 4 MB or an eighth of x.
 inline int64_t count_walk_blocks(const BackwardGrid& work, int64_t x_bytes) {
   const int64_t row_bytes = work.tasks.count * work.channels * int64_t{sizeof(SumPair)};
-  const int64_t most = (x_bytes / 8 > (4 << 20) ? x_bytes / 8 : 4 << 20) / row_bytes;
+  const int64_t most = (x_bytes / 8 > (4 << 20) ? x_bytes / 8 : 4 << 20) / (row_bytes + 1);
   const int64_t longest = (work.outer * work.inner - 1) / (work.walk_lanes * 4) + 1;
   int64_t count = kWantedBlocks / (work.channel_blocks * work.task_blocks);
   if (count > most) count = most;
@@ -236,7 +236,7 @@ inline BackwardGrid make_backward_grid(const View3& grad, const View3& x, const 
   work.grad_x = walk_view(grad_x, work, element_bytes);
 
   const int64_t fitting = kMostSlots / work.sums;
-  work.task_blocks = (tasks.count + fitting - 1) / fitting;
+  work.task_blocks = tasks.count > 0 ? (tasks.count - 1) / fitting + 1 : 1;
   work.slots = static_cast<int>((tasks.count + work.task_blocks - 1) / work.task_blocks);
   const int64_t wanted = work.channels_first ? x.channels / work.pack : x.outer * work.inner;
   int along = 1;

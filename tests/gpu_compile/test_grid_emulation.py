@@ -240,6 +240,8 @@ def test_task_out_of_range_is_nan(device: EmulatedDevice) -> None:
     grad_x, grad_scale, grad_shift = launch("scale_shift_backward", x, x, scale, task, 1)
     assert grad_x[1:3].isnan().all() and not grad_x[::3].isnan().any()
     assert torch.equal(grad_scale, torch.ones(2, 3)) and torch.equal(grad_shift, torch.ones(2, 3))
+    grad_x, *sums = launch("scale_shift_backward", x, x, scale[:0], task, 1)
+    assert grad_x.isnan().all() and [total.shape for total in sums] == [(0, 3), (0, 3)]
 
 
 @pytest.mark.parametrize("wrong", [-1, 4, 1 << 40])
