@@ -64,10 +64,10 @@ __global__ void __launch_bounds__(kBlockThreads)
   forward_body<T, kPack>(work, blockIdx.x, threadIdx.x, memory);
 }
 
-template <class T, int kPack, int kSums>
+template <class T, int kPack, int kSums, bool kWide>
 __global__ void __launch_bounds__(kBlockThreads, 3)
     backward_kernel(const __grid_constant__ BackwardGrid work, const DeviceMemory memory) {
-  backward_body<T, kPack, kSums>(work, blockIdx.x, threadIdx.x, memory);
+  backward_body<T, kPack, kSums, kWide>(work, blockIdx.x, threadIdx.x, memory);
   __syncthreads();
   backward_sums_body<kSums>(work, blockIdx.x, threadIdx.x, memory);
 }
@@ -91,8 +91,8 @@ cudaError_t backward(const View3& grad, const View3& x, const View3& grad_x, con
                      const DeviceMemory& memory, cudaStream_t stream) {
   const BackwardGrid work = make_backward_grid(grad, x, grad_x, tasks);
   if (work.blocks() > INT32_MAX) return cudaErrorInvalidConfiguration;
-  return with_pack<T>(work, [&](auto pack, auto sums) {
-    const auto kernel = backward_kernel<T, pack(), sums()>;
+  return with_pack<T>(work, [&](auto pack, auto sums, auto wide) {
+    const auto kernel = backward_kernel<T, pack(), sums(), wide()>;
     const int shared = work.shared_bytes();
     if (shared > (48 << 10)) {
       const cudaError_t error =

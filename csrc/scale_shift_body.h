@@ -146,10 +146,9 @@ NLM_DEVICE void forward_body(const ForwardGrid& work, int64_t block, int thread,
 }
 
 // A view by outer index, inner index (in packs, where packs lie along it), first channel of a
-// thread, and column of a pack. `wide`: packs are moved at once.
+// thread, and column of a pack.
 struct WalkView {
   int64_t outer_stride, inner_stride, channel_stride, column_stride;
-  bool wide;
 };
 
 struct WalkPlace {
@@ -164,6 +163,7 @@ struct BackwardGrid {
   Tasks tasks;
   int64_t outer, inner, channels;  // inner in packs, where packs lie along it
   bool channels_first;             // packs and neighbouring threads lie along the channels
+  bool wide;                       // packs are moved at once
   int pack, sums;                  // columns of a pack; channels of a thread
   int walk_lanes, channel_lanes;   // powers of two; their product is a block's threads
   int slots;                       // tasks of a block
@@ -208,15 +208,13 @@ inline int64_t count_walk_blocks(const BackwardGrid& work, int64_t x_bytes) {
   return count > 1 ? count : 1;
 }
 
-inline WalkView walk_view(const View3& view, const BackwardGrid& work, int element_bytes) {
+inline WalkView walk_view(const View3& view, BackwardGrid& work, int element_bytes) {
   const RowView rows = row_view(view, work.channels_first);
   const int64_t columns = work.channels_first ? view.channels : view.inner;
-  const bool wide = takes_packs(view, rows, columns, work.pack, element_bytes);
-  if (work.channels_first) {
-    return {rows.outer_stride, rows.middle_stride, rows.column_stride, rows.column_stride, wide};
-  }
-  return {rows.outer_stride, rows.column_stride * work.pack, rows.middle_stride, rows.column_stride,
-          wide};
+  work.wide = work.wide && takes_packs(view, rows, columns, work.pack, element_bytes);
+  const int64_t outer = rows.outer_stride, middle = rows.middle_stride, step = rows.column_stride;
+  return work.channels_first ? WalkView{outer, middle, step, step}
+                             : WalkView{outer, step * work.pack, middle, step};
 }
 
 inline BackwardGrid make_backward_grid(const View3& grad, const View3& x, const View3& grad_x,
@@ -231,10 +229,10 @@ inline BackwardGrid make_backward_grid(const View3& grad, const View3& x, const 
   work.pack = backward_pack(work.channels_first, columns, tasks.count, element_bytes);
   work.sums = work.channels_first ? work.pack : 1;
   work.inner = work.channels_first ? x.inner : x.inner / work.pack;
+  work.wide = work.pack > 1;
   work.grad = walk_view(grad, work, element_bytes);
   work.x = walk_view(x, work, element_bytes);
   work.grad_x = walk_view(grad_x, work, element_bytes);
-
   const int64_t fitting = kMostSlots / work.sums;
   work.task_blocks = tasks.count > 0 ? (tasks.count - 1) / fitting + 1 : 1;
   work.slots = static_cast<int>((tasks.count + work.task_blocks - 1) / work.task_blocks);
@@ -243,8 +241,7 @@ inline BackwardGrid make_backward_grid(const View3& grad, const View3& x, const 
   while (along < 32 && along < wanted) along *= 2;
   work.channel_lanes = work.channels_first ? along : kBlockThreads / along;
   work.walk_lanes = kBlockThreads / work.channel_lanes;
-  const int64_t block_channels = int64_t{work.channel_lanes} * work.sums;
-  work.channel_blocks = (x.channels + block_channels - 1) / block_channels;
+  work.channel_blocks = (x.channels - 1) / (work.channel_lanes * work.sums) + 1;
   work.walk_blocks = count_walk_blocks(work, x.outer * x.channels * x.inner * element_bytes);
   const int64_t walks = work.walk_blocks * work.walk_lanes;
   work.outer_step = walks / work.inner;
@@ -252,46 +249,48 @@ inline BackwardGrid make_backward_grid(const View3& grad, const View3& x, const 
   return work;
 }
 
-// go(pack, sums): the grid's, as constants.
+template <int k>
+using Int = std::integral_constant<int, k>;
+// go(pack, sums, wide): the grid's, as constants.
 template <class T, class Go>
 auto with_pack(const BackwardGrid& work, const Go& go) {
   constexpr int kWide = 16 / sizeof(T);
   constexpr int kMost = kWide < 4 ? kWide : 4;
-  constexpr std::integral_constant<int, 1> one;
-  constexpr std::integral_constant<int, 2> two;
-  constexpr std::integral_constant<int, kMost> most;
-  constexpr std::integral_constant<int, kWide> wide;
-  if (work.pack == 1) return go(one, one);
-  if (!work.channels_first) return work.pack == kWide ? go(wide, one) : go(most, one);
-  return work.pack == 2 ? go(two, two) : go(most, most);
+  const auto choose = [&](auto wide) {
+    if (!work.channels_first) {
+      return work.pack == kWide ? go(Int<kWide>{}, Int<1>{}, wide)
+                                : go(Int<kMost>{}, Int<1>{}, wide);
+    }
+    return work.pack == 2 ? go(Int<2>{}, Int<2>{}, wide) : go(Int<kMost>{}, Int<kMost>{}, wide);
+  };
+  if (work.pack == 1) return go(Int<1>{}, Int<1>{}, std::false_type{});
+  return work.wide ? choose(std::true_type{}) : choose(std::false_type{});
 }
 
-template <class T, int kPack, class Packs, class Elements>
+template <class T, int kPack, bool kWide, class Packs, class Elements>
 NLM_DEVICE Pack<T, kPack> read_pack(const Packs& packs, const Elements& elements, int64_t at,
-                                    const WalkView& view) {
-  if (view.wide) return packs[at / kPack];
+                                    int64_t column_stride) {
+  if constexpr (kWide) return packs[at / kPack];
   Pack<T, kPack> pack;
-  for (int i = 0; i < kPack; ++i) pack.value[i] = elements[at + i * view.column_stride];
+  for (int i = 0; i < kPack; ++i) pack.value[i] = elements[at + i * column_stride];
   return pack;
 }
 
 // First phase: grad_x, and the sums of every thread in its slots.
-template <class T, int kPack, int kSums, class Memory>
+template <class T, int kPack, int kSums, bool kWide, class Memory>
 NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int thread,
                               const Memory& memory) {
   using Compute = ComputeType<T>;
   using Values = Pack<T, kPack>;
-  constexpr int kBytes = kPack * sizeof(T);
-  constexpr int kAhead = kBytes >= 16 || kSums >= 4 ? 2 : 4;  // positions read at once
-  constexpr int kUnknown = -1;                                // a task id out of range
-  constexpr int kNone = -2;
+  constexpr int kAhead = sizeof(Values) >= 16 || kSums >= 4 ? 2 : 4;  // positions read at once
+  constexpr int kUnknown = -1, kNone = -2;  // no task: of an id out of range; so far
   const auto slots = memory.template shared<SumPair>();
   for (int s = 0; s < work.slots * kSums; ++s) slots[s * kBlockThreads + thread] = {};
   const WalkPlace place = work.place(block, thread);
   if (place.channel >= work.channels) return;
-
   SumPair sums[kSums] = {};
   Pack<Compute, kSums> scale = {};
+  const bool has_ids = work.tasks.ids != nullptr;
   int slot = kNone;  // what the sums and the scale belong to
   const auto put_sums = [&] {
     if (slot < 0) return;
@@ -303,43 +302,44 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
   const auto advance = [&] {
     outer += work.outer_step;
     inner += work.inner_step;
-    if (inner >= work.inner) {
-      inner -= work.inner;
-      ++outer;
-    }
+    if (inner < work.inner) return;
+    inner -= work.inner;
+    ++outer;
   };
   while (outer < work.outer) {
     Values grads[kAhead], values[kAhead];
-    int64_t results_at[kAhead];
-    int next[kAhead];
+    int64_t results_at[kAhead], tasks[kAhead];
+    int count = 0;
+    // No load waits for another one; past the end, the last outer index is read again.
     for (int k = 0; k < kAhead; ++k) {
-      next[k] = kNone;
-      while (outer < work.outer) {
+      while (work.task_blocks > 1 && outer < work.outer) {
         const int64_t task = task_of(work.tasks, outer, memory);
-        next[k] = task < 0 ? kUnknown : static_cast<int>(task - place.first_task);
-        if (work.task_blocks == 1) break;
-        const int64_t owner = task < 0 ? 0 : task;
-        if (owner >= place.first_task && owner < place.first_task + work.slots) break;
-        next[k] = kNone;
+        const int64_t owner = (task < 0 ? 0 : task) - place.first_task;
+        if (owner >= 0 && owner < work.slots) break;
         advance();
       }
-      if (outer >= work.outer) continue;
+      const int64_t readable = outer < work.outer ? outer : work.outer - 1;
+      count += outer < work.outer;
+      tasks[k] = has_ids ? memory.task_ids()[quotient(readable, work.tasks.outer_per_sample)] : 0;
       const auto at = [&](const WalkView& view) {
-        return outer * view.outer_stride + inner * view.inner_stride +
+        return readable * view.outer_stride + inner * view.inner_stride +
                place.channel * view.channel_stride;
       };
-      grads[k] = read_pack<T, kPack>(memory.template grad<Values>(), memory.template grad<T>(),
-                                     at(work.grad), work.grad);
-      values[k] = read_pack<T, kPack>(memory.template x<Values>(), memory.template x<T>(),
-                                      at(work.x), work.x);
+      grads[k] =
+          read_pack<T, kPack, kWide>(memory.template grad<Values>(), memory.template grad<T>(),
+                                     at(work.grad), work.grad.column_stride);
+      values[k] = read_pack<T, kPack, kWide>(memory.template x<Values>(), memory.template x<T>(),
+                                             at(work.x), work.x.column_stride);
       results_at[k] = at(work.grad_x);
       advance();
     }
     for (int k = 0; k < kAhead; ++k) {
-      if (next[k] == kNone) continue;
-      if (next[k] != slot) {
+      if (k >= count) continue;
+      const bool known = tasks[k] >= 0 && tasks[k] < work.tasks.count;
+      const int next = known ? static_cast<int>(tasks[k] - place.first_task) : kUnknown;
+      if (next != slot) {
         put_sums();
-        slot = next[k];
+        slot = next;
         const int64_t first = (place.first_task + slot) * work.channels + place.channel;
         for (int i = 0; i < kSums; ++i) {
           if (slot >= 0) sums[i] = slots[(slot * kSums + i) * kBlockThreads + thread];
@@ -356,7 +356,7 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
         sum.value[0] += static_cast<double>(g) * static_cast<double>(value);
         sum.value[1] += static_cast<double>(g);
       }
-      if (work.grad_x.wide) {
+      if constexpr (kWide) {
         memory.template grad_x<Values>()[results_at[k] / kPack] = result;
       } else {
         const auto results = memory.template grad_x<T>();
@@ -377,14 +377,14 @@ NLM_DEVICE void backward_sums_body(const BackwardGrid& work, int64_t block, int 
   const WalkPlace first = work.place(block, 0);
   const int block_channels = work.channel_lanes * kSums;
   const int step = work.channels_first ? work.channel_lanes : 1;
+  const int lane_step = work.channels_first ? 1 : work.walk_lanes;
   for (int e = thread; e < work.slots * block_channels; e += kBlockThreads) {
     const int slot = e / block_channels;
-    const int lane = e % block_channels / kSums;
     const int64_t task = first.first_task + slot;
     const int64_t channel = first.channel + e % block_channels;
     if (task >= work.tasks.count || channel >= work.channels) continue;
-    const int from = (slot * kSums + e % kSums) * kBlockThreads +
-                     (work.channels_first ? lane : lane * work.walk_lanes);
+    const int from =
+        (slot * kSums + e % kSums) * kBlockThreads + e % block_channels / kSums * lane_step;
     SumPair total = {};
     for (int w = 0; w < work.walk_lanes; ++w) {
       const SumPair sum = slots[from + w * step];

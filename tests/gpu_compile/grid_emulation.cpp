@@ -186,9 +186,9 @@ int64_t run_backward(const BackwardGrid& work, ScaleShiftMemory memory) {
   std::vector<SumPair> slots(work.shared_bytes() / sizeof(SumPair), SumPair{{nan, nan}});
   const auto begin = reinterpret_cast<uintptr_t>(slots.data());
   memory.shared_range = {begin, begin + static_cast<uintptr_t>(work.shared_bytes())};
-  return with_pack<T>(work, [&](auto pack, auto sums) {
+  return with_pack<T>(work, [&](auto pack, auto sums, auto wide) {
     const auto walk = [&](int64_t block, int thread) {
-      backward_body<T, pack(), sums()>(work, block, thread, memory);
+      backward_body<T, pack(), sums(), wide()>(work, block, thread, memory);
     };
     const auto add = [&](int64_t block, int thread) {
       backward_sums_body<sums()>(work, block, thread, memory);
