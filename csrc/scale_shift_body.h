@@ -270,9 +270,9 @@ auto with_pack(const BackwardGrid& work, const Go& go) {
 template <class T, int kPack, bool kWide, class Packs, class Elements>
 NLM_DEVICE Pack<T, kPack> read_pack(const Packs& packs, const Elements& elements, int64_t at,
                                     int64_t column_stride) {
-  if constexpr (kWide) return packs[at / kPack];
   Pack<T, kPack> pack;
-  for (int i = 0; i < kPack; ++i) pack.value[i] = elements[at + i * column_stride];
+  if constexpr (kWide) pack = packs[at / kPack];
+  for (int i = 0; !kWide && i < kPack; ++i) pack.value[i] = elements[at + i * column_stride];
   return pack;
 }
 
