@@ -100,17 +100,18 @@ void bind_scale_shift(py::module_& m) {
               "scale_shift");
       },
       Released());
-  m.def("scale_shift_walks", &scale_shift_walks);
+  m.def("scale_shift_partial_rows", [](const ViewTuple& x, int64_t task_count) {
+    return scale_shift_partial_rows(to_view(x), task_count);
+  });
   m.def(
       "scale_shift_backward",
       [](const ViewTuple& grad, const ViewTuple& x, const ViewTuple& grad_x, Address scale,
-         Address task_ids, int64_t task_count, int64_t outer_per_sample, int64_t walks,
-         Address partial_scale, Address partial_shift, Address stream) {
-        check(scale_shift_backward_cuda(to_view(grad), to_view(x), to_view(grad_x),
-                                        pointer<void>(scale),
-                                        to_tasks(task_ids, task_count, outer_per_sample), walks,
-                                        pointer<double>(partial_scale),
-                                        pointer<double>(partial_shift), pointer<void>(stream)),
+         Address task_ids, int64_t task_count, int64_t outer_per_sample, Address partial_scale,
+         Address partial_shift, Address stream) {
+        check(scale_shift_backward_cuda(
+                  to_view(grad), to_view(x), to_view(grad_x), pointer<void>(scale),
+                  to_tasks(task_ids, task_count, outer_per_sample), pointer<double>(partial_scale),
+                  pointer<double>(partial_shift), pointer<void>(stream)),
               "scale_shift_backward");
       },
       Released());

@@ -2,7 +2,7 @@
 // magnitude_threshold_body.h's.
 //
 // Three reads of the values and of the base for a float32 result, six for a float64 one; nothing is
-// copied to the host..
+// copied to the host.
 #define NLM_ISA device
 
 #include <cuda_runtime.h>

@@ -47,6 +47,15 @@ struct DeviceMemory {
   NLM_DEVICE const int64_t* task_ids() const { return ids; }
   NLM_DEVICE double* grad_scale() const { return scale_sums; }
   NLM_DEVICE double* grad_shift() const { return shift_sums; }
+  template <class T>
+  NLM_DEVICE T* shared() const {
+#if defined(__CUDA_ARCH__)
+    extern __shared__ SumPair slots[];
+    return reinterpret_cast<T*>(slots);
+#else
+    return nullptr;
+#endif
+  }
 };
 
 template <class T, int kPack>
@@ -55,10 +64,12 @@ __global__ void __launch_bounds__(kBlockThreads)
   forward_body<T, kPack>(work, blockIdx.x, threadIdx.x, memory);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBlockThreads)
+template <class T, int kPack, int kSums, bool kWide>
+__global__ void __launch_bounds__(kBlockThreads, 3)
     backward_kernel(const __grid_constant__ BackwardGrid work, const DeviceMemory memory) {
-  backward_body<T>(work, blockIdx.x, threadIdx.x, memory);
+  backward_body<T, kPack, kSums, kWide>(work, blockIdx.x, threadIdx.x, memory);
+  __syncthreads();
+  backward_sums_body<kSums>(work, blockIdx.x, threadIdx.x, memory);
 }
 
 template <class T>
@@ -76,11 +87,21 @@ cudaError_t forward(const View3& x, const View3& y, const DeviceMemory& memory, 
 }
 
 template <class T>
-cudaError_t backward(const BackwardGrid& work, const DeviceMemory& memory, cudaStream_t stream) {
-  const int64_t blocks = work.walk_blocks * work.channel_blocks;
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  backward_kernel<T><<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream>>>(work, memory);
-  return cudaGetLastError();
+cudaError_t backward(const View3& grad, const View3& x, const View3& grad_x, const Tasks& tasks,
+                     const DeviceMemory& memory, cudaStream_t stream) {
+  const BackwardGrid work = make_backward_grid(grad, x, grad_x, tasks);
+  if (work.blocks() > INT32_MAX) return cudaErrorInvalidConfiguration;
+  return with_pack<T>(work, [&](auto pack, auto sums, auto wide) {
+    const auto kernel = backward_kernel<T, pack(), sums(), wide()>;
+    const int shared = work.shared_bytes();
+    if (shared > (48 << 10)) {
+      const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      if (error != cudaSuccess) return error;
+    }
+    kernel<<<static_cast<unsigned>(work.blocks()), kBlockThreads, shared, stream>>>(work, memory);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace
@@ -103,27 +124,27 @@ int scale_shift_cuda(const View3& x, const View3& y, const void* scale, const vo
   return cudaErrorInvalidValue;
 }
 
-int64_t scale_shift_walks(int64_t positions, int64_t tasks, int64_t channels) {
-  return walk_count(positions, tasks, channels);
+int64_t scale_shift_partial_rows(const View3& x, int64_t tasks) {
+  if (x.empty()) return 0;
+  return make_backward_grid(x, x, x, {nullptr, tasks, 1}).walk_blocks;
 }
 
 int scale_shift_backward_cuda(const View3& grad, const View3& x, const View3& grad_x,
-                              const void* scale, const Tasks& tasks, int64_t walks,
-                              double* partial_scale, double* partial_shift, void* stream) {
+                              const void* scale, const Tasks& tasks, double* partial_scale,
+                              double* partial_shift, void* stream) {
   if (x.empty()) return cudaSuccess;
   const DeviceMemory memory = {grad.data,   x.data,    scale,         nullptr,
                                grad_x.data, tasks.ids, partial_scale, partial_shift};
-  const BackwardGrid work = make_backward_grid(grad, x, grad_x, tasks, walks);
   const auto on = static_cast<cudaStream_t>(stream);
   switch (x.dtype) {
     case DType::kFloat16:
-      return backward<DeviceFloat16>(work, memory, on);
+      return backward<DeviceFloat16>(grad, x, grad_x, tasks, memory, on);
     case DType::kBFloat16:
-      return backward<DeviceBFloat16>(work, memory, on);
+      return backward<DeviceBFloat16>(grad, x, grad_x, tasks, memory, on);
     case DType::kFloat32:
-      return backward<float>(work, memory, on);
+      return backward<float>(grad, x, grad_x, tasks, memory, on);
     case DType::kFloat64:
-      return backward<double>(work, memory, on);
+      return backward<double>(grad, x, grad_x, tasks, memory, on);
   }
   return cudaErrorInvalidValue;
 }

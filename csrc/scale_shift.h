@@ -30,11 +30,11 @@ NLM_KERNEL(void, scale_shift_backward,
 int scale_shift_cuda(const View3& x, const View3& y, const void* scale, const void* shift,
                      const Tasks& tasks, void* stream);
 
-// partial_scale and partial_shift are float64 [walks, tasks.count, channels], zero; their sums over
-// the walks are the gradients. walks = scale_shift_walks(outer * inner, tasks.count, channels).
-int64_t scale_shift_walks(int64_t positions, int64_t tasks, int64_t channels);
+// partial_scale and partial_shift are float64 [rows, tasks.count, channels], overwritten; their
+// sums over the rows, scale_shift_partial_rows(x, tasks.count) of them, are the gradients.
+int64_t scale_shift_partial_rows(const View3& x, int64_t tasks);
 int scale_shift_backward_cuda(const View3& grad, const View3& x, const View3& grad_x,
-                              const void* scale, const Tasks& tasks, int64_t walks,
-                              double* partial_scale, double* partial_shift, void* stream);
+                              const void* scale, const Tasks& tasks, double* partial_scale,
+                              double* partial_shift, void* stream);
 
 }  // namespace nlm

@@ -215,11 +215,11 @@ def _cuda_backward(
     wide = _parameters(scale, x)
     task = None if task is None else task.contiguous()
     ids, tasks, outer_per_sample = _task_arguments(x, scale, task, dim)
-    channels = x.shape[dim]
-    walks = _native.cuda.scale_shift_walks(x.numel() // max(channels, 1), tasks, channels)
-    partial = wide.new_zeros((2, walks, *scale.shape), dtype=torch.float64)
+    grad3, x3, grad_x3 = map(_native.view3, views)
+    rows = _native.cuda.scale_shift_partial_rows(x3, tasks)
+    partial = wide.new_empty((2, rows, *scale.shape), dtype=torch.float64)
     _native.cuda.scale_shift_backward(
-        *map(_native.view3, views), wide.data_ptr(), ids, tasks, outer_per_sample, walks,
+        grad3, x3, grad_x3, wide.data_ptr(), ids, tasks, outer_per_sample,
         partial[0].data_ptr(), partial[1].data_ptr(), _native.stream(x),
     )  # fmt: skip
     sums = partial.sum(1)

@@ -89,10 +89,9 @@ def compile_emulation(folder: Path) -> ctypes.CDLL:
     subprocess.run([*compiler, *flags, include, *sources, "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     for name in (
-        "permute", "permute_add", "scale_shift", "walks", "scale_shift_backward",
-        "magnitude_state", "magnitude_threshold", "sign_merge",
-        "permute", "permute_add", "scale_shift", "walks", "scale_shift_backward", "dare",
-        "tall_mask", "tall_mask_apply", "tall_mask_walks", "tall_mask_agreement",
+        "permute", "permute_add", "scale_shift", "partial_rows", "scale_shift_backward",
+        "magnitude_state", "magnitude_threshold", "sign_merge", "dare", "tall_mask",
+        "tall_mask_apply", "tall_mask_walks", "tall_mask_agreement",
     ):  # fmt: skip
         getattr(loaded, f"emulate_{name}").restype = ctypes.c_int64
     return loaded
@@ -155,23 +154,23 @@ class EmulatedDevice(SelectionDevice):
             ctypes.byref(Tasks(ids, tasks, outer_per_sample)), ctypes.byref(ranges), *self._blocks,
         )  # fmt: skip
 
-    def scale_shift_walks(self, positions: int, tasks: int, channels: int) -> int:
-        return self._library.emulate_walks(*map(ctypes.c_int64, (positions, tasks, channels)))
+    def scale_shift_partial_rows(self, x: tuple, tasks: int) -> int:
+        return self._library.emulate_partial_rows(ctypes.byref(View3(*x)), ctypes.c_int64(tasks))
 
     def scale_shift_backward(
         self, grad: tuple, x: tuple, grad_x: tuple, scale: int,
         ids: int, tasks: int, outer_per_sample: int,
-        walks: int, partial_scale: int, partial_shift: int, stream: int,
+        partial_scale: int, partial_shift: int, stream: int,
     ) -> None:  # fmt: skip
         ranges = _parameter_ranges(x, scale, ids, tasks, outer_per_sample)
         ranges.grad, ranges.y = view_range(grad), view_range(grad_x)
-        ranges.scale_sums = array_range(partial_scale, walks * tasks * x[3], 8)
-        ranges.shift_sums = array_range(partial_shift, walks * tasks * x[3], 8)
+        rows = self.scale_shift_partial_rows(x, tasks)
+        ranges.scale_sums = array_range(partial_scale, rows * tasks * x[3], 8)
+        ranges.shift_sums = array_range(partial_shift, rows * tasks * x[3], 8)
         self._run(
             "scale_shift_backward", *(ctypes.byref(View3(*view)) for view in (grad, x, grad_x)),
             ctypes.c_void_p(scale), ctypes.byref(Tasks(ids, tasks, outer_per_sample)),
-            ctypes.c_int64(walks), ctypes.c_void_p(partial_scale), ctypes.c_void_p(partial_shift),
-            ctypes.byref(ranges),
+            ctypes.c_void_p(partial_scale), ctypes.c_void_p(partial_shift), ctypes.byref(ranges),
         )  # fmt: skip
 
     def tall_mask(

@@ -80,6 +80,7 @@ struct ScaleShiftMemory {
   const int64_t* ids;
   double *scale_sums, *shift_sums;
   const ScaleShiftRanges& ranges;
+  Range shared_range = {};
 
   template <class T>
   Checked<const T> grad() const {
@@ -108,6 +109,10 @@ struct ScaleShiftMemory {
   Checked<const int64_t> task_ids() const { return checked<const int64_t>(ids, ranges.ids); }
   Checked<double> grad_scale() const { return checked<double>(scale_sums, ranges.scale_sums); }
   Checked<double> grad_shift() const { return checked<double>(shift_sums, ranges.shift_sums); }
+  template <class T>
+  Checked<T> shared() const {
+    return checked<T>(reinterpret_cast<const void*>(shared_range.begin), shared_range);
+  }
 };
 
 template <class T>
@@ -127,9 +132,26 @@ int64_t run_forward(const View3& x, const View3& y, const Tasks& tasks,
 }
 
 template <class T>
-int64_t run_backward(const BackwardGrid& work, const ScaleShiftMemory& memory) {
-  return run(work.walk_blocks * work.channel_blocks, 0, -1,
-             [&](int64_t block, int thread) { backward_body<T>(work, block, thread, memory); });
+int64_t run_backward(const BackwardGrid& work, ScaleShiftMemory memory) {
+  const double nan = __builtin_nan("");
+  std::vector<SumPair> slots(work.shared_bytes() / sizeof(SumPair), SumPair{{nan, nan}});
+  const auto begin = reinterpret_cast<uintptr_t>(slots.data());
+  memory.shared_range = {begin, begin + static_cast<uintptr_t>(work.shared_bytes())};
+  return with_pack<T>(work, [&](auto pack, auto sums, auto wide) {
+    const auto walk = [&](int64_t block, int thread) {
+      backward_body<T, pack(), sums(), wide()>(work, block, thread, memory);
+    };
+    const auto add = [&](int64_t block, int thread) {
+      backward_sums_body<sums()>(work, block, thread, memory);
+    };
+    return run(work.blocks(), 0, -1, walk, add);
+  });
+}
+
+template <class T>
+int64_t run_backward(const View3& grad, const View3& x, const View3& grad_x, const Tasks& tasks,
+                     const ScaleShiftMemory& memory) {
+  return run_backward<T>(make_backward_grid(grad, x, grad_x, tasks), memory);
 }
 
 }  // namespace
@@ -199,27 +221,26 @@ int64_t emulate_scale_shift(const View3* x, const View3* y, const void* scale, c
   return -1;
 }
 
-int64_t emulate_walks(int64_t positions, int64_t tasks, int64_t channels) {
-  return walk_count(positions, tasks, channels);
+int64_t emulate_partial_rows(const View3* x, int64_t tasks) {
+  if (x->empty()) return 0;
+  return make_backward_grid(*x, *x, *x, {nullptr, tasks, 1}).walk_blocks;
 }
 
 int64_t emulate_scale_shift_backward(const View3* grad, const View3* x, const View3* grad_x,
-                                     const void* scale, const Tasks* tasks, int64_t walks,
-                                     double* partial_scale, double* partial_shift,
-                                     const ScaleShiftRanges* ranges) {
+                                     const void* scale, const Tasks* tasks, double* partial_scale,
+                                     double* partial_shift, const ScaleShiftRanges* ranges) {
   if (x->empty()) return 0;
   const ScaleShiftMemory memory = {grad->data, x->data,       scale,         nullptr, grad_x->data,
                                    tasks->ids, partial_scale, partial_shift, *ranges};
-  const BackwardGrid work = make_backward_grid(*grad, *x, *grad_x, *tasks, walks);
   switch (x->dtype) {
     case DType::kFloat16:
-      return run_backward<DeviceFloat16>(work, memory);
+      return run_backward<DeviceFloat16>(*grad, *x, *grad_x, *tasks, memory);
     case DType::kBFloat16:
-      return run_backward<DeviceBFloat16>(work, memory);
+      return run_backward<DeviceBFloat16>(*grad, *x, *grad_x, *tasks, memory);
     case DType::kFloat32:
-      return run_backward<float>(work, memory);
+      return run_backward<float>(*grad, *x, *grad_x, *tasks, memory);
     case DType::kFloat64:
-      return run_backward<double>(work, memory);
+      return run_backward<double>(*grad, *x, *grad_x, *tasks, memory);
   }
   return -1;
 }

@@ -72,5 +72,5 @@ def test_runs_move_in_16_bytes(stem: str, compiled: dict[str, tuple[Path, str]])
 
 def test_module_imports_without_a_driver() -> None:
     module = pytest.importorskip("nlm._C_cuda", reason="nlm._C_cuda was not built")
-    walks = module.scale_shift_walks(1 << 20, 1, 64)
-    assert walks == (1 << 18) // 64
+    tokens = (0, 2, 1 << 16, 768, 1, 768, 1, 1)  # float32 [65536, 768]
+    assert module.scale_shift_partial_rows(tokens, 8) == 33  # by 12 blocks of channels

@@ -242,6 +242,47 @@ def test_masks_beyond_32_bits(library) -> None:
     assert torch.equal(out[-11:], tail) and tail.any() and not torch.equal(tail, ends[0])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "tasks", "dim"),
+    [
+        (torch.float32, (700, 260), 3, 1),  # four channels a thread, the last block not full
+        (torch.bfloat16, (700, 260), 3, 1),
+        (torch.float32, (301, 262), 8, 1),  # two channels, whose tasks just fit
+        (torch.bfloat16, (301, 264), 7, 1),
+        (torch.float32, (300, 33), 16, 1),
+        (torch.float64, (257, 66), 4, 1),
+        (torch.float16, (500, 24), 41, 1),  # blocks share the tasks
+        (torch.float32, (9, 4, 140), 20, 1),
+        (torch.float32, (6, 31, 132), 2, 2),
+        (torch.float32, (5, 9, 34, 34), 2, 1),  # packs of four inner positions
+        (torch.bfloat16, (5, 9, 40, 40), 2, 1),  # of eight
+        (torch.float16, (5, 9, 30, 30), 2, 1),  # of four
+        (torch.float64, (5, 9, 20, 20), 17, 1),
+        (torch.float32, (40, 3, 31, 31), 1, 1),
+        (torch.float32, (70000, 3), 1, 1),  # several rows of partial sums
+    ],
+)
+def test_wide_backward(
+    device: EmulatedDevice, dtype: torch.dtype, shape: tuple[int, ...], tasks: int, dim: int
+) -> None:
+    """Packs, whole blocks of walks and shared tasks, of which the samples are too small."""
+    make = torch.Generator().manual_seed(5)
+    x, grad = (torch.randn(shape, generator=make).to(dtype) for _ in range(2))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = torch.randn(tasks, shape[dim], generator=make).to(wide)
+    task = torch.randint(tasks, shape[:1], generator=make)
+    args = (grad, x, scale, task, dim)
+    results = launch("scale_shift_backward", *args)
+    truths = operations()["scale_shift_backward"].reference(*args)
+    assert same_bits(results[0], truths[0])
+    for sums, truth in zip(results[1:], truths[1:], strict=True):
+        assert relative_error(sums, truth) <= allowed_error(0.0, truth.dtype)
+    shifted = [torch.cat([t.flatten()[:1], t.flatten()])[1:].view(shape) for t in (grad, x)]
+    for other in (shifted, (grad.movedim(0, -1).contiguous().movedim(-1, 0), x)):
+        again = launch("scale_shift_backward", *other, *args[2:])
+        assert all(map(same_bits, again, results))  # neither address nor grad's layout matters
+
+
 def test_task_out_of_range_is_nan(device: EmulatedDevice) -> None:
     x, scale = torch.ones(4, 3), torch.ones(2, 3)
     task = torch.tensor([0, 2, -1, 1])
@@ -250,6 +291,8 @@ def test_task_out_of_range_is_nan(device: EmulatedDevice) -> None:
     grad_x, grad_scale, grad_shift = launch("scale_shift_backward", x, x, scale, task, 1)
     assert grad_x[1:3].isnan().all() and not grad_x[::3].isnan().any()
     assert torch.equal(grad_scale, torch.ones(2, 3)) and torch.equal(grad_shift, torch.ones(2, 3))
+    grad_x, *sums = launch("scale_shift_backward", x, x, scale[:0], task, 1)
+    assert grad_x.isnan().all() and [total.shape for total in sums] == [(0, 3), (0, 3)]
 
 
 @pytest.mark.parametrize("wrong", [-1, 4, 1 << 40])
