@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "roofline.md"
 MEASURED = ROOT / "benchmarks" / "results" / "gpu_suite.json"
-#: Products on tensor cores that make one of float32's exactness (tf32x3, bf16x3).
-SPLIT_INTO = {"cross_moments_": 3}
+#: Products of float16 numbers that cross_moments_ makes one of, by the type of its streams.
+SPLIT_INTO = {"float32": 3, "bfloat16": 1, "float16": 1}
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class Need:
 
     def seconds(self, gpu: Gpu) -> tuple[float, float]:
         """Of its bytes, and of its flops."""
-        rate = gpu.vector
-        if self.multiplies and (self.op in SPLIT_INTO or self.dtype != "float32"):
-            rate = gpu.tensor[self.dtype] / SPLIT_INTO.get(self.op, 1)
+        rate = gpu.tensor["float16"] / SPLIT_INTO[self.dtype] if self.multiplies else gpu.vector
         return self.bytes / gpu.memory / 1e9, self.flops / rate / 1e12
 
 
