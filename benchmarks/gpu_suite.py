@@ -211,10 +211,17 @@ def scale_shift_workloads() -> Iterator[Workload]:
 
 def _backward(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     """Gradients for the inputs, which are forward's first arguments."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    result = forward(*leaves)
-    gradient = torch.randn_like(result)
-    return lambda: torch.autograd.grad(result, leaves, gradient, retain_graph=True)
+    graph: list[Any] = []
+
+    def call() -> Any:
+        if not graph:
+            torch._functorch.config.donated_buffer = False  # which takes no retain_graph
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            result = forward(*leaves)
+            graph.extend((result, leaves, torch.randn_like(result)))
+        return torch.autograd.grad(*graph, retain_graph=True)
+
+    return call
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
