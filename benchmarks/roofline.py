@@ -109,8 +109,8 @@ def page() -> str:
             f"{each.tensor['float32']} tf32, {each.tensor['bfloat16']} bfloat16"
             for each in GPUS
         ),
-        "- `cross_moments_` makes each float32 product of three float16 products on the tensor cores, "
-        "and one of bfloat16 or float16 of one where the values allow.",
+        "- `cross_moments_` makes each float32 product of three float16 products on the tensor "
+        "cores, and one of bfloat16 or float16 of one where the values allow.",
         "",
         f"Measured: the median of `benchmarks/gpu_suite.py` on {gpu}."
         if gpu
