@@ -282,7 +282,7 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
                               const Memory& memory) {
   using Compute = ComputeType<T>;
   using Values = Pack<T, kPack>;
-  constexpr int kAhead = sizeof(Values) >= 16 || kSums >= 4 ? 2 : 4;  // positions read at once
+  constexpr int kAhead = !kWide && kPack > 1 ? 1 : sizeof(Values) >= 16 || kSums >= 4 ? 2 : 4;
   constexpr int kUnknown = -1, kNone = -2;  // no task: of an id out of range; so far
   const auto slots = memory.template shared<SumPair>();
   for (int s = 0; s < work.slots * kSums; ++s) slots[s * kBlockThreads + thread] = {};
@@ -310,7 +310,7 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
     Values grads[kAhead], values[kAhead];
     int64_t results_at[kAhead], tasks[kAhead];
     int count = 0;
-    // No load waits for another one; past the end, the last outer index is read again.
+    // kAhead positions: no load waits for another; past the end the last outer index is read again.
     for (int k = 0; k < kAhead; ++k) {
       while (work.task_blocks > 1 && outer < work.outer) {
         const int64_t task = task_of(work.tasks, outer, memory);
