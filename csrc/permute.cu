@@ -46,21 +46,21 @@ struct DeviceMemory {
   }
 };
 
-template <class T, int kPack, class Write>
-__global__ void __launch_bounds__(kBlockThreads, 3)
+template <class T, int kPack, Columns kColumns, class Write>
+__global__ void __launch_bounds__(kBlockThreads, kColumns == Columns::kStaged ? 4 : 3)
     permute_kernel(const __grid_constant__ PermuteGrid work, const Write write) {
   const DeviceMemory memory = {work.plan};
-  if (work.staged_columns != 0) {
+  if constexpr (kColumns == Columns::kStaged) {
     stage_body<T>(work, blockIdx.x, threadIdx.x, memory);
     __syncthreads();
   }
-  permute_body<T, kPack>(work, blockIdx.x, threadIdx.x, memory, write);
+  permute_body<T, kPack, kColumns>(work, blockIdx.x, threadIdx.x, memory, write);
 }
 
-template <class T, int kPack, class Write>
+template <class T, int kPack, Columns kColumns, class Write>
 cudaError_t launch(const PermuteGrid& work, const Write& write, cudaStream_t stream) {
   if (work.grid.blocks() > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const auto kernel = permute_kernel<T, kPack, Write>;
+  const auto kernel = permute_kernel<T, kPack, kColumns, Write>;
   const int shared = static_cast<int>(shared_bytes(work, sizeof(T)));
   if (shared > (48 << 10)) {
     const cudaError_t error =
@@ -71,13 +71,22 @@ cudaError_t launch(const PermuteGrid& work, const Write& write, cudaStream_t str
   return cudaGetLastError();
 }
 
+template <class T, int kPack, class Write>
+cudaError_t launch_gather(const PermuteGrid& work, const Write& write, cudaStream_t stream) {
+  return columns_of(work) == Columns::kStaged
+             ? launch<T, kPack, Columns::kStaged>(work, write, stream)
+             : launch<T, kPack, Columns::kGathered>(work, write, stream);
+}
+
 template <class T, class Write>
 cudaError_t launch(const Plan& plan, const Write& write, cudaStream_t stream) {
   if (plan.elements == 0) return cudaSuccess;
   constexpr int kPack = kPackOf<sizeof(T)>;
   int pack = 0;
   const PermuteGrid work = make_permute_grid(plan, sizeof(T), kPack, pack);
-  return pack == kPack ? launch<T, kPack>(work, write, stream) : launch<T, 1>(work, write, stream);
+  if (!work.gathers) return launch<T, 1, Columns::kCopied>(work, write, stream);
+  return pack == kPack ? launch_gather<T, kPack>(work, write, stream)
+                       : launch_gather<T, 1>(work, write, stream);
 }
 
 cudaError_t copy(const PermuteItem& item, int element_bytes, cudaStream_t stream) {

@@ -219,7 +219,10 @@ NLM_DEVICE void gather_columns(const PermuteGrid& work, int64_t block, int threa
   }
   const int64_t begin = index_begin(work, a, row);
   const int64_t target_row = row * work.grid.columns;
-  const int64_t rows = work.stack < work.rows - row ? work.stack : work.rows - row;
+  int64_t rows = 1;
+  if (sizeof(Place) == 4) {  // staged: else there are no stacks
+    rows = work.stack < work.rows - row ? work.stack : work.rows - row;
+  }
   for (; column < end; column += work.grid.lanes) {
     int64_t at = position;
     int64_t inside = in_run;
@@ -249,29 +252,37 @@ NLM_DEVICE void gather_columns(const PermuteGrid& work, int64_t block, int threa
   }
 }
 
-template <class T, int kPack, class Memory, class Write>
+// What is done with a row's columns. Each is a kernel of its own, with its own need of registers.
+enum class Columns { kCopied, kGathered, kStaged };
+
+inline Columns columns_of(const PermuteGrid& work) {
+  if (!work.gathers) return Columns::kCopied;
+  return work.staged_columns != 0 ? Columns::kStaged : Columns::kGathered;
+}
+
+template <class T, int kPack, Columns kColumns, class Memory, class Write>
 NLM_DEVICE void permute_body(const PermuteGrid& work, int64_t block, int thread,
                              const Memory& memory, const Write& write) {
   const int64_t row = work.grid.row(block, thread) * work.stack;
   if (row >= work.rows) return;
-  if (work.staged_columns != 0) {
+  if constexpr (kColumns == Columns::kStaged) {
     const int64_t local = thread / work.grid.lanes * work.stack * work.staged_columns;
     gather_columns<T, kPack, int32_t>(work, block, thread, row, memory.template shared<T>(), local,
                                       memory, write);
-    return;
-  }
-  const auto source = memory.template source<T>();
-  const int64_t offset = row_offset(work, row, memory);
-  if (work.gathers) {
-    gather_columns<T, kPack, int64_t>(work, block, thread, row, source, offset, memory, write);
-    return;
-  }
-  const auto target = memory.template target<T>();
-  const int64_t stride = work.plan.axes[work.leading].stride;
-  const int64_t end = work.grid.end_column(block);
-  for (int64_t column = work.grid.first_column(block, thread); column < end;
-       column += work.grid.lanes) {
-    write(target[row * work.grid.columns + column], source[offset + column * stride]);
+  } else {
+    const auto source = memory.template source<T>();
+    const int64_t offset = row_offset(work, row, memory);
+    if constexpr (kColumns == Columns::kGathered) {
+      gather_columns<T, kPack, int64_t>(work, block, thread, row, source, offset, memory, write);
+    } else {
+      const auto target = memory.template target<T>();
+      const int64_t stride = work.plan.axes[work.leading].stride;
+      const int64_t end = work.grid.end_column(block);
+      for (int64_t column = work.grid.first_column(block, thread); column < end;
+           column += work.grid.lanes) {
+        write(target[row * work.grid.columns + column], source[offset + column * stride]);
+      }
+    }
   }
 }
 

@@ -36,7 +36,7 @@ struct PermuteMemory {
   void fail() const { ++violations; }
 };
 
-template <class T, int kPack, class Write>
+template <class T, int kPack, Columns kColumns, class Write>
 int64_t run_permute(const PermuteGrid& work, const Range* ranges, const Write& write,
                     int64_t first_block, int64_t end_block) {
   std::vector<Word16> staged(shared_bytes(work, sizeof(T)) / sizeof(Word16) + 1);
@@ -44,12 +44,22 @@ int64_t run_permute(const PermuteGrid& work, const Range* ranges, const Write& w
   const Range shared = {begin, begin + static_cast<uintptr_t>(shared_bytes(work, sizeof(T)))};
   const PermuteMemory memory = {work.plan, ranges, ranges + 1, ranges + 2, shared};
   const auto stage = [&](int64_t block, int thread) {
-    if (work.staged_columns != 0) stage_body<T>(work, block, thread, memory);
+    if (kColumns == Columns::kStaged) stage_body<T>(work, block, thread, memory);
   };
   const auto gather = [&](int64_t block, int thread) {
-    permute_body<T, kPack>(work, block, thread, memory, write);
+    permute_body<T, kPack, kColumns>(work, block, thread, memory, write);
   };
   return run(work.grid.blocks(), first_block, end_block, stage, gather);
+}
+
+template <class T, int kPack, class Write>
+int64_t run_permute(const PermuteGrid& work, const Range* ranges, const Write& write,
+                    int64_t first_block, int64_t end_block) {
+  const auto go =
+      columns_of(work) == Columns::kStaged     ? run_permute<T, kPack, Columns::kStaged, Write>
+      : columns_of(work) == Columns::kGathered ? run_permute<T, kPack, Columns::kGathered, Write>
+                                               : run_permute<T, kPack, Columns::kCopied, Write>;
+  return go(work, ranges, write, first_block, end_block);
 }
 
 template <class T, class Write>
