@@ -1,9 +1,10 @@
-"""dare beside PyTorch, on 100 M entries. Bytes: two reads, one write.
+"""dare beside PyTorch. Bytes: two reads, one write.
 
 The drop rate is one at which next to nothing is dropped, so that all can be held to one result;
 no provider's time depends on it.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from nlm.ops import dare
 
-ENTRIES = 100_000_000
+SIZES = {"3.7 M": 3_700_000, "100 M": 100_000_000}
 DROP = 2.0**-40
 
 
@@ -35,10 +36,10 @@ def dropout(expert: Tensor, base: Tensor) -> Tensor:
 def workloads() -> Iterator[Workload]:
     make = torch.Generator().manual_seed(0)
     compiled = torch.compile(uniform)
-    for dtype in (torch.float32, torch.bfloat16):
+    for (size, entries), dtype in itertools.product(SIZES.items(), (torch.float32, torch.bfloat16)):
         # Small integers: all arithmetic on them is exact in both types.
         expert, base = (
-            torch.randint(-9, 10, (ENTRIES,), generator=make, dtype=torch.int8).to(dtype)
+            torch.randint(-9, 10, (entries,), generator=make, dtype=torch.int8).to(dtype)
             for _ in range(2)
         )
 
@@ -54,8 +55,8 @@ def workloads() -> Iterator[Workload]:
             "dropout(vector) + base": call(dropout),
             "torch.compile(where(rand, ...))": call(compiled),
         }
-        amount = 3.0 * ENTRIES * dtype.itemsize
-        yield Workload("100 M entries", dtype, providers, (expert,), 0.0, amount, "copy")
+        amount = 3.0 * entries * dtype.itemsize
+        yield Workload(f"{size} entries", dtype, providers, (expert,), 0.0, amount, "copy")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TALL-masks in bits beside PyTorch: building, applying and counting masks of 100 M entries.
+"""TALL-masks in bits beside PyTorch: building, applying and counting masks.
 
 Bytes: to build, three reads; to apply, two reads and one write; to count, one read of eight masks
 and one write, where the peers read and write bools. What builds bools elsewhere is packed by numpy;
@@ -16,7 +16,7 @@ from torch import Tensor
 from nlm.ops import tall_mask, tall_mask_agreement, tall_mask_apply
 from nlm.ops.tall_mask import unpack
 
-ENTRIES = 100_000_000
+SIZES = {"3.7 M": 3_700_000, "100 M": 100_000_000}
 LIMIT = 0.4
 TASKS, LEAST = 8, 2
 
@@ -46,24 +46,29 @@ def call(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
 
 def workloads() -> Iterator[Workload]:
+    for size, entries in SIZES.items():
+        yield from workloads_of(size, entries)
+
+
+def workloads_of(size: str, entries: int) -> Iterator[Workload]:
     make = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         # Small integers: all arithmetic on them is exact in both types.
         tensors = [
-            torch.randint(-9, 10, (ENTRIES,), generator=make, dtype=torch.int8).to(dtype)
+            torch.randint(-9, 10, (entries,), generator=make, dtype=torch.int8).to(dtype)
             for _ in range(3)
         ]
         _, base, merged = tensors
-        amount = 3.0 * ENTRIES * dtype.itemsize + ENTRIES / 8
+        amount = 3.0 * entries * dtype.itemsize + entries / 8
         mask = packed(build)(*tensors)
         providers = {
             "nlm": call(tall_mask, *tensors, LIMIT),
             "expression, packbits": call(packed(build), *tensors),
             "torch.compile, packbits": call(packed(torch.compile(build)), *tensors),
         }
-        yield Workload("build, 100 M", dtype, providers, (mask,), 0.0, amount, "read")
+        yield Workload(f"build, {size}", dtype, providers, (mask,), 0.0, amount, "read")
 
-        bools = unpack(mask, (ENTRIES,))
+        bools = unpack(mask, (entries,))
         truth = (choose(bools, base, merged),)
         providers = {
             "nlm": call(tall_mask_apply, mask, base, merged),
@@ -71,18 +76,18 @@ def workloads() -> Iterator[Workload]:
             "base + mask * vector": call(multiply, bools, base, merged),
             "torch.compile(where)": call(torch.compile(choose), bools, base, merged),
         }
-        yield Workload("apply, 100 M", dtype, providers, truth, 0.0, amount, "copy")
+        yield Workload(f"apply, {size}", dtype, providers, truth, 0.0, amount, "copy")
 
-    masks = torch.randint(256, (TASKS, ENTRIES // 8), generator=make, dtype=torch.uint8)
-    every = torch.stack([unpack(mask, (ENTRIES,)) for mask in masks])
+    masks = torch.randint(256, (TASKS, entries // 8), generator=make, dtype=torch.uint8)
+    every = torch.stack([unpack(mask, (entries,)) for mask in masks])
     providers = {
         "nlm": call(lambda: tall_mask_agreement(masks, LEAST)[1]),
         "expression on bools": call(agree, every),
         "torch.compile on bools": call(torch.compile(agree), every),
     }
-    amount = (TASKS + 1) * ENTRIES / 8
+    amount = (TASKS + 1) * entries / 8
     yield Workload(
-        "count 8 masks, 100 M", torch.uint8, providers, (agree(every),), 0.0, amount, "read"
+        f"count 8 masks, {size}", torch.uint8, providers, (agree(every),), 0.0, amount, "read"
     )
 
 

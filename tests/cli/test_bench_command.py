@@ -64,7 +64,7 @@ def test_the_default_file_is_replaced_only_where_it_is_one(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nothing"], "nlm bench: an operation is one of channel_moments, "),
+        (["nothing"], "nlm bench: an operation is one of assignment, "),
         (
             ["scale_shift", "--workload", "nothing"],
             "--workload is part of a workload's name, got 'n",
