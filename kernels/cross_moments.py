@@ -216,7 +216,7 @@ def _round_up(number: int, step: int) -> int:
 
 
 def product_options(small: bool, block_x: int, block_y: int) -> dict[str, int]:
-    """Positions per step, warps and pipeline stages; ``small`` for GPUs before sm_90."""
+    """Positions per step, warps and pipeline stages; ``small`` for AMD, and before sm_90."""
     return {
         "BLOCK_P": 16 if small else ROWS,
         "num_warps": 8 if block_x * block_y >= 8192 else 4,
@@ -225,7 +225,9 @@ def product_options(small: bool, block_x: int, block_y: int) -> dict[str, int]:
 
 
 def _is_small(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] < 9
 
 
 def cross_moments_(

@@ -90,7 +90,7 @@ def centre(dtype: str, layout: str, mask: bool) -> Configuration:
 
 def product(target: str, channels: int, same: bool, whole: bool) -> Configuration:
     block = cross_moments.make_plan(1 << 16, channels, channels, same).block_x
-    options: dict[str, Any] = cross_moments.product_options(target == "sm_80", block, block)
+    options: dict[str, Any] = cross_moments.product_options(target != "sm_90", block, block)
     constants = {"SAME": same, "MAY_BE_WHOLE": whole, "BLOCK_X": block, "BLOCK_Y": block}
     constants["BLOCK_P"] = options.pop("BLOCK_P")
     types = dict.fromkeys(("x_high", "x_low", "y_high", "y_low"), "*fp16")
