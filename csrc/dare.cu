@@ -1,7 +1,7 @@
 // Drop and rescale on the GPU. The work is dare_body.h's.
 //
 // Two reads, one write, and a fourth of a Philox4x32-10 per entry. The arithmetic is the CPU's,
-// rounding by rounding..
+// rounding by rounding.
 #define NLM_ISA device
 
 #include <cuda_runtime.h>

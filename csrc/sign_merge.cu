@@ -1,7 +1,7 @@
 // TIES' trimming, election and disjoint mean on the GPU. The work is sign_merge_body.h's.
 //
 // One read of the base and of each expert, one write. Every operation is rounded by itself, as on
-// the CPU..
+// the CPU.
 #define NLM_ISA device
 
 #include <cuda_runtime.h>

@@ -1,7 +1,7 @@
 // TALL-masks on the GPU. The work is tall_mask_body.h's.
 //
 // Building reads three tensors and writes a bit per entry, applying reads two and writes one. The
-// arithmetic is the CPU's, rounding by rounding..
+// arithmetic is the CPU's, rounding by rounding.
 #define NLM_ISA device
 
 #include <cuda_runtime.h>
