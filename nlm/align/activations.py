@@ -19,7 +19,7 @@ from torch import nn
 
 from nlm._state_dict import check_weight
 from nlm.align.descent import Descent
-from nlm.align.result import AlignmentReport, AlignmentResult
+from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
 from nlm.align.similarity import Comparison, Correlation
 from nlm.align.weights import weight_matching
 from nlm.statistics import Data, Forward, Mask, collect_cross_moments
@@ -108,7 +108,8 @@ def activation_matching(
             samples |= dict.fromkeys(_standing(spec, block), count)
     descent = Descent(spec.groups, comparisons)
     descent.run()
-    permutation, agreement = descent.permutation, descent.agreement()
+    permutation, similarity = descent.permutation, descent.agreement()
+    correlation, histogram = means(similarity), histograms(similarity)
     objective = descent.objective[-1:]
     unseen = [group for group in spec.free if group not in samples]
     if unseen:
@@ -118,15 +119,17 @@ def activation_matching(
             progress=None if points else progress,
         )  # fmt: skip
         permutation = spec.compose(permutation, rest.permutation)
-        agreement |= {group: rest.report.correlation[group] for group in unseen}
+        correlation |= {group: rest.report.correlation[group] for group in unseen}
+        histogram |= {group: rest.report.histogram[group] for group in unseen}
         objective = objective if points else rest.report.objective
     report = AlignmentReport(
         "activations",
         objective,
-        agreement,
+        correlation,
         time.perf_counter() - started,
         samples,
         by_weights=unseen,
+        histogram=histogram,
     )
     return AlignmentResult(permutation, report)
 

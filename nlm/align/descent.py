@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from nlm.align.nested import Move
 from nlm.align.similarity import Comparison, chain_of
@@ -90,8 +91,8 @@ class Descent:
         found = {other for other in self._moves if not move.blocks.isdisjoint(other.blocks)}
         return found if move.quadratic else found - {move}
 
-    def agreement(self) -> dict[str, float]:
-        """Free group -> mean similarity of its matched units.
+    def agreement(self) -> dict[str, Tensor]:
+        """Free group -> similarity of each of its matched units; 0 where one has no weights.
 
         Of weights the cosine; of activations, which are correlations already, the mean.
         """
@@ -117,7 +118,7 @@ class Descent:
         for name, (both, norm_a, norm_b) in sums.items():
             norm = (norm_a * norm_b).sqrt()
             live = norm > 0
-            found[name] = float(torch.where(live, both / torch.where(live, norm, 1.0), 0.0).mean())
+            found[name] = torch.where(live, both / torch.where(live, norm, 1.0), 0.0)
         return found
 
 

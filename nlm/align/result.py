@@ -2,9 +2,14 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from torch import Tensor
+
 from nlm.symmetry.permutation import Permutation
+
+BINS = 40
 
 
 @dataclass
@@ -22,6 +27,8 @@ class AlignmentReport:
     samples : positions that the activation statistics saw, per group.
     excluded : entries left out of the cost.
     by_weights : groups that no module's output shows, matched by their weights (activations).
+    histogram : group -> how many matched units have their similarity in each of 40 equal bins
+        from -1 to 1.
     """
 
     method: str
@@ -31,6 +38,7 @@ class AlignmentReport:
     samples: dict[str, int] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     by_weights: list[str] = field(default_factory=list)
+    histogram: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,3 +62,16 @@ class AlignmentResult:
 
         permutation, metadata = read_kind(path, cls.__name__, "nlm.align")
         return cls(permutation, AlignmentReport(**json.loads(metadata["report"])))
+
+
+def means(similarity: Mapping[str, Tensor]) -> dict[str, float]:
+    """Group -> mean over its matched units."""
+    return {group: float(each.mean()) for group, each in similarity.items()}
+
+
+def histograms(similarity: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Group -> counts of its matched units in ``BINS`` bins from -1 to 1."""
+    return {
+        group: each.float().clamp(-1, 1).histc(BINS, -1, 1).int().tolist()
+        for group, each in similarity.items()
+    }

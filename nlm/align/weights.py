@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nlm._state_dict import StateDict, check_weight, is_statistic, matches
 from nlm.align.descent import Descent
-from nlm.align.result import AlignmentReport, AlignmentResult
+from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
 from nlm.align.similarity import Comparison
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.layout import references
@@ -60,12 +60,14 @@ def weight_matching(
     comparisons, excluded = _comparisons(a, b, spec, exclude)
     descent = Descent(spec.groups, comparisons)
     descent.run(seed, max_sweeps, tolerance, progress)
+    similarity = descent.agreement()
     report = AlignmentReport(
         "weights",
         descent.objective,
-        descent.agreement(),
+        means(similarity),
         time.perf_counter() - started,
         excluded=excluded,
+        histogram=histograms(similarity),
     )
     return AlignmentResult(descent.permutation, report)
 

@@ -75,12 +75,24 @@ def by_layer(results: Results, quantity: str) -> str:
 def barrier(results: Results) -> str:
     """The pre-training loss on the line between the two foundations."""
     curve = results["barrier"]
+    words = "share of the second foundation", "pre-training loss"
+    return curves(curve["lambda"], curve["loss"], *words, bottom=0)
+
+
+def curves(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    across: str,
+    up: str,
+    bottom: float | None = None,
+) -> str:
+    """Some series over one axis, which is named ``across``."""
 
     def draw(axes: Any) -> None:
-        _lines(axes, curve["lambda"], curve["loss"])
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("share of the second foundation")
-        axes.set_ylabel("pre-training loss")
+        _lines(axes, x, series)
+        axes.set_ylim(bottom=bottom)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
 
     return _png(draw)
 

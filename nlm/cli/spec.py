@@ -20,8 +20,8 @@ _Source = Annotated[
 _File = Annotated[
     str, typer.Argument(metavar="FILE", help="A specification: JSON, YAML, or a shipped name.")
 ]
-_Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-_Class = Annotated[
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+ModelClass = Annotated[
     str | None,
     typer.Option("--class", help="The class in transformers, where config.json is vague."),
 ]
@@ -40,9 +40,9 @@ def discover(
         list[str] | None,
         typer.Option(help="Names of the outputs that count; repeat it for several."),
     ] = None,
-    model_class: _Class = None,
+    model_class: ModelClass = None,
     cache: Annotated[bool, typer.Option(help="Keep and reuse what was found.")] = True,
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Find what may be permuted in a model.
 
@@ -59,7 +59,7 @@ def show(
     file: _File,
     html: Annotated[Path | None, typer.Option(help="Write a page with a drawing here.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Show layers that are alike each.")] = False,
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Show the groups of a specification, and draw them over the modules."""
     from nlm.cli.spec_commands import show
@@ -75,9 +75,9 @@ def verify(
         Path | None, typer.Option("-o", "--output", help="Write the proven specification here.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Random permutations of all groups.")] = 3,
-    model_class: _Class = None,
+    model_class: ModelClass = None,
     random: _Random = False,
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Prove a specification on a model with its weights; exit code 1 where it does not hold."""
     from nlm.cli.spec_commands import verify
@@ -95,7 +95,7 @@ def import_(
     source: Annotated[
         str | None, typer.Option(help="Prove it on this model (a SOURCE as of discover).")
     ] = None,
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Make a specification of a Git Re-Basin table: a group or null per dimension of an entry."""
     from nlm.cli.spec_commands import import_table
@@ -107,7 +107,7 @@ def import_(
 def export(
     file: _File,
     output: Annotated[Path, typer.Option("-o", "--output", help="Write the table here.")],
-    force: _Force = False,
+    force: Force = False,
 ) -> None:
     """Write a specification as a Git Re-Basin table, where it can be said in one."""
     from nlm.cli.spec_commands import export_table

@@ -42,18 +42,7 @@ class _Function:
         return trace(model, example_inputs, kwargs, outputs)
 
     def with_weights(self, random: bool = False) -> Example:
-        name = f"{self.module}:{self.function}"
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.insert(0, here)
-        try:
-            function = getattr(importlib.import_module(self.module), self.function)
-        except (ModuleNotFoundError, AttributeError, ValueError) as error:
-            if _is_of_another(error, self.module):
-                raise
-            raise ValueError(
-                f"nlm spec: a source package.module:function exists, got {name!r} ({error})"
-            ) from error
-        made = function()
+        made = called(self.module, self.function)
         if (
             not isinstance(made, tuple)
             or len(made) not in (2, 3)
@@ -61,12 +50,28 @@ class _Function:
         ):
             raise ValueError(
                 f"nlm spec: a source function returns (model, example_inputs[, kwargs]), got "
-                f"{type(made).__name__} from {name!r}"
+                f"{type(made).__name__} from {f'{self.module}:{self.function}'!r}"
             )
         model, inputs, kwargs = (*made, {})[:3]
         if isinstance(inputs, Mapping):
             return model, (), {**inputs, **kwargs}
         return model, inputs, dict(kwargs)
+
+
+def called(module: str, function: str) -> Any:
+    """What a function of a module returns; the module may lie in the working folder."""
+    name = f"{module}:{function}"
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        if _is_of_another(error, module):
+            raise
+        raise ValueError(
+            f"nlm spec: a source package.module:function exists, got {name!r} ({error})"
+        ) from error
+    return found()
 
 
 def _is_of_another(error: Exception, module: str) -> bool:

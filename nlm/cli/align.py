@@ -1,0 +1,54 @@
+"""``nlm align``: its options. Imports no torch: help is instant."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nlm.cli.spec import Force, ModelClass
+
+_Model = "a safetensors file (with --spec), a folder with config.json and weights, a Hugging Face "
+_Model += "id that is in the local cache, or package.module:function"
+
+
+def align(
+    a: Annotated[str, typer.Argument(metavar="A", help=f"The model that stays: {_Model}.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The model whose units are permuted.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Write the permutation here (safetensors).")
+    ],
+    spec: Annotated[
+        str | None,
+        typer.Option(help="A specification: JSON, YAML, or a shipped name. Default: traced."),
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="By weights (the default without data).")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="By activations on this (the page shows the loss on it, where it has labels): a "
+            "safetensors file of inputs by name, a text file (in "
+            "the tokens of A's folder), or package.module:function that returns batches.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="How many samples of the data are used.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the groups, by weights.")] = 0,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with the figures of the alignment here.")
+    ] = None,
+    model_class: ModelClass = None,
+    force: Force = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Find the permutation of B's units that aligns it with A.
+
+    In Python nlm.AlignmentResult.load reads it, and the specification applies it to B and to its
+    experts.
+    """
+    from nlm.cli.align_command import run
+
+    run(a, b, output, spec, weights, data, samples, seed, html, model_class, force, quiet)

@@ -1,0 +1,164 @@
+"""The work of ``nlm align``. Files that may not be written are refused before it starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from nlm.align import AlignmentResult
+from nlm.align import align as find
+from nlm.checkpoint import atomic_path, read_tensors, refuse_existing
+from nlm.cli.align_data import barriers, mask_of, open_data
+from nlm.cli.align_page import render
+from nlm.cli.progress import Report, progress_bar
+from nlm.cli.spec_page import proof
+from nlm.cli.spec_source import open_source
+from nlm.symmetry import PermutationSpec
+from nlm.symmetry.text import headline
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two models; a file of weights has no module."""
+
+    source: str
+    state: Mapping[str, Tensor]
+    model: nn.Module | None = None
+    args: Any = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    a: str,
+    b: str,
+    output: Path,
+    spec_file: str | None,
+    weights: bool,
+    data: str | None,
+    samples: int | None,
+    seed: int,
+    html: Path | None,
+    model_class: str | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Aligns two sources; writes the permutation and the page, and prints what was found."""
+    for target in (output, html):
+        if target is not None:
+            refuse_existing(target, force)
+    with progress_bar(quiet) as report:
+        first, second = (_open(source, model_class, report) for source in (a, b))
+        spec = _specification(spec_file, first, model_class, report)
+        batches = None if data is None else _batches(data, first, second)
+        observed = None if weights else batches
+        found = _aligned(spec, first, second, observed, samples, seed, report)
+        found.save(output, force)
+        curves = None
+        if html is not None and batches is not None:
+            curves = _barriers(spec, first, second, found, batches, samples, report)
+    if html is not None:
+        with atomic_path(html, force) as temporary:
+            temporary.write_text(render(spec, found.report, curves, a, b), encoding="utf-8")
+    _print(spec, found, curves)
+    print(f"The permutation is {output}" + (f", the page is {html}" if html else ""))
+
+
+def _open(source: str, model_class: str | None, report: Report | None) -> _Side:
+    if report is not None:
+        report(f"reading {source}", 0.0)
+    if source.endswith(".safetensors"):
+        return _Side(source, read_tensors(source)[0])
+    model, args, kwargs = open_source(source, model_class).with_weights(random=False)
+    return _Side(source, model.state_dict(), model, args, kwargs)
+
+
+def _specification(
+    file: str | None, side: _Side, model_class: str | None, report: Report | None
+) -> PermutationSpec:
+    """Of a file or traced; proven on A where A is a model."""
+    if report is not None:
+        report("finding and proving the symmetries", 0.05)
+    if file is not None:
+        spec = PermutationSpec.load(file)
+    elif side.model is None:
+        raise ValueError(f"nlm align: a file of weights needs --spec, got none for {side.source!r}")
+    else:
+        spec = open_source(side.source, model_class).trace(None, cache=True)
+    if side.model is not None:
+        spec.verify(side.model, side.args, side.kwargs)
+    return spec
+
+
+def _batches(data: str, first: _Side, second: _Side) -> list[Any]:
+    if first.model is None or second.model is None:
+        files = ", ".join(side.source for side in (first, second) if side.model is None)
+        raise ValueError(f"nlm align: data needs two models to run on it, got weights in {files}")
+    return open_data(data, first.source, first.model)
+
+
+def _aligned(
+    spec: PermutationSpec,
+    first: _Side,
+    second: _Side,
+    data: list[Any] | None,
+    samples: int | None,
+    seed: int,
+    report: Report | None,
+) -> AlignmentResult:
+    """By activations where there is data."""
+
+    def progress(number: int, value: float) -> None:
+        if report is not None:
+            what = f"sweep {number}: {value:.6g}" if data is None else f"batch {number}"
+            report(what, 0.9 - 0.8 / (number + 1))
+
+    if data is None:
+        return find(first.state, second.state, spec, "weights", seed=seed, progress=progress)
+    assert first.model is not None and second.model is not None
+    mask = mask_of if any(mask_of(batch) is not None for batch in data) else None
+    return find(
+        first.model, second.model, spec, "activations", data=data, mask=mask,
+        max_samples=samples, progress=progress,
+    )  # fmt: skip
+
+
+def _barriers(
+    spec: PermutationSpec,
+    first: _Side,
+    second: _Side,
+    found: AlignmentResult,
+    data: list[Any],
+    samples: int | None,
+    report: Report | None,
+) -> dict[str, Any] | None:
+    """The losses on the line between the models, before and after; None without labels."""
+    if report is not None:
+        report("the losses between the models", 0.92)
+    assert first.model is not None
+    moved = spec.apply(found.permutation, second.state)
+    pairs = {"not aligned": (first.state, second.state), "aligned": (first.state, moved)}
+    return barriers(first.model, pairs, data, samples)
+
+
+def _print(spec: PermutationSpec, found: AlignmentResult, curves: Mapping[str, Any] | None) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("group", "units", "for each of", "found at", "similarity of matched units"):
+        table.add_column(column, justify="right" if column == "units" else "left")
+    for name, similarity in found.report.correlation.items():
+        group = spec.groups[name]
+        how = " (by weights)" if name in found.report.by_weights else ""
+        table.add_row(
+            name, str(group.size), " x ".join(group.parents), group.origin,
+            f"{similarity:.3f}{how}",
+        )  # fmt: skip
+    Console(highlight=False, markup=False).print(table)
+    print(f"{headline(spec)}\n{proof(spec)}")
+    print(f"Aligned by {found.report.method} in {found.report.seconds:.1f} s.")
+    if curves is not None:
+        each = ", ".join(f"{value:.3g} {name}" for name, value in curves["barriers"].items())
+        print(f"Barrier of the loss: {each}.")
