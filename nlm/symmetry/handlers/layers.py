@@ -199,6 +199,8 @@ _RESAMPLING = [
 
 @handler(*_POOLS, *_RESAMPLING)
 def pool(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
+    if any(isinstance(each, Array) for each in (*rest, *more.values())):
+        raise NotUnderstood  # random samples
     spatial = next(n for n in (1, 2, 3) if f"{n}d" in step.name)
     axes = [*x.axes[:-spatial], *_neighbourhoods(step, x, spatial)]
     return (Array(axes), Array(list(axes))) if step.several else Array(axes)
