@@ -197,6 +197,8 @@ class _Reader:
         lookups: frozenset[Lookup] = frozenset().union(*(x.lookups for x in operands))
         step = Step(node, self.records, lookups, self.around)
         if special:
+            for x in _arrays(special[0]):
+                x.tied = x.tied or any(each.tied for each in operands)
             return self.noted(special[0], lookups, operands)
         try:
             if is_write(node):

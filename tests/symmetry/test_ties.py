@@ -56,6 +56,25 @@ def test_repeated_units_number_nothing() -> None:
     assert not discover(model, (torch.randn(8, 4),), {}).free
 
 
+class Voting(nn.Module):
+    """Rows of a table, by the number of the module whose result is the largest."""
+
+    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+        self.rows, self.keep = nn.Parameter(torch.randn(3, 2)), keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        votes = torch.cat([self.keep(head(x)) for head in self.heads], -1)
+        return self.rows[votes.argmax(-1)]
+
+
+def test_modules_of_which_results_may_be_equal_are_not_exchanged() -> None:
+    for keep, found in ((torch.tanh, 1), (torch.relu, 0)):
+        spec = discover(Voting(keep).eval(), (torch.randn(8, 4),), {})
+        assert len(spec.free) == found and bool(spec.stacks) == bool(found)
+
+
 class Numbered(nn.Module):
     """A number that the code reads out of a tensor."""
 

@@ -210,6 +210,25 @@ def test_complex_weights_stay():
     assert spec.verified.max_error < 1e-12
 
 
+def test_channels_that_are_sampled_move_with_their_heads():
+    class Sampling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.values, self.places = nn.Conv2d(3, 8, 1), nn.Linear(3, 2 * 3 * 2)
+            self.leave = nn.Linear(8, 2)
+
+        def forward(self, x):  # two heads of four channels, three places for each
+            values = self.values(x).view(-1, 4, *x.shape[2:])
+            places = self.places(x.mean((2, 3))).view(len(values), 1, 3, 2).tanh()
+            read = F.grid_sample(values, places, align_corners=False).sum((2, 3))
+            return self.leave(read.view(len(x), 8))
+
+    spec = nlm.trace(Sampling(), torch.randn(2, 3, 6, 6))
+    assert spec.params["values.weight"][0] == parse("g0:2 x g1:4")
+    assert spec.params["places.weight"][0] == parse("g0:2 x g2:3 x 2")
+    assert spec.permutation_count == 1 + 2 + 2 and not spec.opaque_ops
+
+
 def test_what_is_dropped_also_in_evaluation_stays():
     class Dropping(nn.Sequential):
         def forward(self, x):

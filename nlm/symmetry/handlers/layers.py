@@ -206,6 +206,15 @@ def pool(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
     return (Array(axes), Array(list(axes))) if step.several else Array(axes)
 
 
+@handler("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(step: Step, x: Array, grid: Array, *rest: Any) -> Array:
+    """Channels read at places between the positions: the places have axes of their own."""
+    for axis in (*x.axes[2:], grid.axes[-1]):
+        pin(axis, "coordinates")
+    batch = broadcast([x.axes[0]], [grid.axes[0]])
+    return Array([*batch, x.axes[1], *grid.axes[1:-1]])
+
+
 # --- normalisation --------------------------------------------------------------------------------
 
 
