@@ -1,7 +1,8 @@
 """State dicts side by side: the same entries, real, finite, of one shape."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -33,6 +34,37 @@ def matches(name: str, patterns: str | Iterable[str]) -> bool:
 def state_of(model: nn.Module | StateDict) -> StateDict:
     """The state dict of a model, or the one that was given."""
     return model.state_dict() if isinstance(model, nn.Module) else model
+
+
+def place_of(tensor: Tensor) -> Hashable:
+    """Equal for two names of the same numbers: of one parameter, or of two that share ``data``."""
+    try:
+        storage = tensor.untyped_storage()
+    except NotImplementedError:  # sparse
+        return id(tensor)
+    layout = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    return storage._cdata, tensor.dtype, *layout
+
+
+def overlapping(state: StateDict) -> set[str]:
+    """The entries that share memory with one of another form: a transpose, a part, a whole."""
+    spans: dict[Hashable, list[tuple[int, int, str]]] = defaultdict(list)
+    places = {name: place_of(tensor) for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.numel() and not isinstance(places[name], int):
+            start = int(tensor.storage_offset()) * tensor.itemsize
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            length = 1 + sum((int(size) - 1) * int(stride) for size, stride in steps)
+            span = start, start + length * tensor.itemsize, name
+            spans[tensor.untyped_storage()._cdata].append(span)
+    found: set[Hashable] = set()
+    for of in spans.values():
+        _, last, widest = min(of)
+        for start, end, name in sorted(of):
+            if start < last and places[name] != places[widest]:
+                found |= {places[name], places[widest]}
+            last, widest = max((last, widest), (end, name))
+    return {name for name, place in places.items() if place in found}
 
 
 def check_alike(

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from nlm._state_dict import overlapping, place_of
 from nlm.symmetry.graph import Graph, is_write, operation_name
 from nlm.symmetry.siblings import Pick, Siblings, Space, picks
 
@@ -56,7 +57,8 @@ def siblings(
 
 def _candidates(state: Mapping[str, Tensor]) -> Iterator[Names]:
     """Modules that differ by a number in their name and have equal entries, none of them shared."""
-    shared = Counter(map(id, state.values()))
+    times = Counter(map(place_of, state.values()))
+    shared = {name for name in state if times[place_of(state[name])] > 1} | overlapping(state)
     families: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for name, tensor in state.items():
         for match in re.finditer(r"\d+", name):
@@ -65,7 +67,7 @@ def _candidates(state: Mapping[str, Tensor]) -> Iterator[Names]:
     for prefix, modules in families.items():
         alike: dict[Hashable, list[str]] = defaultdict(list)
         for number, entries in modules.items():
-            if all(shared[id(tensor)] == 1 for tensor in entries.values()):
+            if shared.isdisjoint(f"{prefix}{number}{end}" for end in entries):
                 forms = ((end, tensor.shape, tensor.dtype) for end, tensor in entries.items())
                 alike[frozenset(forms)].append(number)
         for numbers in alike.values():

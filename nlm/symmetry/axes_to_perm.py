@@ -68,17 +68,24 @@ def export_table(spec: PermutationSpec) -> Table:
             f"several, {next(iter(spec.stacks))!r}"
         )
     return {
-        name: tuple(_cell(layout, name, dim) for dim, layout in enumerate(layouts))
+        name: tuple(_cell(spec, layout, name, dim) for dim, layout in enumerate(layouts))
         for name, layouts in spec.params.items()
     }
 
 
-def _cell(layout: Layout, name: str, dim: int) -> str | None:
+def _cell(spec: PermutationSpec, layout: Layout, name: str, dim: int) -> str | None:
     if isinstance(layout, Ref):
-        return layout.group
-    if isinstance(layout, Fixed):
+        group = spec.groups.get(layout.group)
+        if group is None or group.fixed:
+            return None
+        if not group.parents:
+            return layout.group
+        text = f"{layout} per {' x '.join(group.parents)}"
+    elif isinstance(layout, Fixed):
         return None
+    else:
+        text = str(layout)
     raise ValueError(
-        f"nlm.symmetry: an axes_to_perm table holds one group per dimension, got "
-        f"'{layout}' on dimension {dim} of {name!r}"
+        f"nlm.symmetry: an axes_to_perm table holds one group per dimension that depends on no "
+        f"other, got '{text}' on dimension {dim} of {name!r}"
     )

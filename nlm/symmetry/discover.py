@@ -14,12 +14,13 @@ import logging
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from nlm._state_dict import overlapping, place_of
 from nlm.symmetry.alike import siblings
 from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, resolve, size_of
 from nlm.symmetry.axes import unify
@@ -55,6 +56,12 @@ def discover(
 def interpret(graph: Graph, model: nn.Module) -> PermutationSpec:
     """The specification that a graph of a model allows."""
     state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"nlm.trace: a model's state dict holds tensors, got {type(tensor).__name__} for "
+                f"{name!r}"
+            )
     modules = dict(model.named_modules())
     reader = _Reader(graph, state)
     reader.run(graph.nodes, {})
@@ -94,7 +101,8 @@ class _Reader:
         for each in siblings:
             each.begin()
         self.entries: dict[str, Array] = {}
-        self.by_identity: dict[int, Array] = {}
+        self.by_place: dict[Hashable, Array] = {}
+        self.overlapping = overlapping(state)
         self.records: list[tuple[tuple[Axis, ...], frozenset[Lookup]]] = []
         self.values: dict[fx.Node, Any] = {}
         self.opaque: Counter[str] = Counter()
@@ -142,14 +150,17 @@ class _Reader:
             if stack := each.stack_of.get(name):
                 return self.member(stack, value, each.axis)
         if name in self.state and value.is_floating_point():
-            key = id(self.state[name])
-            if key not in self.by_identity:
-                self.by_identity[key] = Array([free(size) for size in value.shape])
-                self.records.append((tuple(self.by_identity[key].axes), frozenset()))
-            self.entries[name] = self.by_identity[key]
+            key = place_of(self.state[name])
+            if key not in self.by_place:
+                self.by_place[key] = Array([free(size) for size in value.shape])
+                self.records.append((tuple(self.by_place[key].axes), frozenset()))
+            self.entries[name] = self.by_place[key]
+            if name in self.overlapping:
+                for axis in self.entries[name].axes:
+                    pin(axis, "shares memory")
             return self.entries[name]
         why = "input" if not name and node.name not in self.graph.constants else "constant"
-        x = Array([fixed(size, why) for size in value.shape])
+        x = Array([fixed(size, why) for size in value.shape], tied=not value.is_floating_point())
         x.constant = self.graph.constants.get(node.name)
         return x
 
@@ -165,8 +176,8 @@ class _Reader:
     def name_shared(self, state: Mapping[str, Tensor]) -> None:
         """Gives the other names of a shared parameter the same axes."""
         for name, tensor in state.items():
-            if name not in self.entries and id(tensor) in self.by_identity:
-                self.entries[name] = self.by_identity[id(tensor)]
+            if name not in self.entries and place_of(tensor) in self.by_place:
+                self.entries[name] = self.by_place[place_of(tensor)]
 
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """What is known of the result of an operation."""
@@ -178,12 +189,16 @@ class _Reader:
         if node.target is operator.getitem and not special:
             return args[0][args[1]]
         outputs = node.meta.get("val")
-        if not any(isinstance(each, Tensor) for each in flat(outputs)):
-            return outputs
         operands = _arrays((args, kwargs))
+        if not any(isinstance(each, Tensor) for each in flat(outputs)):
+            for x in operands if outputs is not None else ():
+                pin(x.over or [], "computed with")
+            return outputs
         lookups: frozenset[Lookup] = frozenset().union(*(x.lookups for x in operands))
         step = Step(node, self.records, lookups, self.around)
         if special:
+            for x in _arrays(special[0]):
+                x.tied = x.tied or any(each.tied for each in operands)
             return self.noted(special[0], lookups, operands)
         try:
             if is_write(node):
@@ -204,7 +219,7 @@ class _Reader:
         self.fold(node, args, kwargs, operands, self.noted(result, lookups, operands))
         for x, value in zip(flat(result), flat(outputs), strict=False):
             if isinstance(x, Array) and isinstance(value, Tensor):
-                x.tied = is_tied(node.target, operands, value)
+                x.tied = x.tied or is_tied(node.target, operands, value)
         return result
 
     def noted(self, result: Any, lookups: frozenset[Lookup], operands: list[Array]) -> Any:
@@ -344,6 +359,5 @@ def _check_shapes(result: Any, outputs: Any) -> None:
 def _constant(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    x = Array([fixed(size, "constant") for size in value.shape])
-    x.constant = value
-    return x
+    tied = not value.is_floating_point()
+    return Array([fixed(size, "constant") for size in value.shape], constant=value, tied=tied)

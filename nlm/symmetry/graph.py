@@ -127,7 +127,11 @@ def _watched(model: nn.Module, shapes: dict[str, list[int]]) -> Iterator[None]:
 
         return hook
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # these take no hooks
+    ]
     try:
         yield
     finally:

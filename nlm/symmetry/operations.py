@@ -29,22 +29,33 @@ def bound(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 _TYING = {
     "relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "hardswish",
-    "hardsigmoid", "hardshrink", "softshrink", "sign", "round", "floor", "ceil", "trunc",
+    "hardsigmoid", "hardshrink", "softshrink", "sign", "sgn", "round", "floor", "ceil", "trunc",
+    "floor_divide", "heaviside", "maximum", "minimum", "fmax", "fmin", "nan_to_num",
 }  # fmt: skip
 
 
-_KEEPING = {
-    "mul", "div", "neg", "abs", "pow", "square", "sqrt", "exp", "log", "sigmoid", "tanh", "gelu",
-    "silu", "softmax", "_softmax", "log_softmax",
+_MIXING = {
+    "linear", "matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "addmm", "baddbmm", "addmv",
+    "einsum", "bilinear", "cdist", "_cdist_forward", "scaled_dot_product_attention", "convolution",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "lstm", "gru", "rnn_tanh", "rnn_relu",
 }  # fmt: skip
 
 
 def is_tied(target: Any, operands: list[Array], value: Tensor) -> bool:
-    """Whether several values of a result may well be equal."""
+    """Whether several values of a result may well be equal.
+
+    Those of an operand may (a mask, what was looked up twice, zeros of a relu), and stay so until
+    they are mixed in sums of products, which are taken to differ.
+    """
+    if not (value.is_floating_point() or value.is_complex()):
+        return True
     name = operation_name(target)
-    passes_on = name in HANDLERS and not HANDLERS[name].reads
-    inherited = (passes_on or name in _KEEPING) and any(x.tied for x in operands)
-    return name in _TYING or inherited or not (value.is_floating_point() or value.is_complex())
+    if name in _MIXING:
+        return False
+    chosen = name in ("max", "min") and len(operands) > 1  # of two tensors
+    rounded = name == "div" and "mode" in target._overloadname
+    return name in _TYING or chosen or rounded or any(x.tied for x in operands)
 
 
 def decomposed(node: fx.Node) -> fx.Graph | None:

@@ -362,7 +362,8 @@ class PermutationSpec:
         Raises
         ------
         ValueError
-            A layout is more than one group per dimension, which such a table cannot say.
+            A layout is more than one group per dimension, or a group depends on another one: such a
+            table cannot say it.
         """
         from nlm.symmetry.axes_to_perm import export_table
 

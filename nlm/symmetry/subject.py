@@ -11,7 +11,7 @@ from the error: the narrowest floating-point type of any result that depends on 
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nlm._state_dict import count_not_finite
+from nlm._state_dict import count_not_finite, place_of
 from nlm.symmetry.outputs import named_tensors
 from nlm.symmetry.proof import SymmetryError
 from nlm.symmetry.stacks import Stacks, joined, separated
@@ -74,7 +74,7 @@ class Subject:
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         types = dict.fromkeys((torch.float64, torch.float32, own))
         for dtype in types:
-            self._model = _copied(model).eval().to(dtype)
+            self._model = _copied(model, dtype).eval()
             self._examples = [_to(dtype, example) for example in examples]
             try:
                 if _size(self._run(self._examples[0])) < math.inf or dtype == list(types)[-1]:
@@ -127,6 +127,11 @@ class Subject:
             if all(0 < scale < math.inf for scale in scales):
                 break
         else:
+            if not self._outputs[0]:
+                raise SymmetryError(
+                    "nlm.symmetry: a specification is proven on outputs of real or complex "
+                    "numbers, got none"
+                )
             bad = [name for name, tensor in before.items() if count_not_finite(tensor)]
             scale = next(scale for scale in scales if not 0 < scale < math.inf)
             where = f", with NaN or inf in {', '.join(map(repr, bad[:5]))}" if bad else ""
@@ -202,14 +207,35 @@ class Subject:
         ]
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy that computes in another type; parameters that share memory share it there too."""
+    computed = (
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    )  # by hooks, from parameters: a pruned weight
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
     except RuntimeError as error:
         raise ValueError(
-            f"nlm.symmetry: a specification is proven on a copy of the model (torch.nn.utils.prune "
-            f"needs prune.remove first), got one that cannot be copied: {error}"
+            f"nlm.symmetry: a specification is proven on a copy of the model, got one that cannot "
+            f"be copied: {error}"
         ) from error
+    made: dict[Hashable, Tensor] = {}
+    kept = []  # lest the memory of one is used for another
+
+    def cast(tensor: Tensor) -> Tensor:
+        kept.append(tensor.detach())
+        return made.setdefault(place_of(tensor), _cast(tensor, dtype))
+
+    return copied._apply(cast)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 class _Precision(TorchDispatchMode):
@@ -227,10 +253,9 @@ class _Precision(TorchDispatchMode):
             for result in tree_leaves(results):
                 if isinstance(result, Tensor):
                     self._dependent.add(StorageWeakRef(result.untyped_storage()))
-                    if result.dtype in TOLERANCE and (
-                        TOLERANCE[result.dtype] > TOLERANCE[self.narrowest]
-                    ):
-                        self.narrowest = result.dtype
+                    real = result.dtype.to_real() if result.is_complex() else result.dtype
+                    if TOLERANCE.get(real, 0.0) > TOLERANCE[self.narrowest]:
+                        self.narrowest = real
         return results
 
 
@@ -270,7 +295,7 @@ def _call(model: nn.Module, args: Any, **kwargs: Any) -> Any:
 
 
 def _to(dtype: torch.dtype, example: Example) -> Example:
-    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, example)
+    return tree_map_only(Tensor, lambda tensor: _cast(tensor, dtype), example)
 
 
 def _shapes(example: Example) -> tuple[torch.Size, ...]:

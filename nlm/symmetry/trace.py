@@ -19,7 +19,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
-    outputs: Sequence[str] | None = None,
+    outputs: str | Sequence[str] | None = None,
 ) -> PermutationSpec:
     """Finds the permutation symmetries of a model and proves them on it.
 
@@ -33,9 +33,9 @@ def trace(
     example_inputs : a tensor, a tuple of the model's arguments, or a dict of its keyword arguments.
         Two or more samples of real data prove more than one of noise.
     kwargs : further keyword arguments.
-    outputs : names of the outputs that must not change, as keys of the model's output or positions
-        ("logits", "0"); what only others depend on stays as it is. By default the logits and what
-        else it takes for every parameter to count, or all outputs of a model without logits.
+    outputs : name or names of the outputs that must not change, as keys of the model's output or
+        positions ("logits", "0"); what only others depend on stays as it is. By default the logits
+        and what else it takes for every parameter to count, or all outputs where there are none.
 
     Returns
     -------
@@ -65,6 +65,7 @@ def trace(
     else:
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     arguments = with_defaults(model, kwargs or {})
+    outputs = (outputs,) if isinstance(outputs, str) else outputs
     spec = discover(model, args, arguments, outputs)
     if any(parameter.is_meta for parameter in model.parameters()):
         return spec

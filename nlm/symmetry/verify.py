@@ -6,14 +6,15 @@ except in one place. A control without effect proves nothing. Where a group fail
 explains it is searched (:func:`_culprit`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nlm._state_dict import overlapping, place_of
 from nlm.symmetry import gather
-from nlm.symmetry.layout import Fixed, Layout, Ref, product
+from nlm.symmetry.layout import Fixed, Layout, Ref, product, references
 from nlm.symmetry.permutation import Permutation
 from nlm.symmetry.proof import SymmetryError, VacuousError, Verification
 from nlm.symmetry.spec import PermutationSpec
@@ -69,10 +70,17 @@ def _more(example: Example, inputs: Any, forward: Callable[..., Any] | None) -> 
 
 def _check_shared(spec: PermutationSpec, model: nn.Module) -> None:
     """Raises SymmetryError where a parameter under two names would be permuted in two ways."""
-    first: dict[int, str] = {}
+    first: dict[Hashable, str] = {}
     members = {each for of in spec.stacks.values() for each in of}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        other = first.setdefault(id(tensor), name)
+    state = model.state_dict(keep_vars=True)
+    for name in overlapping(state):
+        if name in members or any(any(references(layout)) for layout in spec.params[name]):
+            raise SymmetryError(
+                f"nlm.symmetry: a parameter that shares memory with one of another form stays as "
+                f"it is, got groups on {name!r}"
+            )
+    for name, tensor in state.items():
+        other = first.setdefault(place_of(tensor), name)
         if name != other and not members.isdisjoint((name, other)):
             raise SymmetryError(
                 f"nlm.symmetry: a member of a stack is not shared, got one tensor for {other!r} "

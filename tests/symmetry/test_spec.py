@@ -177,8 +177,14 @@ def test_tables_of_git_re_basin():
     assert again.params == spec.params and again.verified is None
     again.verify(model, vectors(8))
     assert again.verified is not None
-    with pytest.raises(ValueError, match=r"one group per dimension, got 'g1:12 x 4'"):
+    with pytest.raises(ValueError, match=r"depends on no other, got 'g1:12 x 4'"):
         nlm.trace(convnet(), images(8)).to_axes_to_perm()
+    grid = {"w": (parse("h:4"), parse("d:8")), "b": (parse("h:4"),)}
+    heads = AxisGroup("h", 4, fixed=True)
+    still = PermutationSpec({"h": heads, "d": AxisGroup("d", 8)}, grid)
+    assert still.to_axes_to_perm() == {"w": (None, "d"), "b": (None,)}
+    with pytest.raises(ValueError, match=r"depends on no other, got 'd:8 per h' on dimension 1"):
+        PermutationSpec({"h": heads, "d": AxisGroup("d", 8, ("h",))}, grid).to_axes_to_perm()
     with pytest.warns(UserWarning, match=r"left? ?out.*4\.bias|4\.bias"):
         PermutationSpec.from_axes_to_perm(
             {name: axes for name, axes in table.items() if name != "4.bias"}, model.state_dict()

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from _networks import convnet, images, mlp, vectors
 from torch import nn
 from torch.nn.utils import prune
@@ -27,6 +28,10 @@ class TwoHeads(nn.Module):
             "boxes": {"corners": self.boxes(hidden)},
             "last_hidden_state": hidden,
         }
+
+
+def pruned(module: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(module, "weight", amount=0.3)
 
 
 def test_outputs_are_the_logits_and_what_has_weights_of_its_own():
@@ -89,10 +94,10 @@ def test_what_cannot_be_exported_says_why(capfd):
 
     with pytest.raises(ValueError, match=r"a torch.nn.Module that is not scripted, got function"):
         nlm.trace(lambda x: x, torch.randn(2, 4))
-    pruned = mlp()
-    prune.l1_unstructured(pruned[0], "weight", 0.5)
-    with pytest.raises(ValueError, match=r"a copy of the model .* prune.remove first"):
-        nlm.trace(pruned, vectors(8))
+    computed = mlp()
+    computed.kept = [2 * computed[0].weight]
+    with pytest.raises(ValueError, match=r"a copy of the model, got one that cannot be copied"):
+        nlm.trace(computed, vectors(8))
 
     class Silent(nn.Linear):
         def forward(self, x):
@@ -131,19 +136,6 @@ def test_state_that_a_model_writes_follows_its_units():
     assert spec.permutation_count == 1 and spec.params["mean"] == (parse("g0:6"),)
 
 
-@pytest.mark.parametrize("tie", [torch.relu, torch.sign, lambda x: (x > 0).float()])
-def test_places_among_equal_values_number_nothing(tie):
-    class Chosen(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.rows = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 3))
-
-        def forward(self, x):
-            return self.rows[tie(self.a(x)).argmax(-1)]
-
-    assert not discover(Chosen().eval(), (torch.randn(8, 4),), {}).free
-
-
 def test_units_without_effect_stay():
     class Wasteful(nn.Module):
         def __init__(self):
@@ -169,6 +161,90 @@ def test_shared_parameters_have_one_layout():
     layer = nn.Linear(4, 4)
     twice = nlm.trace(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 4))
     assert not twice.free  # its units are inputs and outputs too
+
+
+def test_parameters_that_share_memory():
+    def network(shared: str = "") -> nn.Module:
+        model = nn.Sequential(
+            nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2)
+        )
+        weight = model[2].weight.data
+        if shared:
+            model[4].weight.data = weight.t() if shared == "transpose" else weight
+        return model
+
+    x = torch.randn(8, 4)
+    for shared, unit in (("data", "g0:8"), ("transpose", "8")):
+        model = network(shared)
+        spec = nlm.trace(model, x)
+        for name in ("2.weight", "4.weight"):
+            assert spec.params[name] == (parse(unit), parse(unit))
+        before = model(x)
+        model.load_state_dict(spec.apply(spec.random(1), model.state_dict()))
+        torch.testing.assert_close(model(x), before)
+    with pytest.raises(nlm.SymmetryError, match="shares memory with one of another form"):
+        nlm.trace(network(), x).verify(network("transpose"), x)
+
+
+@pytest.mark.parametrize("make", [nn.utils.weight_norm, nn.utils.spectral_norm, pruned])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_hooks_compute(make):
+    model = nn.Sequential(make(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
+    model(torch.randn(8, 4))
+    spec = nlm.trace(model, torch.randn(8, 4))
+    assert spec.permutation_count == 1 and spec.params["0.bias"] == (parse("g0:6"),)
+
+
+def test_complex_weights_stay():
+    class Rotating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.turn = nn.Parameter(torch.randn(1, dtype=torch.complex64))
+
+        def forward(self, x):
+            return self.b((self.a(x) * self.turn).abs())
+
+    spec = nlm.trace(Rotating(), torch.randn(8, 4))
+    assert spec.permutation_count == 1 and spec.verified.dtype == "float64"
+    assert spec.verified.max_error < 1e-12
+
+
+def test_channels_that_are_sampled_move_with_their_heads():
+    class Sampling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.values, self.places = nn.Conv2d(3, 8, 1), nn.Linear(3, 2 * 3 * 2)
+            self.leave = nn.Linear(8, 2)
+
+        def forward(self, x):  # two heads of four channels, three places for each
+            values = self.values(x).view(-1, 4, *x.shape[2:])
+            places = self.places(x.mean((2, 3))).view(len(values), 1, 3, 2).tanh()
+            read = F.grid_sample(values, places, align_corners=False).sum((2, 3))
+            return self.leave(read.view(len(x), 8))
+
+    spec = nlm.trace(Sampling(), torch.randn(2, 3, 6, 6))
+    assert spec.params["values.weight"][0] == parse("g0:2 x g1:4")
+    assert spec.params["places.weight"][0] == parse("g0:2 x g2:3 x 2")
+    assert spec.permutation_count == 1 + 2 + 2 and not spec.opaque_ops
+
+
+def test_what_is_dropped_also_in_evaluation_stays():
+    class Dropping(nn.Sequential):
+        def forward(self, x):
+            return self[1](F.dropout(self[0](x), 0.5, training=True))
+
+    model = Dropping(nn.Linear(4, 6), nn.Linear(6, 2))
+    assert not discover(model, (torch.randn(8, 4),), {}).free
+
+
+def test_a_state_dict_that_holds_more_than_tensors_is_refused():
+    class Noted(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+    with pytest.raises(ValueError, match=r"holds tensors, got dict for '0\._extra_state'$"):
+        nlm.trace(nn.Sequential(Noted(4, 6), nn.Linear(6, 2)), torch.randn(8, 4))
 
 
 def test_parametrized_and_added_parameters():

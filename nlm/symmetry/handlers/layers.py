@@ -199,9 +199,20 @@ _RESAMPLING = [
 
 @handler(*_POOLS, *_RESAMPLING)
 def pool(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
+    if any(isinstance(each, Array) for each in (*rest, *more.values())):
+        raise NotUnderstood  # random samples
     spatial = next(n for n in (1, 2, 3) if f"{n}d" in step.name)
     axes = [*x.axes[:-spatial], *_neighbourhoods(step, x, spatial)]
     return (Array(axes), Array(list(axes))) if step.several else Array(axes)
+
+
+@handler("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(step: Step, x: Array, grid: Array, *rest: Any) -> Array:
+    """Channels read at places between the positions: the places have axes of their own."""
+    for axis in (*x.axes[2:], grid.axes[-1]):
+        pin(axis, "coordinates")
+    batch = broadcast([x.axes[0]], [grid.axes[0]])
+    return Array([*batch, x.axes[1], *grid.axes[1:-1]])
 
 
 # --- normalisation --------------------------------------------------------------------------------

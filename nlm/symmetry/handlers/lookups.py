@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nlm.symmetry.atoms import Axis, fixed, is_wild, pin, resolve, size_of
+from nlm.symmetry.atoms import Axis, fixed, is_wild, leaves, pin, resolve, size_of
 from nlm.symmetry.axes import broadcast, unify
 from nlm.symmetry.handlers.registry import (
     Array,
@@ -126,6 +126,8 @@ def scatter(step: Step, x: Array, dim: int, index: Array, source: Any, **more: A
         if len(sizes) > 1 or (at != dim and sizes != {size_of(x.axes[at])}):
             raise NotUnderstood
     common = broadcast(*(each.axes for each in operands))
+    if step.name == "scatter" and isinstance(source, Array):
+        pin(common[dim], "the last one stays")
     look_up(x.axes[dim], index, "scattered to")
     target = x.axes[dim]
     if is_wild(target):
@@ -150,6 +152,9 @@ def index_put(
     ):
         raise NotUnderstood
     common = broadcast(*(index.axes for index in given.values()))
+    if not add:
+        for axis in common:
+            pin(axis, "the last one stays")
     first, last = dims[0], dims[-1] + 1
     written = broadcast([*x.axes[:first], *common, *x.axes[last:]], source.axes)
     before, after = written[:first], written[first + len(common) :]
@@ -203,7 +208,8 @@ def positions(x: Array, dim: int) -> Axis:
     Among equal values the place decides, so that nothing may move.
     """
     axis = x.axes[dim]
-    if x.tied or is_wild(axis):
+    found = list(leaves(axis))
+    if x.tied or len(set(found)) < len(found) or any(leaf.wild for leaf in found):
         pin(axis, "ranks of equal values")
         return fixed(size_of(axis), "ranks of equal values")
     return axis

@@ -14,17 +14,25 @@ from nlm.symmetry.sums import concatenate, cut, stack
 
 
 @handler(
-    "alias", "detach", "clone", "contiguous", "to", "_to_copy", "type_as", "dropout", "lift_fresh",
-    "lift_fresh_copy", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "positive",
-    "resolve_conj", "resolve_neg", "detach_copy", "alias_copy", "pin_memory", "native_dropout",
-    "_conj", "requires_grad",
+    "alias", "detach", "clone", "contiguous", "to", "_to_copy", "type_as", "lift_fresh",
+    "lift_fresh_copy", "positive", "resolve_conj", "resolve_neg", "detach_copy", "alias_copy",
+    "pin_memory", "_conj", "requires_grad",
     reads=False,
 )  # fmt: skip
-def identity(step: Step, x: Array, *rest: Any, **more: Any) -> Any:
+def identity(step: Step, x: Array, *rest: Any, **more: Any) -> Array:
+    return x.shaped(x.axes)
+
+
+@handler(
+    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout",
+    reads=False,
+)  # fmt: skip
+def dropout(step: Step, x: Array, p: float, train: bool | None) -> Any:
+    """What is dropped at random also in evaluation is dropped by place."""
+    if train is not False and p:
+        raise NotUnderstood
     same = x.shaped(x.axes)
-    if step.several:
-        return (same, Array(broadcast(x.axes)))
-    return same
+    return (same, Array(x.axes)) if step.several else same
 
 
 @handler(

@@ -186,7 +186,7 @@ FLOORS: dict[str, tuple[int, float]] = {
     "mixtral_bmm": (21, 1.000),
     "qwen2moe_bmm": (23, 1.000),
     "olmoe_bmm": (21, 1.000),
-    "deepseekv3": (34, 1.000),
+    "deepseekv3": (31, 1.000),
     "qwen3moe": (21, 0.998),
     "gpt_oss": (13, 1.000),
     "jamba": (15, 1.000),
