@@ -22,6 +22,7 @@ class AlignmentReport:
     samples : positions that the activation statistics saw, per group.
     excluded : entries left out of the cost.
     by_weights : groups that no module's output shows, matched by their weights (activations).
+    descents : the last objective of every descent, of which the best is kept (weights).
     """
 
     method: str
@@ -31,6 +32,7 @@ class AlignmentReport:
     samples: dict[str, int] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     by_weights: list[str] = field(default_factory=list)
+    descents: list[float] = field(default_factory=list)
 
 
 @dataclass
