@@ -7,7 +7,7 @@ it, because its tracer finds none in BERT, takes the flattened features of VGG16
 25088, and lists most parameters several times. Here each counts once. Groups inside others (heads)
 are beyond it: "all groups" is nlm's alone. Each measurement has a process of its own.
 
-    python benchmarks/bench_weight_matching.py [--workload PART] [--providers NAME ...] [--json FILE]
+    python benchmarks/bench_weight_matching.py [--workload PART] [--providers NAME ...]
 """
 
 import argparse
