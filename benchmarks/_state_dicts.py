@@ -31,7 +31,7 @@ def vit_base() -> PermutationSpec:
             params |= {f"{i}.{name}.weight": ["r:768", units], f"{i}.{name}.bias": ["r:768"]}
         for name in ("norm1", "norm2"):
             params |= {f"{i}.{name}.weight": ["r:768"], f"{i}.{name}.bias": ["r:768"]}
-    return _spec(groups, params)
+    return specification(groups, params)
 
 
 def llama_1b() -> PermutationSpec:
@@ -53,7 +53,7 @@ def llama_1b() -> PermutationSpec:
             f"{i}.norm1.weight": ["r:2048"],
             f"{i}.norm2.weight": ["r:2048"],
         }
-    return _spec(groups, params)
+    return specification(groups, params)
 
 
 def random_state(
@@ -65,7 +65,7 @@ def random_state(
     }
 
 
-def _spec(groups: Groups, params: Mapping[str, list[str]]) -> PermutationSpec:
+def specification(groups: Groups, params: Mapping[str, list[str]]) -> PermutationSpec:
     return PermutationSpec(
         {name: AxisGroup(name, size, parents) for name, (size, parents) in groups.items()},
         {name: tuple(map(parse, texts)) for name, texts in params.items()},

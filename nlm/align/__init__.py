@@ -36,6 +36,9 @@ def align(
     seed: int = 0,
     max_sweeps: int = 100,
     tolerance: float = 1e-9,
+    order: str = "random",
+    restarts: int = 0,
+    normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     observe: Mapping[str, str | tuple[str, int]] | None = None,
     forward: Forward | None = None,
@@ -57,7 +60,7 @@ def align(
         groups that no module shows are matched by weights, ``report.by_weights`` names them).
     data : for "activations": a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
-    seed, max_sweeps, tolerance, exclude : for "weights".
+    seed, max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights".
     observe, forward, mask, max_samples, device : for "activations".
     progress : called with a number and a value: of each sweep and its objective ("weights"), or of
         each batch and the seconds so far ("activations"). What it raises cancels.
@@ -97,7 +100,8 @@ def align(
     _prove(spec, model_a, example_inputs, data, forward, device)
     return weight_matching(
         state_of(model_a), state_of(model_b), spec, seed=seed, max_sweeps=max_sweeps,
-        tolerance=tolerance, exclude=exclude, progress=progress,
+        tolerance=tolerance, order=order, restarts=restarts, normalise=normalise, exclude=exclude,
+        progress=progress,
     )  # fmt: skip
 
 

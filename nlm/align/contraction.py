@@ -2,8 +2,8 @@
 
 :func:`nlm.ops.group_similarity_` reads the second model in the order found so far as it multiplies:
 nothing is copied. A permutation that has changed at some positions since a similarity was made
-changes it by the terms at these positions: those of the old order are taken away, those of the new
-one added.
+changes it by the terms at these positions, by their difference where that is one tensor, else those
+of the old order are taken away and those of the new one added.
 """
 
 import math
@@ -50,6 +50,11 @@ class Change:
     at: int
     positions: Tensor
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the positions are those of the axis itself, which has no parents."""
+        return self.new.axis == self.at and not self.new.parents and not self.old.parents
+
 
 def add_similarity(
     target: Tensor,
@@ -81,7 +86,7 @@ def add_similarity(
             for view, part in zip((a, b), window, strict=True)
         )
     gathers = [*_held(place, order), *(_closed(place, axis, tables) for axis in closed)]
-    _add(target, chain, a, b, gathers)
+    _add(target, place, a, b, gathers)
 
 
 def add_change(target: Tensor, place: Place, before: Gathers, changes: Sequence[Change]) -> None:
@@ -91,11 +96,22 @@ def add_change(target: Tensor, place: Place, before: Gathers, changes: Sequence[
     gathers = {gather.axis: gather for gather in _held(place, before)}
     for change in changes:
         part = a.index_select(change.at, change.positions)
-        for gather, weight in ((change.old, -1.0), (change.new, 1.0)):
-            gathers[gather.axis] = gather
-            known = {change.at: Gather(change.at, torch.arange(b.shape[change.at]))} | gathers
-            parts = [_at(each, change.at, change.positions) for each in known.values()]
-            _add(target, place.chain, part, b, parts, weight)
+        if change.is_plain:
+            gathers.pop(change.at, None)
+            wide = torch.promote_types(b.dtype, torch.float32)
+            old, new = (
+                b.index_select(change.at, each.index[change.positions]).to(wide)
+                for each in (change.old, change.new)
+            )
+            rest = [_at(each, change.at, change.positions) for each in gathers.values()]
+            _add(target, place, part.to(wide), new - old, rest)
+        else:
+            still = Gather(change.at, torch.arange(b.shape[change.at]))
+            for gather, sign in ((change.old, -1.0), (change.new, 1.0)):
+                known = {change.at: still} | gathers | {gather.axis: gather}
+                parts = [_at(each, change.at, change.positions) for each in known.values()]
+                _add(target, place, part, b, parts, sign)
+        gathers[change.new.axis] = change.new
 
 
 def changes(place: Place, before: Gathers, after: Gathers) -> list[Change] | None:
@@ -124,19 +140,22 @@ def changes(place: Place, before: Gathers, after: Gathers) -> list[Change] | Non
 
 
 def work(place: Place, found: Sequence[Change]) -> float:
-    """The products of a change: twice those of its positions."""
+    """The products of a change: those of its positions, twice where two orders are compared."""
     sizes = [axis.size for axis in place.block.axes]
-    return 2 * place.size * sum(len(change.positions) / sizes[change.at] for change in found)
+    return place.size * sum(
+        (1 if change.is_plain else 2) * len(change.positions) / sizes[change.at] for change in found
+    )
 
 
 def _add(
     target: Tensor,
-    chain: Chain,
+    place: Place,
     a: Tensor,
     b: Tensor,
     gathers: Sequence[Gather],
-    weight: float = 1.0,
+    sign: float = 1.0,
 ) -> None:
+    chain = place.chain
     kept = [axis for axis in chain.held if axis >= 0]
     above = len(chain.axes) - 1
     out = target[chain.key]
@@ -150,7 +169,7 @@ def _add(
         [gather.index for gather in gathers],
         [gather.axis for gather in gathers],
         [gather.parents for gather in gathers],
-        weight,
+        sign * place.comparison.weight,
     )
 
 

@@ -2,9 +2,10 @@
 
 The objective is the sum of what the models' positions have in common under a permutation: products
 of weights, or correlations of activations. One move after another is solved with all other groups
-held; it is kept if the objective really rises. Moves are visited in random order; one whose
-neighbours have not moved since its last visit is not solved again. A sweep that gains less than
-``tolerance`` times the objective is the last.
+held; it is kept if the objective, evaluated anew, really rises. Where a group stands on two axes of
+one parameter the move is quadratic, and solving it can lower the objective: then Frank-Wolfe steps
+are tried (:mod:`nlm.align.relaxation`). A move whose neighbours have not moved since its last visit
+is not solved again. A sweep that gains less than ``tolerance`` times the objective is the last.
 """
 
 import math
@@ -19,17 +20,27 @@ from nlm.symmetry.blocks import Block
 from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation, identity, index_shape, is_free
 
+ORDERS = ("random", "forward", "backward", "alternating")
+
 
 class Descent:
     """Two models under comparison, and the permutation found so far.
 
+    The moves keep their similarities from visit to visit, the smallest first, as long as all of
+    them together are no larger than the two models.
+
     Attributes
     ----------
-    permutation : of all groups.
+    permutation : of all groups, the identity unless a start is given.
     objective : the objective at the start and after each sweep.
     """
 
-    def __init__(self, groups: Groups, comparisons: Sequence[Comparison]) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        comparisons: Sequence[Comparison],
+        start: Permutation | None = None,
+    ) -> None:
         for block in (block for other in comparisons for block in other.blocks):
             if moving := [name for name in block.at if is_free(groups, name)]:
                 raise ValueError(
@@ -38,24 +49,34 @@ class Descent:
                 )
         self.groups = groups
         self.comparisons = comparisons
-        self.permutation = {name: identity(groups, name) for name in groups}
+        self.permutation = start or {name: identity(groups, name) for name in groups}
         self._values = self._evaluate(comparisons, self.permutation)
         self.objective = [math.fsum(self._values.values())]
         self._moves = _moves(groups, comparisons)
+        left = sum(other.nbytes for other in comparisons)
+        for move in sorted(self._moves, key=lambda move: move.nbytes):
+            left -= move.nbytes
+            move.keeps = left >= 0
 
     def run(
         self,
         seed: int = 0,
         max_sweeps: int = 100,
         tolerance: float = 1e-9,
+        order: str = "random",
         progress: Callable[[int, float], None] | None = None,
     ) -> None:
-        """Sweeps over the moves until nothing is gained."""
+        """Sweeps over the moves, in one of ``ORDERS``, until nothing is gained."""
         generator = torch.Generator().manual_seed(seed)
         stale = set(self._moves)
         for sweep in range(max_sweeps):
-            for number in torch.randperm(len(self._moves), generator=generator).tolist():
-                move = self._moves[number]
+            visits = list(self._moves)
+            if order == "random":
+                numbers = torch.randperm(len(visits), generator=generator).tolist()
+                visits = [self._moves[number] for number in numbers]
+            elif order == "backward" or (order == "alternating" and sweep % 2):
+                visits.reverse()
+            for move in visits:
                 if move not in stale:
                     continue
                 stale.discard(move)
@@ -66,12 +87,20 @@ class Descent:
                 progress(sweep + 1, self.objective[-1])
             if self.objective[-1] - self.objective[-2] <= tolerance * abs(self.objective[-1]):
                 break
+        for move in self._moves:
+            move.forget()
 
     def _improve(self, move: Move) -> bool:
         """Makes a move, if the objective rises."""
         found = move.solve(self.permutation)
         if all(torch.equal(found[name], self.permutation[name]) for name in move.members):
             return False
+        if self._accept(move, found):
+            return True
+        return move.is_relaxable and self._accept(move, move.relax(self.permutation))
+
+    def _accept(self, move: Move, found: Permutation) -> bool:
+        """Goes on to a permutation, if the objective rises."""
         values = self._evaluate(move.comparisons, found)
         gain = math.fsum([*values.values(), *(-self._values[other] for other in values)])
         if gain <= 1e-12 * sum(other.scale for other in values):

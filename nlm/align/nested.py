@@ -8,7 +8,8 @@ to the outermost group, whose assignment decides which of the inner ones hold (V
 arXiv:2403.00986, for heads). Where every block sees one chain of the move, this is the optimum of
 the move. Where it sees several (a residual stream on both axes of a square weight, the channels
 in and out of a grouped convolution), one chain is solved at a time with the others held, and the
-caller sees to it that nothing is lost.
+caller sees to it that nothing is lost; a move of one group alone can be relaxed instead
+(:mod:`nlm.align.relaxation`).
 """
 
 import itertools
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from nlm.align.assignment import best_assignment, matched
 from nlm.align.contraction import Place, add_change, add_similarity, changes, work
+from nlm.align.relaxation import relaxed
 from nlm.align.similarity import Comparison, Window, chain_of
 from nlm.symmetry.blocks import Block
 from nlm.symmetry.gather import Gathers
@@ -52,9 +54,11 @@ class Move:
     members : the groups that move, the outermost first.
     above : member -> its moving parents, outermost first.
     held : member -> its parents that do not move.
-    places : member -> the blocks that say something about it.
+    places : member -> the blocks that say something about it, and see no other chain of the move.
     comparisons : where the members stand.
     blocks : the identities of the blocks they stand in.
+    keeps : whether similarities are kept until they are needed again.
+    nbytes : of the similarities of all members.
     quadratic : whether a block sees more than one chain of the move.
     is_chained : whether the parents of each member that move are inside one another; else the move
         cannot be solved.
@@ -79,9 +83,12 @@ class Move:
             for name in self.members
         }
         self.places: dict[str, list[Place]] = {name: [] for name in self.members}
+        self._bent: dict[str, list[Place]] = {name: [] for name in self.members}
         self.comparisons: list[Comparison] = []
         self.blocks: set[int] = set()
         self.quadratic = False
+        self.keeps = True
+        self.nbytes = 8 * sum(self._entries(name) for name in self.members)
         self._tables: dict[str, Tensor] = {}
         self._kept: dict[str, Kept] = {}
         self.is_chained = all(
@@ -112,8 +119,9 @@ class Move:
             root = [leaf for leaf in leaves if chains[leaf].axes[0] == chain.axes[0]]
             carried = len(root) == 1
             if not carried or below == [axis]:
-                group = str(block.axes[axis].group)
-                self.places[group].append(Place(comparison, block, chain, chains, carried))
+                places = self.places if set(chains) <= set(chain.axes) else self._bent
+                place = Place(comparison, block, chain, chains, carried)
+                places[str(block.axes[axis].group)].append(place)
 
     def solve(self, permutation: Permutation) -> Permutation:
         """The permutation with the best assignments for the members.
@@ -152,33 +160,59 @@ class Move:
         size = self.groups[name].size
         table = torch.empty([*held, *pairs, *pairs, size], dtype=torch.int64)
         value = torch.empty([*held, *pairs, *pairs], dtype=torch.float64)
-        still = {member: replace(self.groups[member], fixed=True) for member in self.members}
-        order = Gathers({**self.groups, **still}, permutation)
+        order = self._still(permutation)
         for window in _windows(held, pairs, size):
             at: tuple[slice, ...] = ()
             if window is not None:
                 rest = [slice(None)] * (len(pairs) - 1)
                 at = (*(slice(None) for _ in held), window[0], *rest, window[1], *rest)
-            shape = [*value[at].shape, size, size]
-            if window is None and not self.quadratic:
-                carried, other = self._similarity(name, order, shape), None
-            else:
-                carried = torch.zeros(shape, dtype=torch.float64)
-                other = torch.zeros_like(carried) if self.quadratic else None
-                for place in self.places[name]:
-                    target = carried if place.carried or other is None else other
-                    add_similarity(target, place, order, tables, window)
+            carried = self._similarity(name, order, [*value[at].shape, size, size], window)
+            other = torch.zeros_like(carried) if self.quadratic else None
+            if self._bent[name] and other is not None:
+                carried = carried.clone()
+                for place in self._bent[name]:
+                    add_similarity(
+                        carried if place.carried else other, place, order, tables, window
+                    )
             if inner is not None:
                 carried = carried + inner[at]
             table[at] = best_assignment(carried if other is None else carried + other)
             value[at] = matched(carried, table[at]).sum(-1)
         return table, value
 
-    def _similarity(self, name: str, order: Gathers, shape: list[int]) -> Tensor:
-        """The similarity of a member's units over all its places, none of which is quadratic.
+    @property
+    def is_relaxable(self) -> bool:
+        """Whether the move is quadratic in the assignment of one group."""
+        return self.quadratic and len(self.members) == 1
 
-        It is kept, unless it has more than twice as many entries as the weights that it is made of;
-        the next time only the terms at changed positions are replaced, where that is less work. It
+    def relax(self, permutation: Permutation) -> Permutation:
+        """The permutation with the assignment of its group that Frank-Wolfe steps lead to."""
+        [name] = self.members
+        order, axes = self._still(permutation), self._order(name)
+        start = permutation[name].permute(*axes, -1)
+        shape = [*start.shape, start.shape[-1]]
+        straight = self._similarity(name, order, shape, None)
+
+        def gradient(assignment: Tensor) -> Tensor:
+            found = straight.clone()
+            for place in self._bent[name]:
+                add_similarity(found, place, order, {name: assignment})
+            return found
+
+        back = sorted(range(len(axes)), key=axes.__getitem__)
+        return {**permutation, name: relaxed(gradient, start).permute(*back, -1)}
+
+    def _still(self, permutation: Permutation) -> Gathers:
+        """The order of the groups that do not move."""
+        still = {member: replace(self.groups[member], fixed=True) for member in self.members}
+        return Gathers({**self.groups, **still}, permutation)
+
+    def _similarity(
+        self, name: str, order: Gathers, shape: list[int], window: Window | None
+    ) -> Tensor:
+        """The similarity of a member's units over its places, but for those that are bent.
+
+        The next time only the terms at changed positions are replaced, where that is less work. It
         is made afresh once twice its work has gone into that, so that roundings do not add up.
         """
         places = self.places[name]
@@ -188,18 +222,23 @@ class Move:
         if kept is not None and found is not None and None not in found:
             pairs = [(p, each) for p, each in zip(places, found, strict=True) if each]
             share = sum(work(place, each) for place, each in pairs) / max(whole, 1)
-            if share < 0.75 and kept.replaced + share <= 2:
+            if share < 0.9 and kept.replaced + share <= 2:
                 for place, each in pairs:
                     add_change(kept.similarity, place, kept.order, each)
                 self._kept[name] = Kept(order, kept.similarity, kept.replaced + share)
                 return kept.similarity
         similarity = torch.zeros(shape, dtype=torch.float64)
         for place in places:
-            add_similarity(similarity, place, order, {})
-        is_small = similarity.numel() <= 2 * whole
-        if is_small and all(place.comparison.a is not None for place in places):
+            add_similarity(similarity, place, order, {}, window)
+        is_whole = window is None and all(place.comparison.a is not None for place in places)
+        if self.keeps and is_whole:
             self._kept[name] = Kept(order, similarity, 0.0)
         return similarity
+
+    def forget(self) -> None:
+        """Gives the memory of earlier solutions back."""
+        self._kept.clear()
+        self._tables.clear()
 
     def _seen_by_parent(self, name: str, value: Tensor) -> Tensor:
         """The value for all pairs of parents, as a similarity of the innermost one's units."""
@@ -207,6 +246,11 @@ class Move:
         extra = [dim for dim, group in enumerate(self.held[name]) if group not in held]
         value = value.sum(extra) if extra else value
         return value.movedim(len(held) + len(self.above[name]) - 1, -2)
+
+    def _entries(self, name: str) -> int:
+        """Of the similarity of a member for all pairs of parents."""
+        pairs = math.prod(self._sizes(self.above[name])) * self.groups[name].size
+        return math.prod(self._sizes(self.held[name])) * pairs**2
 
     def _sizes(self, names: Sequence[str]) -> list[int]:
         return [self.groups[name].size for name in names]

@@ -29,6 +29,7 @@ class AlignmentReport:
     by_weights : groups that no module's output shows, matched by their weights (activations).
     histogram : group -> how many matched units have their similarity in each of 40 equal bins
         from -1 to 1.
+    descents : the last objective of every descent, of which the best is kept (weights).
     """
 
     method: str
@@ -39,6 +40,7 @@ class AlignmentReport:
     excluded: list[str] = field(default_factory=list)
     by_weights: list[str] = field(default_factory=list)
     histogram: dict[str, list[int]] = field(default_factory=dict)
+    descents: list[float] = field(default_factory=list)
 
 
 @dataclass

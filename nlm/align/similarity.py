@@ -45,9 +45,12 @@ class Comparison:
     ----------
     a, b : the parameter in both models, of the same shape.
     layouts : how the groups make up its dimensions.
+    normalise : whether the products are divided by those of the norms.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, layouts: tuple[Layout, ...]) -> None:
+    def __init__(
+        self, a: Tensor, b: Tensor, layouts: tuple[Layout, ...], normalise: bool = False
+    ) -> None:
         norms = [math.sqrt(_dot(each, each)) for each in (a, b)]
         if any(norm > 0 and not 1e-12 < norm < 1e15 for norm in norms):
             a, b = a.double(), b.double()  # products in float32 would leave its range
@@ -55,7 +58,14 @@ class Comparison:
         self.b = b
         self.layouts = layouts
         self.blocks = blocks(layouts, b.shape)
-        self.scale = math.prod(norms)
+        self.weights = [1 / norm if normalise and norm > 0 else 1.0 for norm in norms]
+        self.weight = math.prod(self.weights)
+        self.scale = math.prod(norms) * self.weight
+
+    @property
+    def nbytes(self) -> int:
+        """What is compared."""
+        return self.b.nbytes + (0 if self.a is None else self.a.nbytes)
 
     def in_order(self, order: Gathers) -> Tensor:
         """The second model with the groups in a permutation's order."""
@@ -65,7 +75,7 @@ class Comparison:
     def value(self, order: Gathers) -> float:
         """The sum of the products, exact to float64."""
         assert self.a is not None
-        return _dot(self.a, self.in_order(order))
+        return self.weight * _dot(self.a, self.in_order(order))
 
     def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
         """The products and both models' squares, block by block, a stretch of axis 0 at a time.
@@ -78,14 +88,16 @@ class Comparison:
             views = block.view(self.a), block.view(held)
             rows = max(1, _CHUNK // max(1, views[0][:1].numel()))
             for number, pair in enumerate(zip(*(view.split(rows) for view in views), strict=True)):
-                a, b = (each.double() for each in pair)
+                a, b = (
+                    each.double() * weight for each, weight in zip(pair, self.weights, strict=True)
+                )
                 yield block, number * rows, (a * b, a.square(), b.square())
 
     def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
         """What is multiplied in a block, and its axes: i in A, (number of axes) + i in B."""
         assert self.a is not None
         count = len(block.axes)
-        in_a = block.view(self.a).double(), list(range(count))
+        in_a = block.view(self.a).double() * self.weight, list(range(count))
         return [in_a, (block.view(held).double(), list(range(count, 2 * count)))]
 
 

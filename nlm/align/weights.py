@@ -8,6 +8,9 @@ one group, with the units inside it, solves linear assignment problems on its si
 parameters it stands on (:mod:`nlm.align.nested`, :mod:`nlm.align.descent`). The objective is summed
 in float64; the similarities, which only propose a move, multiply in float32 (float64 for float64).
 
+Memory: the two state dicts, once more as much at most for similarities that are kept from one visit
+to the next, and the largest of those that are not.
+
 BatchNorm's running statistics are permuted with their channels but are no part of the cost: their
 scale would dominate it. Heads are part of it where the models share their classes.
 """
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nlm._state_dict import StateDict, check_weight, is_statistic, matches
-from nlm.align.descent import Descent
+from nlm.align.descent import ORDERS, Descent
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
 from nlm.align.similarity import Comparison
 from nlm.symmetry import PermutationSpec
@@ -35,6 +38,9 @@ def weight_matching(
     seed: int = 0,
     max_sweeps: int = 100,
     tolerance: float = 1e-9,
+    order: str = "random",
+    restarts: int = 0,
+    normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
@@ -43,37 +49,59 @@ def weight_matching(
     Parameters
     ----------
     a, b : state dicts of the specification's entries and shapes, of any float dtype.
-    seed : of the order in which the groups are visited.
-    max_sweeps : at most so many visits to every group.
+    seed : of the order in which the groups are visited, and of the restarts.
+    max_sweeps : at most so many visits to every group in a descent.
     tolerance : the relative gain of a sweep at which to stop.
+    order : in which the groups are visited: "random", that of the specification ("forward"), its
+        reverse ("backward"), or one and then the other ("alternating").
+    restarts : further descents, each from a random permutation; the best one is kept.
+    normalise : whether each entry's contribution is divided by the product of its norms in the two
+        models, so that the objective is a sum of cosines.
     exclude : patterns of entries to leave out of the cost. Heads whose classes differ in number
         are left out by themselves; where the specification does not say which axes are outputs (a
         hand-written one), so is every entry whose sizes differ on an axis without groups.
-    progress : called after each sweep with its number and the objective; what it raises cancels.
+    progress : called after each sweep with its number in the descent and the objective; what it
+        raises cancels.
 
     Raises
     ------
     ValueError, TypeError
         See :func:`nlm.align`.
     """
+    if order not in ORDERS:
+        raise ValueError(f"nlm.align: the order is one of {', '.join(ORDERS)}, got {order!r}")
+    if restarts < 0:
+        raise ValueError(f"nlm.align: the number of restarts is at least 0, got {restarts}")
     started = time.perf_counter()
-    comparisons, excluded = _comparisons(a, b, spec, exclude)
-    descent = Descent(spec.groups, comparisons)
-    descent.run(seed, max_sweeps, tolerance, progress)
-    similarity = descent.agreement()
+    comparisons, excluded = _comparisons(a, b, spec, exclude, normalise)
+    best, descents = None, []
+    for number in range(restarts + 1):
+        start = spec.random(seed + number) if number > 0 else None
+        descent = Descent(spec.groups, comparisons, start)
+        descent.run(seed + number, max_sweeps, tolerance, order, progress)
+        descents.append(descent.objective[-1])
+        if best is None or descents[-1] > best.objective[-1]:
+            best = descent
+    assert best is not None
+    similarity = best.agreement()
     report = AlignmentReport(
         "weights",
-        descent.objective,
+        best.objective,
         means(similarity),
         time.perf_counter() - started,
         excluded=excluded,
         histogram=histograms(similarity),
+        descents=descents,
     )
-    return AlignmentResult(descent.permutation, report)
+    return AlignmentResult(best.permutation, report)
 
 
 def _comparisons(
-    a: StateDict, b: StateDict, spec: PermutationSpec, exclude: str | tuple[str, ...]
+    a: StateDict,
+    b: StateDict,
+    spec: PermutationSpec,
+    exclude: str | tuple[str, ...],
+    normalise: bool,
 ) -> tuple[list[Comparison], list[str]]:
     """The entries that make up the cost, and the names of those left out."""
     for state in (a, b):
@@ -90,7 +118,7 @@ def _comparisons(
             continue
         in_a, in_b = (state[name].detach().cpu() for state in (a, b))
         kind = torch.promote_types(in_a.dtype, in_b.dtype)
-        found.append(Comparison(in_a.to(kind), in_b.to(kind), layouts))
+        found.append(Comparison(in_a.to(kind), in_b.to(kind), layouts, normalise))
     return found, excluded
 
 

@@ -228,6 +228,10 @@ def test_bad_calls():
     spec = nlm.trace(a, vectors(8))
     with pytest.raises(ValueError, match="the method is one of weights, activations, got 'magic'"):
         nlm.align(a, b, spec, "magic")
+    with pytest.raises(ValueError, match=r"the order is one of random, .*, got 'magic'"):
+        nlm.align(a, b, spec, order="magic")
+    with pytest.raises(ValueError, match="the number of restarts is at least 0, got -1"):
+        nlm.align(a, b, spec, restarts=-1)
     with pytest.raises(ValueError, match="activation matching needs two modules and data"):
         nlm.align(a, b, spec, "activations")
     with pytest.raises(ValueError, match="holds at least one sample"):
