@@ -1,0 +1,254 @@
+"""Finding the gauge of a model: proposed by its graph, proven in float64.
+
+Every group of a proven specification may be more than permutable. A group that norms stand on is
+proposed as a residual stream (with the norms and their readers that :mod:`nlm.gauge.flow` finds),
+every other one as a group that rotates as it is: the units of a head do where nothing but products
+acts on them, those of a feed-forward layer or of a head with rotary positions do not. Whether it
+is so is decided by the model: what is folded and rotated at random must leave its outputs as they
+are, and must change them where one place is forgotten.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlm.gauge.flow import Flow, Read, walk
+from nlm.gauge.gauge import Gauge, Shift, Stream, untied
+from nlm.symmetry import PermutationSpec, SymmetryError
+from nlm.symmetry.discover import read
+from nlm.symmetry.graph import call_arguments, export
+from nlm.symmetry.layout import Ref
+from nlm.symmetry.subject import Subject, other_shapes
+
+_CONTROL_RATIO = 1e-3  # the error of a true symmetry against the effect of a broken one
+
+
+def find(
+    model: nn.Module,
+    example_inputs: Any,
+    spec: PermutationSpec,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Gauge:
+    """The continuous symmetries of a pre-norm model, proven on it.
+
+    Parameters
+    ----------
+    model : the network; it is not changed.
+    example_inputs, kwargs : as for :func:`nlm.trace`.
+    spec : its permutations (``nlm.trace``); the groups of the gauge are groups of it.
+
+    Raises
+    ------
+    SymmetryError
+        No residual stream may be rotated (a post-norm model: align it by permutations), or the
+        proof failed.
+    ValueError
+        The model cannot be exported, or the specification is not of this model.
+
+    References
+    ----------
+    Theus et al.: Generalized Linear Mode Connectivity for Transformers (2025). Ashkboos et al.:
+    SliceGPT, arXiv:2401.15024, section 3 (norms folded, the stream rotated).
+    """
+    spec.check_state_dict(model.state_dict())
+    args, arguments = call_arguments(model, example_inputs, kwargs)
+    ties = _ties(model)
+    apart = untied(model, ties)
+    graph = export(apart, args, arguments, spec.outputs or None)
+    again, reader = read(graph, apart)
+    flows: dict[str, Flow] = {}
+    refused: list[SymmetryError] = []
+    for group in again.free:
+        try:
+            flow = walk(graph, reader, again, group)
+        except SymmetryError as error:
+            refused.append(error)
+            continue
+        if group in spec.free and spec.carriers(group) == again.carriers(group):
+            flows[group] = flow
+        elif group in spec.free:
+            refused.append(
+                SymmetryError(
+                    f"nlm.gauge: a specification is of the model, with tied entries in one stream, "
+                    f"got {group!r} in other places when they are apart",
+                    [group],
+                )
+            )
+    example = args, arguments
+    subject = Subject(apart, [example], other_shapes(example), None, spec.outputs, spec.stacks)
+    proof = _Proof(subject, spec, ties)
+    streams: dict[str, Stream] = {}
+    for group, flow in flows.items():
+        if flow.norms:
+            try:
+                streams[group] = proof.stream(group, flow)
+            except SymmetryError as error:
+                refused.append(error)
+    if not streams:
+        raise (
+            refused[0]
+            if refused
+            else SymmetryError(
+                "nlm.gauge: a pre-norm model has a residual stream that norms read, got none that "
+                "no output shows"
+            )
+        )
+    inner = tuple(group for group, flow in flows.items() if not flow.norms and proof.rotates(group))
+    shifts = tuple(shift for group in inner for shift in proof.shifts(group, flows[group]))
+    return proof.all_together(Gauge(spec, streams, inner, shifts))
+
+
+def _ties(model: nn.Module) -> list[tuple[str, ...]]:
+    """The entries that share a tensor."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return [tuple(of) for of in names.values() if len(of) > 1]
+
+
+class _Proof:
+    """What folding and rotating do to the outputs of a model with perturbed weights."""
+
+    def __init__(
+        self, subject: Subject, spec: PermutationSpec, ties: list[tuple[str, ...]]
+    ) -> None:
+        self.subject, self.spec, self.ties = subject, spec, ties
+
+    def stream(self, group: str, flow: Flow) -> Stream:
+        """The residual stream of a flow, with what its norms allow.
+
+        A norm that is written out may subtract the mean without a name: the all-ones vector is kept
+        where the stream does not rotate otherwise.
+        """
+        behind: dict[tuple[str, int], int] = {}
+        for norm in flow.norms:
+            norm.reads = [self._checked(each) for each in norm.reads]
+            for each in norm.reads:
+                behind[each.weight, each.dim] = behind.get((each.weight, each.dim), 0) + 1
+        reads = tuple(map(self._checked, flow.reads))
+        plain = all(
+            isinstance(self.spec.params[name][dim], Ref) for name, dim in self.spec.carriers(group)
+        )
+        if not plain or max(behind.values(), default=0) > 1:
+            raise SymmetryError(
+                f"nlm.gauge: a stream is read as a whole, by weights that stand behind one norm, "
+                f"got parts of it or weights behind two norms for group {self._named(group)}",
+                [group],
+            )
+        centres = all(norm.centres for norm in flow.norms)
+        keeps_ones = any(norm.centres for norm in flow.norms)
+        found = Stream(
+            tuple(flow.norms), reads, keeps_ones,
+            centres and all((each.weight, each.dim) in behind for each in reads),
+            tuple(flow.shown),
+        )  # fmt: skip
+        error = 0.0
+        for tried in (found, replace(found, keeps_ones=True, centred=False)):
+            gauge = Gauge(self.spec, {group: tried})
+            error = self.error(gauge)
+            if error <= self.subject.tolerance:
+                self.check_effect(gauge, group, error)
+                return tried
+        raise SymmetryError(
+            f"nlm.gauge: a rotation of the residual stream must not change the outputs (between "
+            f"norm and norm nothing but sums and weights; align other models by permutations, "
+            f"method='activations'), got a relative change of {error:.1e} for group "
+            f"{self._named(group)}",
+            [group],
+        )
+
+    def rotates(self, group: str) -> bool:
+        """Whether a group rotates as it is."""
+        gauge = Gauge(self.spec, {}, (group,))
+        error = self.error(gauge)
+        if error > self.subject.tolerance:
+            return False
+        try:
+            self.check_effect(gauge, group, error)
+        except SymmetryError:
+            return False
+        return True
+
+    def shifts(self, group: str, flow: Flow) -> Iterator[Shift]:
+        """The biases inside a head that count for nothing, or only through one weight."""
+        for name, _ in self.spec.carriers(group):
+            if len(self.spec.params[name]) > 1:
+                continue
+            gauge = Gauge(self.spec, {}, (group,))
+            for number, block in enumerate(gauge.blocks(name, self.subject.state)):
+                if not block.axes_of(group):
+                    continue
+                ways = [Shift(name, number)]
+                ways += [
+                    Shift(name, number, each)
+                    for each in map(self._checked, flow.reads)
+                    if each.bias
+                ]
+                for shift in ways:
+                    moved = self.copied(gauge, shift)
+                    gauge.shift_(shift, moved)
+                    if self.subject.change(moved, slice(None)) <= self.subject.tolerance:
+                        yield shift
+                        break
+
+    def all_together(self, gauge: Gauge) -> Gauge:
+        """The whole gauge, on all examples, with the ties that folding takes apart."""
+        read = {each.weight for stream in gauge.streams.values() for each in stream.reads}
+        apart = tuple(names for names in self.ties if len({name in read for name in names}) > 1)
+        error = self.error(gauge)
+        if error > self.subject.tolerance:
+            raise SymmetryError(
+                f"nlm.gauge: rotating all groups at once must not change the outputs, got a "
+                f"relative change of {error:.1e}",
+                gauge.groups,
+            )
+        return replace(gauge, untied=apart, error=error, dtype=self.subject.text)
+
+    def error(self, gauge: Gauge) -> float:
+        """The largest change by folding, and by folding and rotating, on all examples."""
+        state = self.copied(gauge)
+        gauge.fold_(state)
+        folded = self.subject.change(state, slice(None))
+        gauge.rotate_(gauge.random(), state)
+        return max(folded, self.subject.change(state, slice(None)))
+
+    def check_effect(self, gauge: Gauge, group: str, error: float) -> None:
+        """Raises where a rotation that forgets one place goes unnoticed."""
+        state = self.copied(gauge)
+        gauge.fold_(state)
+        name = next(
+            name for name, _ in self.spec.carriers(group) if len(self.spec.params[name]) > 1
+        )
+        kept = state[name].clone()
+        gauge.rotate_(gauge.random(), state)
+        effect = self.subject.change({**state, name: kept})
+        if error > _CONTROL_RATIO * effect or effect < 1e-12:
+            raise SymmetryError(
+                f"nlm.gauge: a rotation can be proven only where it matters, got a change of "
+                f"{effect:.1e} without {name!r} for group {self._named(group)}",
+                [group],
+            )
+
+    def copied(self, gauge: Gauge, shift: Shift | None = None) -> dict[str, Tensor]:
+        """The entries that a gauge touches, as float64 copies."""
+        names = set(replace(gauge, shifts=(shift,)).touched() if shift else gauge.touched())
+        return {
+            name: tensor.to(torch.float64, copy=True)
+            for name, tensor in self.subject.state.items()
+            if name in names and tensor.is_floating_point()
+        }
+
+    def _checked(self, read: Read) -> Read:
+        """A reader whose bias has the shape of what the weight computes; else it has none."""
+        if not read.bias:
+            return read
+        shape = list(self.subject.state[read.weight].shape)
+        del shape[read.dim]
+        fits = shape == list(self.subject.state[read.bias].shape)
+        return read if fits else replace(read, bias="")
+
+    def _named(self, group: str) -> str:
+        return f"{group!r} ({self.spec.groups[group].origin})"

@@ -1,0 +1,183 @@
+"""Which norms stand before which weights: one walk over a model's graph.
+
+The axes that discovery has read say where the units of a group stand. The walk follows a norm's
+gain from the normalised stream to the weights that read it, and notes every weight that reads the
+group and the bias that is added to what it computes. It proposes; :mod:`nlm.gauge.find` proves.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from nlm.symmetry import PermutationSpec, SymmetryError
+from nlm.symmetry.atoms import resolve
+from nlm.symmetry.discover import Reader
+from nlm.symmetry.graph import Graph, operation_name
+from nlm.symmetry.handlers import Array
+from nlm.symmetry.layout import references
+from nlm.symmetry.operations import bound, flat
+from nlm.symmetry.stacks import stack_of
+
+
+@dataclass(frozen=True)
+class Read:
+    """A weight that contracts a dimension with the stream, and the bias added to the result."""
+
+    weight: str
+    dim: int
+    bias: str = ""
+
+
+@dataclass
+class Norm:
+    """What stands between a stream and its readers: (gain + offset) * x / |x| + bias.
+
+    Attributes
+    ----------
+    gain, bias : entries of the state dict, "" where there is none.
+    offset : what the model adds to the gain (1 in Gemma).
+    centres : whether the mean is subtracted (LayerNorm, not RMSNorm).
+    reads : the weights behind it.
+    """
+
+    gain: str = ""
+    bias: str = ""
+    offset: float = 0.0
+    centres: bool = False
+    reads: list[Read] = field(default_factory=list)
+
+
+@dataclass
+class Flow:
+    """The norms on a group's way, all weights that read it, and the modules that show it normed."""
+
+    norms: list[Norm] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+
+
+_NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"}
+_PRODUCTS = {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "conv1d", "conv2d", "conv3d"}
+_WEIGHT = ("weight", "mat2", "batch2", "other")
+_BIAS = ("bias", "self")
+
+
+def walk(graph: Graph, reader: Reader, spec: PermutationSpec, group: str) -> Flow:
+    """The flow of a group's units through a model.
+
+    Raises
+    ------
+    SymmetryError
+        A norm's output is used otherwise than by a weight: it is added to the stream (a post-norm
+        model), or goes through another operation first.
+    """
+    return _Walk(graph, reader, spec, group).flow
+
+
+class _Walk:
+    def __init__(self, graph: Graph, reader: Reader, spec: PermutationSpec, group: str) -> None:
+        self.values, self.spec, self.group = reader.values, spec, group
+        self.atoms = {atom for atom, name in reader.names.items() if name == group}
+        self.entry: dict[fx.Node, tuple[str, float]] = {}
+        self.norm_of: dict[fx.Node, Norm] = {}
+        self.by_gain: dict[tuple[str, str], Norm] = {}
+        self.flow = Flow()
+        owner = stack_of(spec.stacks)
+        for node in graph.nodes.nodes:
+            if node.op == "placeholder" and (name := graph.entries.get(node.name)):
+                self.entry[node] = owner.get(name, name), 0.0
+            elif node.op == "call_function":
+                self.call(node)
+        shown = {
+            id(self.values[node]): norm for node, norm in self.norm_of.items() if norm is not None
+        }
+        for module, value in reader.shown.items():
+            if id(value) in shown and module in spec.sites:
+                self.flow.shown.append(module)
+
+    def carries(self, node: fx.Node) -> bool:
+        """Whether the group stands on a dimension of a value."""
+        return any(
+            atom in self.atoms
+            for x in flat(self.values.get(node))
+            if isinstance(x, Array)
+            for axis in x.axes
+            for atom in resolve(axis)
+        )
+
+    def call(self, node: fx.Node) -> None:
+        name = operation_name(node.target)
+        sources = node.all_input_nodes
+        if len(sources) == 1 and sources[0] in self.entry:  # a parameter in another form
+            entry, offset = self.entry[sources[0]]
+            more = [each for each in node.args if isinstance(each, (int, float))]
+            self.entry[node] = entry, offset + (float(more[0]) if name == "add" and more else 0.0)
+            return
+        carried = [each for each in sources if self.carries(each)]
+        own = [each for each in carried if each in self.entry]
+        streams = [each for each in carried if each not in self.entry]
+        if not streams:
+            return
+        norms = [self.norm_of[each] for each in streams if each in self.norm_of]
+        if name in _NORMS and not norms:
+            self.normalise(node, name)
+        elif name in _PRODUCTS and own:
+            self.product(node, streams, own)
+        elif name == "mul" and len(own) == 1 and not norms and self.is_vector(own[0]):
+            entry, offset = self.entry[own[0]]
+            self.add(node, Norm(gain=entry, offset=offset))
+        elif name == "add" and len(own) == 1 and norms and self.is_vector(own[0]):
+            norms[0].bias = self.entry[own[0]][0]
+            self.norm_of[node] = norms[0]
+        elif norms:
+            if not self.carries(node) or len(norms) < len(streams) or own:
+                where = (node.meta.get("nn_module_stack") or {}).values()
+                module = [path for path, _ in where][-1:] or [""]
+                raise SymmetryError(
+                    f"nlm.gauge: a norm's output is read by weights alone where the stream may be "
+                    f"rotated (pre-norm; align other models by permutations, "
+                    f"method='activations'), got {name!r} on it in "
+                    f"{module[0].removeprefix('model.')!r}",
+                    [self.group],
+                )
+            self.norm_of[node] = norms[0]
+
+    def is_vector(self, node: fx.Node) -> bool:
+        return len(self.spec.params[self.entry[node][0]]) == 1
+
+    def named(self, value: Any) -> str:
+        return self.entry[value][0] if isinstance(value, fx.Node) and value in self.entry else ""
+
+    def normalise(self, node: fx.Node, name: str) -> None:
+        arguments = bound(node.target, node.args, node.kwargs)
+        gain, bias = (self.named(arguments.get(part)) for part in ("weight", "bias"))
+        self.add(node, Norm(gain, bias, centres="layer" in name))
+
+    def add(self, node: fx.Node, norm: Norm) -> None:
+        """A norm that runs again, with the same gain, is the same."""
+        if norm.gain:
+            norm = self.by_gain.setdefault((norm.gain, norm.bias), norm)
+        self.norm_of[node] = norm
+        if all(norm is not each for each in self.flow.norms):
+            self.flow.norms.append(norm)
+
+    def product(self, node: fx.Node, streams: list[fx.Node], own: list[fx.Node]) -> None:
+        arguments = bound(node.target, node.args, node.kwargs)
+        weight = next((arguments[part] for part in _WEIGHT if part in arguments), None)
+        if not isinstance(weight, fx.Node) or weight not in self.entry:
+            weight = own[0]
+        bias = next((self.named(arguments[part]) for part in _BIAS if part in arguments), "")
+        entry = self.named(weight)
+        dims = [
+            dim
+            for dim, layout in enumerate(self.spec.params[entry])
+            if any(ref.group == self.group for ref in references(layout))
+        ]
+        transposed = operation_name(node.target) in {"linear", "conv1d", "conv2d", "conv3d"}
+        read = Read(entry, dims[-1 if transposed else 0], bias if bias != entry else "")
+        if read not in self.flow.reads:
+            self.flow.reads.append(read)
+        for norm in {id(n): n for n in map(self.norm_of.get, streams) if n is not None}.values():
+            if read not in norm.reads:
+                norm.reads.append(read)
