@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm.align.activations import activation_matching
-from nlm.align.assignment import best_assignment
+from nlm.align.assignment import best_assignment, matched
 from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.checkpoint import read_kind, write_tensors
 from nlm.gauge import Gauge, Rotation
@@ -132,19 +132,23 @@ def orthogonal_matching(
         for group, of in places.items()
     }
     permutation: Permutation = {}
+    agreement: dict[str, float] = {}
     for head in dict.fromkeys(parent for group in places for parent in spec.groups[group].parents):
         inside = [group for group in seen if spec.groups[group].parents == (head,)]
-        worth = seen.pop(head, torch.zeros(()))
-        worth = worth + sum(torch.linalg.svdvals(seen[group]).sum(-1) for group in inside)
+        worth = torch.stack([torch.linalg.svdvals(seen[group]).sum(-1) for group in inside]).sum(0)
+        if head in seen:
+            worth += seen.pop(head)
         same = torch.arange(len(worth))
         permutation[head] = best_assignment(worth) if head in spec.free else same
+        count = sum(len(places[group]) for group in (head, *inside) if group in places)
+        agreement[head] = float(matched(worth, permutation[head]).sum()) / count
         for group in inside:
             seen[group] = seen[group][same, permutation[head]]
-    rotation, agreement, samples = {}, {}, {}
+    rotation: Rotation = {}
     for group, similarity in seen.items():
         rotation[group], value = _nearest(similarity, gauge.keeps_ones(group))
-        agreement[group] = float(value.mean()) / len(places[group])
-        samples[group] = int(moments[places[group][0][0]].count)
+        agreement[group] = float(value.sum()) / len(places[group])
+    samples = {group: int(moments[places[group][0][0]].count) for group in seen}
     rest = [group for group in spec.free if group not in rotation and group not in permutation]
     permutation = spec.compose(permutation, {})
     report = AlignmentReport("orthogonal", [], agreement, 0.0, samples)

@@ -114,6 +114,8 @@ class _Walk:
             more = [each for each in node.args if isinstance(each, (int, float))]
             self.entry[node] = entry, offset + (float(more[0]) if name == "add" and more else 0.0)
             return
+        if name == "type_as":
+            sources = sources[:1]
         carried = [each for each in sources if self.carries(each)]
         own = [each for each in carried if each in self.entry]
         streams = [each for each in carried if each not in self.entry]

@@ -265,9 +265,10 @@ class Gauge:
         view = block.view(tensor)
         count = len(block.axes)
         for number, axis in enumerate(block.axes):
-            if axis.group not in rotation:
+            if axis.group is None or axis.group not in rotation:
                 continue
-            matrices, labels = rotation[axis.group].to(view), []
+            matrices = rotation[axis.group].to(view)
+            labels: list[int] = []
             for parent in self.spec.groups[axis.group].parents:
                 if parent in block.at:
                     matrices = matrices.select(len(labels), block.at[parent])
@@ -336,7 +337,7 @@ def untied(model: nn.Module, ties: Iterable[tuple[str, ...]]) -> nn.Module:
             own = getattr(module, attribute).detach().clone()
             setattr(module, attribute, nn.Parameter(own))
         for module in model.modules():
-            config = getattr(module, "config", None)
+            config: Any = getattr(module, "config", None)
             if getattr(config, "tie_word_embeddings", False):
                 config.tie_word_embeddings = False
     return model

@@ -1,4 +1,4 @@
-"""The gauge of a traced model: what is found, what folding and rotating promise, what is refused."""
+"""The gauge of a traced model: what is found, what folding and rotating keep, what is refused."""
 
 import copy
 import itertools
@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from gauge._transformers import PRE_NORM, GPT, bert, logits, made
+from gauge._transformers import GPT, PRE_NORM, bert, logits, made
 from torch import nn
 
 import nlm
