@@ -2,10 +2,10 @@
 
 Every group of a proven specification may be more than permutable. A group that norms stand on is
 proposed as a residual stream (with the norms and their readers that :mod:`nlm.gauge.flow` finds),
-every other one as a group that rotates as it is: the units of a head do where nothing but products
-acts on them, those of a feed-forward layer or of a head with rotary positions do not. Whether it
-is so is decided by the model: what is folded and rotated at random must leave its outputs as they
-are, and must change them where one place is forgotten.
+every other one on which nothing but products and sums seem to act as one that rotates as it is.
+Whether it is so is decided by the model: what is folded and rotated at random must leave its
+outputs as they are. That its units matter at all, each place of them, the proof of the
+permutations has shown.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nlm._modules import evaluation
 from nlm.gauge.flow import Flow, Read, walk
 from nlm.gauge.gauge import Gauge, Shift, Stream, untied
 from nlm.symmetry import PermutationSpec, SymmetryError
-from nlm.symmetry.discover import read
-from nlm.symmetry.graph import call_arguments, export
+from nlm.symmetry.discover import Reader, read
+from nlm.symmetry.graph import Graph, call_arguments, export
 from nlm.symmetry.layout import Ref
+from nlm.symmetry.outputs import named_tensors
 from nlm.symmetry.subject import Subject, other_shapes
-
-_CONTROL_RATIO = 1e-3  # the error of a true symmetry against the effect of a broken one
 
 
 def find(
@@ -54,51 +54,78 @@ def find(
     SliceGPT, arXiv:2401.15024, section 3 (norms folded, the stream rotated).
     """
     spec.check_state_dict(model.state_dict())
+    if not spec.proven:
+        raise SymmetryError(
+            "nlm.gauge: a specification is proven before more is looked for than its "
+            "permutations, got one that is not"
+        )
     args, arguments = call_arguments(model, example_inputs, kwargs)
-    ties = _ties(model)
-    apart = untied(model, ties)
-    graph = export(apart, args, arguments, spec.outputs or None)
-    again, reader = read(graph, apart)
-    flows: dict[str, Flow] = {}
-    refused: list[SymmetryError] = []
-    for group in again.free:
-        try:
-            flow = walk(graph, reader, again, group)
-        except SymmetryError as error:
-            refused.append(error)
-            continue
-        if group in spec.free and spec.carriers(group) == again.carriers(group):
-            flows[group] = flow
-        elif group in spec.free:
+    ties, known = _ties(model), spec
+    for _ in range(2):  # all ties apart, and then only those that have to be
+        apart = untied(model, ties)
+        graph = export(apart, args, arguments, spec.outputs or None)
+        known, reader = read(graph, apart)
+        flows, refused = _flows(graph, reader, known)
+        reads = {each.weight for flow in flows.values() for each in flow.reads}
+        needed = [
+            (others[0], *(name for name in names if name in reads))
+            for names in ties
+            if (others := [name for name in names if name not in reads])
+        ]
+        needed = [names for names in needed if len(names) > 1]
+        if needed == ties:
+            break
+        ties = needed
+    for group in [each for each in flows if each in spec.free]:
+        if spec.carriers(group) != known.carriers(group):
             refused.append(
                 SymmetryError(
-                    f"nlm.gauge: a specification is of the model, with tied entries in one stream, "
-                    f"got {group!r} in other places when they are apart",
+                    f"nlm.gauge: a specification is of the model, with tied entries in one "
+                    f"stream, got {group!r} in other places when they are apart",
                     [group],
                 )
             )
+            del flows[group]
+    _check_same(model, apart, args, arguments)
     example = args, arguments
     subject = Subject(apart, [example], other_shapes(example), None, spec.outputs, spec.stacks)
-    proof = _Proof(subject, spec, ties)
+    proof = _Proof(subject, spec)
     streams: dict[str, Stream] = {}
     for group, flow in flows.items():
-        if flow.norms:
+        if flow.norms and group in spec.free:
             try:
                 streams[group] = proof.stream(group, flow)
             except SymmetryError as error:
                 refused.append(error)
     if not streams:
-        raise (
-            refused[0]
-            if refused
-            else SymmetryError(
-                "nlm.gauge: a pre-norm model has a residual stream that norms read, got none that "
-                "no output shows"
-            )
+        raise next(iter(refused), None) or SymmetryError(
+            "nlm.gauge: a pre-norm model has a residual stream that norms read and no output "
+            "shows, got none"
         )
-    inner = tuple(group for group, flow in flows.items() if not flow.norms and proof.rotates(group))
+    inner = tuple(
+        proof.rotating(
+            [
+                group
+                for group, flow in flows.items()
+                if group in spec.free and flow.linear and not flow.norms
+            ]
+        )
+    )
     shifts = tuple(shift for group in inner for shift in proof.shifts(group, flows[group]))
-    return proof.all_together(Gauge(spec, streams, inner, shifts))
+    return proof.all_together(Gauge(spec, streams, inner, shifts, tuple(ties)))
+
+
+def _flows(
+    graph: Graph, reader: Reader, spec: PermutationSpec
+) -> tuple[dict[str, Flow], list[SymmetryError]]:
+    """The flow of every group that moves, and why some have none."""
+    flows, refused = {}, []
+    for group in spec.free:
+        try:
+            flows[group] = walk(graph, reader, spec, group)
+        except SymmetryError as error:
+            refused.append(error)
+    return flows, refused
 
 
 def _ties(model: nn.Module) -> list[tuple[str, ...]]:
@@ -109,13 +136,22 @@ def _ties(model: nn.Module) -> list[tuple[str, ...]]:
     return [tuple(of) for of in names.values() if len(of) > 1]
 
 
+def _check_same(model: nn.Module, apart: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raises where a model computes something else once its ties are taken apart."""
+    with evaluation(model, apart):
+        one, other = (named_tensors(each(*args, **kwargs)) for each in (model, apart))
+    if not all(torch.allclose(one[name], other[name], equal_nan=True) for name in one):
+        raise SymmetryError(
+            "nlm.gauge: a model whose head is tied to its embedding computes the same when it is "
+            "not, got other outputs"
+        )
+
+
 class _Proof:
     """What folding and rotating do to the outputs of a model with perturbed weights."""
 
-    def __init__(
-        self, subject: Subject, spec: PermutationSpec, ties: list[tuple[str, ...]]
-    ) -> None:
-        self.subject, self.spec, self.ties = subject, spec, ties
+    def __init__(self, subject: Subject, spec: PermutationSpec) -> None:
+        self.subject, self.spec = subject, spec
 
     def stream(self, group: str, flow: Flow) -> Stream:
         """The residual stream of a flow, with what its norms allow.
@@ -150,7 +186,6 @@ class _Proof:
             gauge = Gauge(self.spec, {group: tried})
             error = self.error(gauge)
             if error <= self.subject.tolerance:
-                self.check_effect(gauge, group, error)
                 return tried
         raise SymmetryError(
             f"nlm.gauge: a rotation of the residual stream must not change the outputs (between "
@@ -160,17 +195,15 @@ class _Proof:
             [group],
         )
 
-    def rotates(self, group: str) -> bool:
-        """Whether a group rotates as it is."""
-        gauge = Gauge(self.spec, {}, (group,))
-        error = self.error(gauge)
-        if error > self.subject.tolerance:
-            return False
-        try:
-            self.check_effect(gauge, group, error)
-        except SymmetryError:
-            return False
-        return True
+    def rotating(self, groups: list[str]) -> list[str]:
+        """Those of some groups that rotate as they are."""
+        if self.error(Gauge(self.spec, {}, tuple(groups))) <= self.subject.tolerance:
+            return groups
+        return [
+            group
+            for group in groups
+            if self.error(Gauge(self.spec, {}, (group,))) <= self.subject.tolerance
+        ]
 
     def shifts(self, group: str, flow: Flow) -> Iterator[Shift]:
         """The biases inside a head that count for nothing, or only through one weight."""
@@ -190,47 +223,28 @@ class _Proof:
                 for shift in ways:
                     moved = self.copied(gauge, shift)
                     gauge.shift_(shift, moved)
-                    if self.subject.change(moved, slice(None)) <= self.subject.tolerance:
+                    if self.subject.change(moved) <= self.subject.tolerance:
                         yield shift
                         break
 
     def all_together(self, gauge: Gauge) -> Gauge:
-        """The whole gauge, on all examples, with the ties that folding takes apart."""
-        read = {each.weight for stream in gauge.streams.values() for each in stream.reads}
-        apart = tuple(names for names in self.ties if len({name in read for name in names}) > 1)
-        error = self.error(gauge)
+        """The whole gauge, proven on all examples."""
+        error = self.error(gauge, slice(None))
         if error > self.subject.tolerance:
             raise SymmetryError(
                 f"nlm.gauge: rotating all groups at once must not change the outputs, got a "
                 f"relative change of {error:.1e}",
                 gauge.groups,
             )
-        return replace(gauge, untied=apart, error=error, dtype=self.subject.text)
+        return replace(gauge, error=error, dtype=self.subject.text)
 
-    def error(self, gauge: Gauge) -> float:
-        """The largest change by folding, and by folding and rotating, on all examples."""
+    def error(self, gauge: Gauge, examples: slice = slice(1)) -> float:
+        """The largest change by folding, and by folding and rotating."""
         state = self.copied(gauge)
         gauge.fold_(state)
-        folded = self.subject.change(state, slice(None))
+        folded = self.subject.change(state, examples) if gauge.streams else 0.0
         gauge.rotate_(gauge.random(), state)
-        return max(folded, self.subject.change(state, slice(None)))
-
-    def check_effect(self, gauge: Gauge, group: str, error: float) -> None:
-        """Raises where a rotation that forgets one place goes unnoticed."""
-        state = self.copied(gauge)
-        gauge.fold_(state)
-        name = next(
-            name for name, _ in self.spec.carriers(group) if len(self.spec.params[name]) > 1
-        )
-        kept = state[name].clone()
-        gauge.rotate_(gauge.random(), state)
-        effect = self.subject.change({**state, name: kept})
-        if error > _CONTROL_RATIO * effect or effect < 1e-12:
-            raise SymmetryError(
-                f"nlm.gauge: a rotation can be proven only where it matters, got a change of "
-                f"{effect:.1e} without {name!r} for group {self._named(group)}",
-                [group],
-            )
+        return max(folded, self.subject.change(state, examples))
 
     def copied(self, gauge: Gauge, shift: Shift | None = None) -> dict[str, Tensor]:
         """The entries that a gauge touches, as float64 copies."""

@@ -8,6 +8,7 @@ group and the bias that is added to what it computes. It proposes; :mod:`nlm.gau
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from nlm.symmetry import PermutationSpec, SymmetryError
@@ -50,15 +51,25 @@ class Norm:
 
 @dataclass
 class Flow:
-    """The norms on a group's way, all weights that read it, and the modules that show it normed."""
+    """What happens to a group's units.
+
+    Attributes
+    ----------
+    norms : the norms on their way.
+    reads : all weights that read them.
+    shown : the modules that show them normed.
+    linear : whether nothing else acts on each of them alone.
+    """
 
     norms: list[Norm] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
+    linear: bool = True
 
 
 _NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"}
 _PRODUCTS = {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "conv1d", "conv2d", "conv3d"}
+_LINEAR = {"add", "sub", "rsub", "neg", "to", "_to_copy", "clone", "where", "masked_fill"}
 _WEIGHT = ("weight", "mat2", "batch2", "other")
 _BIAS = ("bias", "self")
 
@@ -122,6 +133,9 @@ class _Walk:
         if not streams:
             return
         norms = [self.norm_of[each] for each in streams if each in self.norm_of]
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) and name not in _LINEAR:
+            scales = name in {"mul", "div"} and len(carried) == 1
+            self.flow.linear &= scales
         if name in _NORMS and not norms:
             self.normalise(node, name)
         elif name in _PRODUCTS and own:
