@@ -53,8 +53,6 @@ def text() -> tuple[Tensor, Tensor, int]:
 def windows(
     of: Tensor, count: int, length: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    of: Tensor, count: int, length: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
     """Random stretches of a text, and each with the characters that follow."""
     starts = torch.randint(len(of) - length - 1, (count, 1), generator=generator)
     found = of[starts + torch.arange(length + 1)].long()
