@@ -100,12 +100,12 @@ class _Walk:
                 self.entry[node] = owner.get(name, name), 0.0
             elif node.op == "call_function":
                 self.call(node)
-        shown = {
-            id(self.values[node]): norm for node, norm in self.norm_of.items() if norm is not None
-        }
-        for module, value in reader.shown.items():
-            if id(value) in shown and module in spec.sites:
-                self.flow.shown.append(module)
+        normed = {id(self.values[node]) for node in self.norm_of}
+        self.flow.shown = [
+            module
+            for module, value in reader.shown.items()
+            if id(value) in normed and module in spec.sites
+        ]
 
     def carries(self, node: fx.Node) -> bool:
         """Whether the group stands on a dimension of a value."""
@@ -125,9 +125,9 @@ class _Walk:
             more = [each for each in node.args if isinstance(each, (int, float))]
             self.entry[node] = entry, offset + (float(more[0]) if name == "add" and more else 0.0)
             return
-        if name == "type_as":
-            sources = sources[:1]
         carried = [each for each in sources if self.carries(each)]
+        if name == "type_as":
+            carried = carried[:1]
         own = [each for each in carried if each in self.entry]
         streams = [each for each in carried if each not in self.entry]
         if not streams:
@@ -140,14 +140,17 @@ class _Walk:
             self.normalise(node, name)
         elif name in _PRODUCTS and own:
             self.product(node, streams, own)
-        elif name == "mul" and len(own) == 1 and not norms and self.is_vector(own[0]):
+        elif name == "mul" and self.is_vector(own) and not any(n.gain or n.bias for n in norms):
             entry, offset = self.entry[own[0]]
-            self.add(node, Norm(gain=entry, offset=offset))
-        elif name == "add" and len(own) == 1 and norms and self.is_vector(own[0]):
+            norm = norms[0] if norms else Norm()
+            norm.gain, norm.offset = entry, offset
+            self.add(node, norm)
+        elif name == "add" and self.is_vector(own) and norms:
             norms[0].bias = self.entry[own[0]][0]
             self.norm_of[node] = norms[0]
         elif norms:
-            if not self.carries(node) or len(norms) < len(streams) or own:
+            one = len(norms) == len(streams) and all(norm is norms[0] for norm in norms)
+            if own or not one or not self.carries(node):
                 where = (node.meta.get("nn_module_stack") or {}).values()
                 module = [path for path, _ in where][-1:] or [""]
                 raise SymmetryError(
@@ -159,8 +162,9 @@ class _Walk:
                 )
             self.norm_of[node] = norms[0]
 
-    def is_vector(self, node: fx.Node) -> bool:
-        return len(self.spec.params[self.entry[node][0]]) == 1
+    def is_vector(self, own: list[fx.Node]) -> bool:
+        """Whether the parameters of an operation are one vector."""
+        return len(own) == 1 and len(self.spec.params[self.entry[own[0]][0]]) == 1
 
     def named(self, value: Any) -> str:
         return self.entry[value][0] if isinstance(value, fx.Node) and value in self.entry else ""
@@ -181,7 +185,7 @@ class _Walk:
     def product(self, node: fx.Node, streams: list[fx.Node], own: list[fx.Node]) -> None:
         arguments = bound(node.target, node.args, node.kwargs)
         weight = next((arguments[part] for part in _WEIGHT if part in arguments), None)
-        if not isinstance(weight, fx.Node) or weight not in self.entry:
+        if weight not in own:
             weight = own[0]
         bias = next((self.named(arguments[part]) for part in _BIAS if part in arguments), "")
         entry = self.named(weight)
@@ -194,6 +198,6 @@ class _Walk:
         read = Read(entry, dims[-1 if transposed else 0], bias if bias != entry else "")
         if read not in self.flow.reads:
             self.flow.reads.append(read)
-        for norm in {id(n): n for n in map(self.norm_of.get, streams) if n is not None}.values():
-            if read not in norm.reads:
+        for norm in map(self.norm_of.get, streams):
+            if norm is not None and read not in norm.reads:
                 norm.reads.append(read)
