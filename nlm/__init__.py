@@ -14,7 +14,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _CALLABLE_ROOMS = ("align", "merge")
-_FOLDERS = ("checkpoint", "correct", "statistics", "symmetry")
+_FOLDERS = ("checkpoint", "correct", "gauge", "statistics", "symmetry")
 _ROOMS = {"evaluate": "nlm.evaluate", "ops": "nlm.ops"} | {
     name: f"nlm.{name}" for name in _CALLABLE_ROOMS
 }

@@ -30,7 +30,8 @@ BELOW: dict[str, set[str]] = {
     "symmetry": {"ops"},
     "statistics": {"ops", "symmetry"},
     "evaluate": {"ops", "symmetry", "statistics"},
-    "align": {"ops", "symmetry", "statistics"},
+    "gauge": {"ops", "symmetry"},
+    "align": {"ops", "symmetry", "statistics", "gauge"},
     "merge": {"ops", "symmetry", "statistics"},
     "correct": {"ops", "symmetry", "statistics"},
 }

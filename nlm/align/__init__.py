@@ -8,20 +8,24 @@ from torch import Tensor, nn
 
 from nlm._state_dict import state_of
 from nlm.align.activations import activation_matching
+from nlm.align.orthogonal import OrthogonalAlignment, orthogonal_matching
 from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.align.weights import weight_matching
+from nlm.gauge import find
 from nlm.statistics import Data, Forward, Mask, batches, run
 from nlm.symmetry import PermutationSpec, SymmetryError
 
 __all__ = [
     "AlignmentReport",
     "AlignmentResult",
+    "OrthogonalAlignment",
     "activation_matching",
     "align",
+    "orthogonal_matching",
     "weight_matching",
 ]
 
-_METHODS = ("weights", "activations")
+_METHODS = ("weights", "activations", "orthogonal")
 _PROOF_SAMPLES = 32
 
 
@@ -57,11 +61,14 @@ def align(
         when ``example_inputs`` or ``data`` are given, also where it was on another model.
     method : "weights" (coordinate descent on <A, P B>, see :func:`weight_matching`) or
         "activations" (signed correlation of the units' outputs, see :func:`activation_matching`;
-        groups that no module shows are matched by weights, ``report.by_weights`` names them).
-    data : for "activations": a re-iterable of batches; only inputs are used.
+        groups that no module shows are matched by weights, ``report.by_weights`` names them), or
+        "orthogonal" for pre-norm transformers (the residual stream and the inside of heads rotated,
+        all else by activations, see :func:`orthogonal_matching`).
+    data : for "activations" and "orthogonal": a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
     seed, max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights".
-    observe, forward, mask, max_samples, device : for "activations".
+    observe, forward, mask, max_samples, device : for "activations"; all but the first also for
+        "orthogonal", which needs ``example_inputs`` beside ``forward``.
     progress : called with a number and a value: of each sweep and its objective ("weights"), or of
         each batch and the seconds so far ("activations"). What it raises cancels.
 
@@ -69,7 +76,8 @@ def align(
     -------
     AlignmentResult
         ``.permutation`` (apply it to ``model_b`` and to its experts with ``spec.apply``) and
-        ``.report``.
+        ``.report``. For "orthogonal" an :class:`OrthogonalAlignment`: ``.apply`` maps ``model_b``
+        and its experts, ``.fold`` brings ``model_a`` and its experts into the same form.
 
     Raises
     ------
@@ -86,23 +94,45 @@ def align(
     """
     if method not in _METHODS:
         raise ValueError(f"nlm.align: the method is one of {', '.join(_METHODS)}, got {method!r}")
+    shown = data is not None and all(isinstance(each, nn.Module) for each in (model_a, model_b))
+    if method != "weights" and not shown:
+        raise ValueError(
+            f"nlm.align: activation matching needs two modules and data, got "
+            f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
+        )
+    _prove(spec, model_a, example_inputs, data, forward, device)
+    if method == "weights":
+        return weight_matching(
+            state_of(model_a), state_of(model_b), spec, seed=seed, max_sweeps=max_sweeps,
+            tolerance=tolerance, order=order, restarts=restarts, normalise=normalise,
+            exclude=exclude, progress=progress,
+        )  # fmt: skip
+    assert data is not None and isinstance(model_a, nn.Module) and isinstance(model_b, nn.Module)
     if method == "activations":
-        if data is None or not (isinstance(model_a, nn.Module) and isinstance(model_b, nn.Module)):
-            raise ValueError(
-                f"nlm.align: activation matching needs two modules and data, got "
-                f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
-            )
-        _prove(spec, model_a, example_inputs, data, forward, device)
         return activation_matching(
             model_a, model_b, spec, data, observe=observe, forward=forward, mask=mask,
             max_samples=max_samples, device=device, progress=progress,
         )  # fmt: skip
-    _prove(spec, model_a, example_inputs, data, forward, device)
-    return weight_matching(
-        state_of(model_a), state_of(model_b), spec, seed=seed, max_sweeps=max_sweeps,
-        tolerance=tolerance, order=order, restarts=restarts, normalise=normalise, exclude=exclude,
-        progress=progress,
+    gauge = find(model_a, _example(example_inputs, data, forward, device), spec)
+    return orthogonal_matching(
+        model_a, model_b, gauge, data, forward=forward, mask=mask, max_samples=max_samples,
+        device=device, progress=progress,
     )  # fmt: skip
+
+
+def _example(
+    example_inputs: Any, data: Data, forward: Forward | None, device: torch.device | str | None
+) -> Any:
+    """What a model is traced with: the example inputs, or what it gets of the first batch."""
+    if example_inputs is not None:
+        return example_inputs
+    if forward is not None:
+        raise ValueError(
+            "nlm.align: the continuous symmetries of a model that forward runs are found with "
+            "example_inputs, got none"
+        )
+    batch = next(batches(data, _PROOF_SAMPLES, device, "nlm.align"))
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
 def _prove(

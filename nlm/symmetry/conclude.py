@@ -24,11 +24,11 @@ from nlm.symmetry.spec import PermutationSpec, Site
 from nlm.symmetry.stacks import shape, stack_of
 
 if TYPE_CHECKING:
-    from nlm.symmetry.discover import _Reader
+    from nlm.symmetry.discover import Reader
 
 
 def conclude(
-    reader: "_Reader", state: Mapping[str, Tensor], graph: Graph, modules: dict[str, nn.Module]
+    reader: "Reader", state: Mapping[str, Tensor], graph: Graph, modules: dict[str, nn.Module]
 ) -> PermutationSpec:
     """The specification that the axes allow."""
     stacks = {name: of for each in reader.siblings for name, of in each.names.items()}
@@ -46,8 +46,10 @@ def conclude(
         for name, x in entries.items()
     }
     groups = writer.groups(params, parents)
+    reader.names = {atom: name for atom, name in writer.names.items() if name in groups}
     sites = {}
-    for module, x in _module_outputs(reader, graph, modules):
+    reader.shown = dict(_module_outputs(reader, graph, modules))
+    for module, x in reader.shown.items():
         for dim, axis in enumerate(x.axes):
             seen = writer.seen(axis)
             if seen is not None and any(ref.group in groups for ref in references(seen)):
@@ -73,7 +75,7 @@ def _why(axis: Axis) -> str:
 
 
 def _module_outputs(
-    reader: "_Reader", graph: Graph, modules: dict[str, nn.Module]
+    reader: "Reader", graph: Graph, modules: dict[str, nn.Module]
 ) -> Iterator[tuple[str, Array]]:
     """The modules that ran once and returned one tensor, with what is known of it."""
     last: dict[str, Array] = {}

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from nlm._state_dict import overlapping, place_of
 from nlm.symmetry.alike import siblings
-from nlm.symmetry.atoms import Axis, fixed, free, leaves, mark_read, pin, resolve, size_of
+from nlm.symmetry.atoms import Atom, Axis, fixed, free, leaves, mark_read, pin, resolve, size_of
 from nlm.symmetry.axes import unify
 from nlm.symmetry.conclude import conclude
 from nlm.symmetry.graph import Graph, export, is_write, operation_name
@@ -55,6 +55,11 @@ def discover(
 
 def interpret(graph: Graph, model: nn.Module) -> PermutationSpec:
     """The specification that a graph of a model allows."""
+    return read(graph, model)[0]
+
+
+def read(graph: Graph, model: nn.Module) -> tuple[PermutationSpec, "Reader"]:
+    """The specification that a graph of a model allows, and what was read on the way."""
     state = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
@@ -63,23 +68,23 @@ def interpret(graph: Graph, model: nn.Module) -> PermutationSpec:
                 f"{name!r}"
             )
     modules = dict(model.named_modules())
-    reader = _Reader(graph, state)
+    reader = Reader(graph, state)
     reader.run(graph.nodes, {})
     stacked = siblings(graph, state, reader.values)
     reader.name_shared(state)
-    spec = conclude(reader, state, graph, modules)
+    found = conclude(reader, state, graph, modules), reader
     while stacked:
-        reader = _Reader(graph, state, stacked)
+        reader = Reader(graph, state, stacked)
         reader.run(graph.nodes, {})
         if all(each.movable for each in stacked):
             reader.name_shared(state)
-            other = conclude(reader, state, graph, modules)
-            return max(spec, other, key=lambda each: each.permutation_count)
+            other = conclude(reader, state, graph, modules), reader
+            return max(found, other, key=lambda each: each[0].permutation_count)
         stacked = [each for each in stacked if each.movable]
-    return spec
+    return found
 
 
-class _Reader:
+class Reader:
     """Runs a graph on axes.
 
     Attributes
@@ -89,6 +94,7 @@ class _Reader:
     values : node -> what is known of its value.
     opaque : operation -> how often it was not understood.
     siblings : modules that are alike; the entries of each stack stand under its name.
+    names, shown : leaf -> the id of its group, module -> its output; once it is concluded.
     """
 
     def __init__(
@@ -106,6 +112,8 @@ class _Reader:
         self.records: list[tuple[tuple[Axis, ...], frozenset[Lookup]]] = []
         self.values: dict[fx.Node, Any] = {}
         self.opaque: Counter[str] = Counter()
+        self.names: dict[Atom, str] = {}
+        self.shown: dict[str, Array] = {}
 
     def run(self, nodes: fx.Graph, given: dict[fx.Node, Any]) -> Any:
         """The outputs of a graph; ``given`` holds the values of an inner graph's placeholders."""

@@ -185,11 +185,19 @@ def traceable(model: nn.Module) -> Iterator[None]:
             setattr(config, name, value)
 
 
-def with_defaults(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments, with ``use_cache=False`` where the model knows it."""
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        return {"use_cache": False, **kwargs}
-    return dict(kwargs)
+def call_arguments(
+    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, with ``use_cache=False`` where the model knows it."""
+    args: tuple[Any, ...] = ()
+    if isinstance(example_inputs, Mapping):
+        kwargs = {**example_inputs, **(kwargs or {})}
+    else:
+        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    known = (
+        {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    )
+    return args, {**known, **(kwargs or {})}
 
 
 def selected_outputs(

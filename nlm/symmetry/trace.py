@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nlm.symmetry.discover import discover
-from nlm.symmetry.graph import with_defaults
+from nlm.symmetry.graph import call_arguments
 from nlm.symmetry.proof import SymmetryError, VacuousError
 from nlm.symmetry.spec import PermutationSpec
 
@@ -59,12 +59,7 @@ def trace(
             f"nlm.trace: a model is a torch.nn.Module that is not scripted, got "
             f"{type(model).__name__}"
         )
-    if isinstance(example_inputs, Mapping):
-        args: tuple[Any, ...] = ()
-        kwargs = {**example_inputs, **(kwargs or {})}
-    else:
-        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    arguments = with_defaults(model, kwargs or {})
+    args, arguments = call_arguments(model, example_inputs, kwargs)
     outputs = (outputs,) if isinstance(outputs, str) else outputs
     spec = discover(model, args, arguments, outputs)
     if any(parameter.is_meta for parameter in model.parameters()):
