@@ -162,6 +162,7 @@ def orthogonal_matching(
         agreement |= {group: found.report.correlation[group] for group in rest}
         samples |= found.report.samples
         report.by_weights = found.report.by_weights
+        report.histogram = found.report.histogram
     report.seconds = time.perf_counter() - started
     return OrthogonalAlignment(permutation, report, rotation, gauge)
 
