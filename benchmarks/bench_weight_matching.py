@@ -13,7 +13,7 @@ are beyond it: "all groups" is nlm's alone. Each measurement has a process of it
 import argparse
 import json
 import math
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -147,7 +147,8 @@ def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, A
     held = sum(tensor.nbytes for state in (a, b) for tensor in state.values())
     trace: list[tuple[float, float]] = []
     peer = Rebasin(a, b, spec) if provider == "rebasin" else None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    before = peak_bytes()
     begin = time.perf_counter()
 
     def progress(sweep: int, value: float) -> None:
@@ -162,7 +163,7 @@ def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, A
         result = weight_matching(a, b, spec, order=order, progress=progress)
         seconds, sweeps, complete = time.perf_counter() - begin, len(trace), True
         permutation = result.permutation
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    added = peak_bytes() - before
     return {
         "workload": f"{workload}, {kind}",
         "provider": provider,
@@ -173,9 +174,16 @@ def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, A
         "complete": complete,
         "objective": objective(spec, a, b, permutation),
         "state_bytes": held,
-        "added_bytes": peak - before,
+        "added_bytes": added,
         "trace": trace,
     }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found.group(1))
 
 
 def in_a_process(*arguments: str) -> dict[str, Any]:

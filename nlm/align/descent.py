@@ -50,7 +50,8 @@ class Descent:
         self.groups = groups
         self.comparisons = comparisons
         self.permutation = start or {name: identity(groups, name) for name in groups}
-        self._values = self._evaluate(comparisons, self.permutation)
+        order = Gathers(groups, self.permutation)
+        self._values = {other: other.value(order) for other in comparisons}
         self.objective = [math.fsum(self._values.values())]
         self._moves = _moves(groups, comparisons)
         left = sum(other.nbytes for other in comparisons)
@@ -101,19 +102,16 @@ class Descent:
 
     def _accept(self, move: Move, found: Permutation) -> bool:
         """Goes on to a permutation, if the objective rises."""
-        values = self._evaluate(move.comparisons, found)
-        gain = math.fsum([*values.values(), *(-self._values[other] for other in values)])
-        if gain <= 1e-12 * sum(other.scale for other in values):
+        before, after = (Gathers(self.groups, each) for each in (self.permutation, found))
+        gains = {
+            other: other.gain(before, after, self._values[other]) for other in move.comparisons
+        }
+        if math.fsum(gains.values()) <= 1e-12 * sum(other.scale for other in gains):
             return False
         self.permutation = found
-        self._values.update(values)
+        for other, gain in gains.items():
+            self._values[other] += gain
         return True
-
-    def _evaluate(
-        self, comparisons: Sequence[Comparison], permutation: Permutation
-    ) -> dict[Comparison, float]:
-        order = Gathers(self.groups, permutation)
-        return {other: other.value(order) for other in comparisons}
 
     def _neighbours(self, move: Move) -> set[Move]:
         """The moves whose solution depends on one; itself where it is quadratic."""
@@ -142,7 +140,9 @@ class Descent:
                         target = total[chain.key]
                         if 0 in out:
                             target = target.narrow(out.index(0), start, len(part))
-                        target += torch.einsum(part, list(range(part.dim())), out)
+                        summed = [dim for dim in range(part.dim()) if dim not in out]
+                        part = part.sum(summed, dtype=torch.float64) if summed else part
+                        target += part.permute(*(sorted(out).index(dim) for dim in out))
         found = {}
         for name, (both, norm_a, norm_b) in sums.items():
             norm = (norm_a * norm_b).sqrt()

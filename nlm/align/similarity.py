@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from nlm.symmetry.blocks import Block, blocks
-from nlm.symmetry.gather import Gathers, apply
+from nlm.symmetry.gather import Gather, Gathers, apply
 from nlm.symmetry.layout import Fixed, Layout
 
 Window = tuple[slice, slice]
@@ -36,6 +36,12 @@ def _dot(a: Tensor, b: Tensor) -> float:
     """The sum of products, exact to float64."""
     pairs = zip(*(each.reshape(-1).split(_CHUNK) for each in (a, b)), strict=True)
     return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
+
+
+def _agree(one: Gather | None, other: Gather | None) -> bool:
+    return one is other or (
+        one is not None and other is not None and torch.equal(one.index, other.index)
+    )
 
 
 class Comparison:
@@ -77,6 +83,30 @@ class Comparison:
         assert self.a is not None
         return self.weight * _dot(self.a, self.in_order(order))
 
+    def gain(self, before: Gathers, after: Gathers, value: float) -> float:
+        """What the sum of products rises by from one order, in which it is ``value``, to another.
+
+        Where they differ at less than half of the positions of one dimension, only these are read.
+        """
+        old, new = (
+            {each.axis: each for each in order.of(self.layouts)} for order in (before, after)
+        )
+        moved = [axis for axis in {*old, *new} if not _agree(old.get(axis), new.get(axis))]
+        parents = {parent for each in (*old.values(), *new.values()) for parent in each.parents}
+        if len(moved) == 1 and self.a is not None and not parents & {*old, *new, *moved}:
+            [axis] = moved
+            still = torch.arange(self.b.shape[axis])
+            first, last = (part[axis].index if axis in part else still for part in (old, new))
+            if first.dim() == last.dim() == 1:
+                at = (first != last).nonzero().squeeze(1)
+                if 2 * len(at) < len(still):
+                    a = self.a.index_select(axis, at)
+                    rest = [each for each in new.values() if each.axis != axis]
+                    parts = [self.b.index_select(axis, index[at]) for index in (first, last)]
+                    low, high = (_dot(a, b) for b in apply(parts, [rest, rest]))
+                    return self.weight * (high - low)
+        return self.value(after) - value
+
     def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
         """The products and both models' squares, block by block, a stretch of axis 0 at a time.
 
@@ -89,7 +119,8 @@ class Comparison:
             rows = max(1, _CHUNK // max(1, views[0][:1].numel()))
             for number, pair in enumerate(zip(*(view.split(rows) for view in views), strict=True)):
                 a, b = (
-                    each.double() * weight for each, weight in zip(pair, self.weights, strict=True)
+                    each.to(torch.promote_types(each.dtype, torch.float32)) * weight
+                    for each, weight in zip(pair, self.weights, strict=True)
                 )
                 yield block, number * rows, (a * b, a.square(), b.square())
 
