@@ -86,10 +86,14 @@ def find(
                 )
             )
             del flows[group]
+    used = set(graph.entries.values())
+    shared = tuple(
+        tuple(sorted(names, key=lambda name: name not in used)) for names in _ties(apart)
+    )
     _check_same(model, apart, args, arguments)
     example = args, arguments
     subject = Subject(apart, [example], other_shapes(example), None, spec.outputs, spec.stacks)
-    proof = _Proof(subject, spec)
+    proof = _Proof(subject, Gauge(spec, {}, untied=tuple(ties), shared=shared))
     streams: dict[str, Stream] = {}
     for group, flow in flows.items():
         if flow.norms and group in spec.free:
@@ -112,7 +116,7 @@ def find(
         )
     )
     shifts = tuple(shift for group in inner for shift in proof.shifts(group, flows[group]))
-    return proof.all_together(Gauge(spec, streams, inner, shifts, tuple(ties)))
+    return proof.all_together(streams, inner, shifts)
 
 
 def _flows(
@@ -129,10 +133,11 @@ def _flows(
 
 
 def _ties(model: nn.Module) -> list[tuple[str, ...]]:
-    """The entries that share a tensor."""
+    """The entries that share a parameter."""
     names: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        names.setdefault(id(tensor), []).append(name)
+        if isinstance(tensor, nn.Parameter):
+            names.setdefault(id(tensor), []).append(name)
     return [tuple(of) for of in names.values() if len(of) > 1]
 
 
@@ -150,8 +155,8 @@ def _check_same(model: nn.Module, apart: nn.Module, args: Any, kwargs: Mapping[s
 class _Proof:
     """What folding and rotating do to the outputs of a model with perturbed weights."""
 
-    def __init__(self, subject: Subject, spec: PermutationSpec) -> None:
-        self.subject, self.spec = subject, spec
+    def __init__(self, subject: Subject, plain: Gauge) -> None:
+        self.subject, self.plain, self.spec = subject, plain, plain.spec
 
     def stream(self, group: str, flow: Flow) -> Stream:
         """The residual stream of a flow, with what its norms allow.
@@ -183,8 +188,7 @@ class _Proof:
         )  # fmt: skip
         error = 0.0
         for tried in (found, replace(found, keeps_ones=True, centred=False)):
-            gauge = Gauge(self.spec, {group: tried})
-            error = self.error(gauge)
+            error = self.error(replace(self.plain, streams={group: tried}))
             if error <= self.subject.tolerance:
                 return tried
         raise SymmetryError(
@@ -197,21 +201,19 @@ class _Proof:
 
     def rotating(self, groups: list[str]) -> list[str]:
         """Those of some groups that rotate as they are."""
-        if self.error(Gauge(self.spec, {}, tuple(groups))) <= self.subject.tolerance:
+        if self._rotate(*groups):
             return groups
-        return [
-            group
-            for group in groups
-            if self.error(Gauge(self.spec, {}, (group,))) <= self.subject.tolerance
-        ]
+        return [group for group in groups if self._rotate(group)]
+
+    def _rotate(self, *groups: str) -> bool:
+        return self.error(replace(self.plain, inner=groups)) <= self.subject.tolerance
 
     def shifts(self, group: str, flow: Flow) -> Iterator[Shift]:
         """The biases inside a head that count for nothing, or only through one weight."""
         for name, _ in self.spec.carriers(group):
             if len(self.spec.params[name]) > 1:
                 continue
-            gauge = Gauge(self.spec, {}, (group,))
-            for number, block in enumerate(gauge.blocks(name, self.subject.state)):
+            for number, block in enumerate(self.plain.blocks(name, self.subject.state)):
                 if not block.axes_of(group):
                     continue
                 ways = [Shift(name, number)]
@@ -221,14 +223,18 @@ class _Proof:
                     if each.bias
                 ]
                 for shift in ways:
-                    moved = self.copied(gauge, shift)
-                    gauge.shift_(shift, moved)
+                    gauge = replace(self.plain, inner=(group,), shifts=(shift,))
+                    moved = self.copied(gauge)
+                    gauge.fold_(moved)
                     if self.subject.change(moved) <= self.subject.tolerance:
                         yield shift
                         break
 
-    def all_together(self, gauge: Gauge) -> Gauge:
+    def all_together(
+        self, streams: dict[str, Stream], inner: tuple[str, ...], shifts: tuple[Shift, ...]
+    ) -> Gauge:
         """The whole gauge, proven on all examples."""
+        gauge = replace(self.plain, streams=streams, inner=inner, shifts=shifts)
         error = self.error(gauge, slice(None))
         if error > self.subject.tolerance:
             raise SymmetryError(
@@ -246,9 +252,9 @@ class _Proof:
         gauge.rotate_(gauge.random(), state)
         return max(folded, self.subject.change(state, examples))
 
-    def copied(self, gauge: Gauge, shift: Shift | None = None) -> dict[str, Tensor]:
+    def copied(self, gauge: Gauge) -> dict[str, Tensor]:
         """The entries that a gauge touches, as float64 copies."""
-        names = set(replace(gauge, shifts=(shift,)).touched() if shift else gauge.touched())
+        names = set(gauge.touched())
         return {
             name: tensor.to(torch.float64, copy=True)
             for name, tensor in self.subject.state.items()

@@ -64,6 +64,7 @@ class Gauge:
     inner : groups inside others (the units of a head) that rotate as they are.
     shifts : the biases inside heads that a rotation would carry along for nothing.
     untied : entries that share one tensor in the model and no longer do once gains are folded.
+    shared : entries that still do, the one by which the model uses it first.
     error : the largest relative change of the outputs that the proof saw; dtype : computed in.
     """
 
@@ -72,6 +73,7 @@ class Gauge:
     inner: tuple[str, ...] = ()
     shifts: tuple[Shift, ...] = ()
     untied: tuple[tuple[str, ...], ...] = ()
+    shared: tuple[tuple[str, ...], ...] = ()
     error: float = 0.0
     dtype: str = "float64"
 
@@ -188,9 +190,10 @@ class Gauge:
             Shift(each["bias"], each["block"], each["into"] and Read(**each["into"]))
             for each in text["shifts"]
         )
+        untied, shared = (tuple(map(tuple, text[name])) for name in ("untied", "shared"))
         return cls(
-            from_mapping(text["spec"], "a gauge"), streams, tuple(text["inner"]), shifts,
-            tuple(map(tuple, text["untied"])), text["error"], text["dtype"],
+            from_mapping(text["spec"], "a gauge"), streams, tuple(text["inner"]), shifts, untied,
+            shared, text["error"], text["dtype"],
         )  # fmt: skip
 
     # --- on float64 entries, stacks joined --------------------------------------------------------
@@ -208,6 +211,9 @@ class Gauge:
                         _centre(state, name, dim)
         for shift in self.shifts:
             self.shift_(shift, state)
+        for used, *others in self.shared:
+            if used in state:
+                state.update((name, state[used].clone()) for name in others)
 
     def _fold_norm(self, norm: Norm, state: dict[str, Tensor], centred: bool) -> None:
         stays = bool(norm.bias) and not all(read.bias for read in norm.reads)
@@ -305,6 +311,7 @@ class Gauge:
         for stream in self.streams.values():
             yield from (read.bias for read in stream.reads)
         yield from (shift.into.bias for shift in self.shifts if shift.into is not None)
+        yield from (name for names in self.shared for name in names)
 
 
 def _centre(state: Mapping[str, Tensor], name: str, dim: int) -> None:
@@ -334,8 +341,8 @@ def untied(model: nn.Module, ties: Iterable[tuple[str, ...]]) -> nn.Module:
         for name in others:
             path, _, attribute = name.rpartition(".")
             module = model.get_submodule(path)
-            own = getattr(module, attribute).detach().clone()
-            setattr(module, attribute, nn.Parameter(own))
+            tied = getattr(module, attribute)
+            setattr(module, attribute, nn.Parameter(tied.detach().clone(), tied.requires_grad))
         for module in model.modules():
             config: Any = getattr(module, "config", None)
             if getattr(config, "tie_word_embeddings", False):

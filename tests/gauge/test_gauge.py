@@ -108,6 +108,21 @@ def test_a_gauge_survives_as_text():
     assert Gauge.from_mapping(json.loads(json.dumps(gauge.to_mapping()))) == gauge
 
 
+def two_names():
+    network = GPT()
+    network.another = network.head.bias
+    return network, torch.randint(3, 40, (4, 12))
+
+
+def test_a_parameter_of_two_names_keeps_one_value():
+    network, inputs, gauge = traced(two_names)
+    assert not gauge.untied and gauge.shared == (("head.bias", "another"),)
+    folded = gauge.fold(network.state_dict())
+    assert torch.equal(folded["another"], folded["head.bias"])
+    assert change(network, gauge, inputs, gauge.fold) < 1e-12
+    assert not torch.equal(folded["another"], network.another)
+
+
 def refused(build) -> str:
     network, inputs = made(build)
     spec = nlm.trace(network, inputs)
