@@ -31,7 +31,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)} if X86 else {"plain": []}
 CUDA_ARCHITECTURES = (80, 90, 100)
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
-SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-O1"]
+SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-Og"]
 
 
 COMPILERS = ThreadPoolExecutor(os.cpu_count())

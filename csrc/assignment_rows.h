@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "core/parallel.h"
@@ -35,8 +36,10 @@ NLM_INLINE unsigned at_most(vdouble a, vdouble b) {
   return static_cast<unsigned>(_mm256_movemask_pd((__m256d)(a <= b)));
 #else
   const vint64 mask = a <= b;
+  int64_t lanes[kHalf];  // GCC 12 with -fsanitize=bounds loses the index of a vector's subscript
+  std::memcpy(lanes, &mask, sizeof lanes);
   unsigned bits = 0;
-  for (int64_t k = 0; k < kHalf; ++k) bits |= (mask[k] ? 1u : 0u) << k;
+  for (int64_t k = 0; k < kHalf; ++k) bits |= (lanes[k] ? 1u : 0u) << k;
   return bits;
 #endif
 }
@@ -59,9 +62,9 @@ NLM_INLINE vdouble load_wide(const float* source) {
 #elif defined(__AVX2__)
   return (vdouble)_mm256_cvtps_pd(_mm_loadu_ps(source));
 #else
-  vdouble value;
-  for (int64_t k = 0; k < kHalf; ++k) value[k] = source[k];
-  return value;
+  double lanes[kHalf];
+  for (int64_t k = 0; k < kHalf; ++k) lanes[k] = source[k];
+  return load(lanes);
 #endif
 }
 
@@ -73,9 +76,9 @@ NLM_INLINE vdouble gather(const double* base, const int32_t* index) {
   return (vdouble)_mm256_i32gather_pd(base,
                                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(index)), 8);
 #else
-  vdouble value;
-  for (int64_t k = 0; k < kHalf; ++k) value[k] = base[index[k]];
-  return value;
+  double lanes[kHalf];
+  for (int64_t k = 0; k < kHalf; ++k) lanes[k] = base[index[k]];
+  return load(lanes);
 #endif
 }
 

@@ -57,7 +57,9 @@ def reference(
         least = matrix.gather(1, matched[:, None])
         v = matrix.new_zeros(len(matrix))
         for _ in range(len(matrix)):
-            v = torch.minimum(v, (matrix - least + v[matched][:, None]).amin(0))
+            before, v = v, torch.minimum(v, (matrix - least + v[matched][:, None]).amin(0))
+            if torch.equal(before, v):
+                break
         for result, found in zip(results, (matched, least[:, 0] - v[matched], v), strict=True):
             result[place] = found if result is results[0] else sign * found
     return results

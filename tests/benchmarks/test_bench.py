@@ -1,5 +1,6 @@
 """The harness: checked before timed, in turns, one report; and the pages made of reports."""
 
+import dataclasses
 import json
 import runpy
 from collections.abc import Callable
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import _bench
 import _performance
+import bench_jobs
 import pytest
 import roofline
 import torch
 from _bench import Workload
+
+import nlm
+from nlm._registry import operations
 
 ROOT = Path(__file__).parents[2]
 X = torch.arange(6.0)
@@ -96,6 +101,40 @@ def test_tables_name_the_fastest_peer(tmp_path: Path) -> None:
     (folder / "again.json").write_text(json.dumps(first))
     with pytest.raises(ValueError, match="a timing is in one file"):
         _performance.load(tmp_path)
+
+
+def test_a_job_runs_on_references_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    operation = operations()["tall_mask_apply"]
+
+    def reference(*args: torch.Tensor) -> torch.Tensor:
+        calls.append(args)
+        return operation.reference(*args)
+
+    spied = dataclasses.replace(operation, reference=reference)
+    monkeypatch.setattr(bench_jobs, "operations", lambda: {operation.name: spied})
+    mask = torch.tensor([5], dtype=torch.uint8)
+    job = bench_jobs.Job("apply", lambda: [nlm.ops.tall_mask_apply(mask, X, -X)], 0.0)
+    row = bench_jobs.measure(job, 0.0)
+    assert len(calls) == 2 and row["difference"] == 0.0
+    assert row["ratio"] == row["references_s"] / row["kernels_s"]
+    job.run()
+    assert len(calls) == 2
+
+
+def test_a_job_with_other_results_is_not_timed() -> None:
+    numbers = iter((1.0, 1.1))
+    job = bench_jobs.Job("odd", lambda: [torch.tensor(next(numbers))], 1e-3)
+    with pytest.raises(SystemExit, match=r"odd: .* differ by 9\.1e-02"):
+        bench_jobs.measure(job, 1.0)
+
+
+def test_the_page_has_whole_jobs_where_they_were_measured(tmp_path: Path) -> None:
+    assert _performance.jobs_table(tmp_path) == []
+    row = {"job": "align", "kernels_s": 0.5, "references_s": 1.0, "ratio": 2.0}
+    report = {"threads": 2, "commit": "c", "rows": [row]}
+    (tmp_path / "jobs.json").write_text(json.dumps(report))
+    assert _performance.jobs_table(tmp_path)[-1] == "| align | 0.500 s | 1.000 s | 2.00 x |"
 
 
 @pytest.mark.parametrize(("script", "make"), [("readme", "performance_page"), ("roofline", "page")])
