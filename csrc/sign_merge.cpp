@@ -1,18 +1,19 @@
 // merged = base + scale * mean of the kept differences that have the elected sign, per entry.
 //
-// One read of the base and of each expert, one write. An entry needs no second look at the experts:
-// the sums and shares of both signs are taken side by side with the vote, in the experts' order,
-// and the vote then chooses. Every product, sum and quotient is rounded by itself, in float32
-// (float64 where any tensor is), as the plain PyTorch expression does: the results are the same in
-// every bit.
+// One read of the base and of each expert, one write. The kept differences of a vector of entries
+// stay in the first-level cache while their votes are counted, and those that agree with the vote
+// are then summed in the experts' order. Every product, sum and quotient is rounded by itself, in
+// float32 (float64 where any tensor is), as the plain PyTorch expression does: the results are the
+// same in every bit.
 #include "sign_merge.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "core/blocks.h"
-#include "core/pages.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "core/stream.h"
 
 namespace nlm::NLM_ISA {
 namespace {
@@ -39,7 +40,8 @@ struct Terms {
   S weights[kSignMergeExperts];
   S scale;
   int count;
-  bool tie;  // a vote of 0 elects +
+  bool tie;         // a vote of 0 elects +
+  bool unweighted;  // all weights are 1
 };
 
 struct alignas(64) Ballot {
@@ -47,36 +49,39 @@ struct alignas(64) Ballot {
 };
 
 // `result` at one vector of positions; load_at(source) reads it. Source 0 is the base.
-template <class T, SignDialect kDialect, class Load, class I>
+template <class T, SignDialect kDialect, bool kWeighted, class Load, class I>
 NLM_INLINE typename Lanes<T>::vector merge_vector(const Terms<typename Lanes<T>::scalar>& terms,
                                                   const Load& load_at, I& signs, I& contested) {
   using S = typename Lanes<T>::scalar;
   using V = typename Lanes<T>::vector;
+  constexpr bool kOwnVoice = kWeighted && kDialect == SignDialect::kPeft;
   const V start = load_at(0);
   const V zero = {};
-  V vote = {}, plus = {}, minus = {}, plus_share = {}, minus_share = {};
+  V vote = {}, voices[kSignMergeExperts];
   for (int k = 0; k < terms.count; ++k) {
     const V difference = load_at(k + 1) - start;
     const V magnitude = (V)((I)difference & Signs<S>::kMagnitude);
-    const V kept = magnitude < broadcast(terms.thresholds[k]) ? zero : difference;
-    const V weight = broadcast(terms.weights[k]);
-    const V value = kept * weight;
-    const V voice = kDialect == SignDialect::kPeft ? kept : value;
-    const V share = kDialect == SignDialect::kMergekit ? weight : broadcast(S{1});
+    V voice = magnitude < broadcast(terms.thresholds[k]) ? zero : difference;
+    if constexpr (kWeighted && !kOwnVoice) voice = voice * broadcast(terms.weights[k]);
     vote = vote + voice;
-    plus = voice > zero ? plus + value : plus;
-    minus = voice < zero ? minus + value : minus;
-    plus_share = voice > zero ? plus_share + share : plus_share;
-    minus_share = voice < zero ? minus_share + share : minus_share;
+    voices[k] = voice;
+  }
+  const bool tie = kDialect != SignDialect::kGlobal || terms.tie;
+  const V rejected = tie ? vote < zero ? -zero : zero : vote > zero ? zero : -zero;
+  V sum = {}, share = {};
+  for (int k = 0; k < terms.count; ++k) {
+    const V voice = voices[k];
+    const V agreeing = (V)((I)voice ^ (I)rejected);
+    const V weight = broadcast(kWeighted ? terms.weights[k] : S{1});
+    const V value = kOwnVoice ? voice * weight : voice;
+    const V part = kDialect == SignDialect::kMergekit ? weight : broadcast(S{1});
+    sum = agreeing > zero ? sum + value : sum;
+    share = agreeing > zero ? share + part : share;
   }
   if constexpr (kDialect == SignDialect::kGlobal) {
     signs += (I)(vote < zero) - (I)(vote > zero);
-    contested -= (I)(vote == zero) & (I)(plus_share > zero);
+    contested -= (I)(vote == zero) & (I)(share > zero);
   }
-  const bool tie = kDialect != SignDialect::kGlobal || terms.tie;
-  const I elected = tie ? (I)(vote >= zero) : (I)(vote > zero);
-  const V sum = elected ? plus : minus;
-  V share = elected ? plus_share : minus_share;
   share = share == zero ? broadcast(S{1}) : share;
   const V merged = start + broadcast(terms.scale) * (sum / share);
   return vote == vote ? merged : vote;
@@ -95,9 +100,9 @@ NLM_INLINE bool any(I lanes) {
 }
 
 // `n` elements of packed sources of one type, group by group.
-template <class T, SignDialect kDialect>
+template <class T, SignDialect kDialect, bool kWeighted>
 void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* sources, T* target,
-               int64_t n, uint8_t* contested, Ballot& ballot) {
+               int64_t n, uint8_t* contested, bool streamed, Ballot& ballot) {
   using I = typename Signs<typename Lanes<T>::scalar>::integers;
   constexpr bool kGlobal = kDialect == SignDialect::kGlobal;
   I signs = {};
@@ -110,11 +115,12 @@ void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* so
     I tied = {};
     for (; i + Lanes<T>::count <= end; i += Lanes<T>::count) {
       const auto whole = [&](int s) { return load(sources[s] + i); };
-      store(target + i, merge_vector<T, kDialect>(terms, whole, signs, tied));
+      store(target + i, merge_vector<T, kDialect, kWeighted>(terms, whole, signs, tied), streamed);
     }
     if (i < end) {
       const auto first = [&](int s) { return load_first(sources[s] + i, end - i); };
-      store_first(target + i, merge_vector<T, kDialect>(terms, first, signs, tied), end - i);
+      store_first(target + i, merge_vector<T, kDialect, kWeighted>(terms, first, signs, tied),
+                  end - i);
       i = end;
     }
     if (kGlobal && terms.tie) {
@@ -122,28 +128,37 @@ void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* so
       if (*contested) ballot.contested += sum_lanes(tied);
     }
   }
+  end_stream(streamed);
   ballot.signs += sum_lanes(signs);
 }
 
 template <class T>
 void merge_run(SignDialect dialect, const Terms<typename Lanes<T>::scalar>& terms,
-               const T* const* sources, T* target, int64_t n, uint8_t* contested, Ballot& ballot) {
+               const T* const* sources, T* target, int64_t n, uint8_t* contested, bool streamed,
+               Ballot& ballot) {
+  const auto run = [&](auto named) {
+    constexpr SignDialect kDialect = decltype(named)::value;
+    const auto merge = terms.unweighted ? merge_run<T, kDialect, false> : merge_run<T, kDialect, true>;
+    merge(terms, sources, target, n, contested, streamed, ballot);
+  };
   switch (dialect) {
     case SignDialect::kGlobal:
-      return merge_run<T, SignDialect::kGlobal>(terms, sources, target, n, contested, ballot);
+      return run(std::integral_constant<SignDialect, SignDialect::kGlobal>{});
     case SignDialect::kMergekit:
-      return merge_run<T, SignDialect::kMergekit>(terms, sources, target, n, contested, ballot);
+      return run(std::integral_constant<SignDialect, SignDialect::kMergekit>{});
     case SignDialect::kPeft:
-      return merge_run<T, SignDialect::kPeft>(terms, sources, target, n, contested, ballot);
+      return run(std::integral_constant<SignDialect, SignDialect::kPeft>{});
   }
 }
 
 template <class S>
 Terms<S> terms_of(const SignMergeItem& item) {
   Terms<S> terms;
+  terms.unweighted = true;
   for (int k = 0; k < item.count; ++k) {
     terms.thresholds[k] = static_cast<const S*>(item.thresholds)[k];
     terms.weights[k] = static_cast<S>(item.experts[k].weight);
+    terms.unweighted &= terms.weights[k] == 1;
   }
   terms.scale = static_cast<S>(item.scale);
   terms.count = item.count;
@@ -164,13 +179,15 @@ void for_ranges(int64_t size, int threads, const Run& run) {
 template <class T>
 void merge_alike(const SignMergeItem& item, Ballot* ballots, int threads) {
   const auto terms = terms_of<typename Lanes<T>::scalar>(item);
+  const bool streamed =
+      !item.again && streams(item.target, item.size * static_cast<int64_t>(sizeof(T)));
   for_ranges(item.size, threads, [&](int64_t first, int64_t end, int thread) {
     const T* sources[kSignMergeExperts + 1] = {static_cast<const T*>(item.base) + first};
     for (int k = 0; k < item.count; ++k) {
       sources[k + 1] = static_cast<const T*>(item.experts[k].data) + first;
     }
     merge_run<T>(item.dialect, terms, sources, static_cast<T*>(item.target) + first, end - first,
-                 item.contested + first / kSignMergeGroup, ballots[thread]);
+                 item.contested + first / kSignMergeGroup, streamed, ballots[thread]);
   });
 }
 
@@ -196,7 +213,7 @@ void merge_mixed(const SignMergeItem& item, Ballot* ballots, int threads) {
         if (old != result) std::memcpy(result, old, static_cast<size_t>(n) * sizeof(S));
       }
       merge_run<S>(item.dialect, terms, sources, result, n, item.contested + i / kSignMergeGroup,
-                   ballots[thread]);
+                   false, ballots[thread]);
       narrowed(result, n, item.target, item.dtype, i);
     }
   });
@@ -214,10 +231,6 @@ void sign_merge(const SignMergeItem& item, int64_t* ballot, int threads) {
   }
   with_dtype(item.dtype, [&](auto type) {
     using T = decltype(type);
-    if (!item.again) {
-      prefer_large_pages(reinterpret_cast<uintptr_t>(item.target),
-                         item.size * static_cast<int64_t>(sizeof(T)));
-    }
     if (alike) merge_alike<T>(item, ballots.data(), threads);
   });
   if (!alike && wide) merge_mixed<double>(item, ballots.data(), threads);
