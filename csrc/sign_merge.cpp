@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "core/blocks.h"
+#include "core/gather.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "core/stream.h"
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int64_t kTaskElements = 32768;
 constexpr int64_t kBlock = 512;  // elements that are widened at a time
+constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
 
 template <class S>
 struct Signs;
@@ -79,15 +81,21 @@ NLM_INLINE typename Lanes<T>::vector merge_vector(const Terms<typename Lanes<T>:
     share = agreeing > zero ? share + part : share;
   }
   if constexpr (kDialect == SignDialect::kGlobal) {
-    signs += (I)(vote < zero) - (I)(vote > zero);
-    contested -= (I)(vote == zero) & (I)(share > zero);
+    signs = vote > zero ? signs + 1 : signs;
+    signs = vote < zero ? signs - 1 : signs;
+    contested = (vote == zero) & (share > zero) ? contested + 1 : contested;
   }
-  share = share == zero ? broadcast(S{1}) : share;
+  const V one = broadcast(S{1});
+  if constexpr (kWeighted && kDialect == SignDialect::kMergekit) {
+    share = share == zero ? one : share;
+  } else {
+    share = share > one ? share : one;  // a count
+  }
   const V merged = start + broadcast(terms.scale) * (sum / share);
   return vote == vote ? merged : vote;
 }
 
-// Whether a lane is not zero: a tenth of the time of their sum.
+// Whether a lane is not zero.
 template <class I>
 NLM_INLINE bool any(I lanes) {
 #if defined(__AVX512F__)
@@ -105,12 +113,15 @@ void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* so
                int64_t n, uint8_t* contested, bool streamed, Ballot& ballot) {
   using I = typename Signs<typename Lanes<T>::scalar>::integers;
   constexpr bool kGlobal = kDialect == SignDialect::kGlobal;
-  I signs = {};
+  I signs = {}, ties = {};
   for (int64_t i = 0; i < n; ++contested) {
     const int64_t end = smaller(i + kSignMergeGroup, n);
     if (kGlobal && !terms.tie && *contested == 0) {
       i = end;
       continue;
+    }
+    for (int s = 0; s <= terms.count; ++s) {
+      prefetch(sources[s] + i + kAhead / sizeof(T), kSignMergeGroup);
     }
     I tied = {};
     for (; i + Lanes<T>::count <= end; i += Lanes<T>::count) {
@@ -125,11 +136,12 @@ void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* so
     }
     if (kGlobal && terms.tie) {
       *contested = any(tied);
-      if (*contested) ballot.contested += sum_lanes(tied);
+      ties += tied;
     }
   }
   end_stream(streamed);
   ballot.signs += sum_lanes(signs);
+  ballot.contested += sum_lanes(ties);
 }
 
 template <class T>
