@@ -50,49 +50,57 @@ struct alignas(64) Ballot {
   int64_t signs, contested;
 };
 
-// `result` at one vector of positions; load_at(source) reads it. Source 0 is the base.
-template <class T, SignDialect kDialect, bool kWeighted, class Load, class I>
-NLM_INLINE typename Lanes<T>::vector merge_vector(const Terms<typename Lanes<T>::scalar>& terms,
-                                                  const Load& load_at, I& signs, I& contested) {
+// Vectors that are merged together, whose sums fill each other's waits.
+constexpr int kTogether = kVectorBytes == 64 ? 4 : 2;
+
+// merged[v] at vectors of positions; load_at(source, v) reads them. Source 0 is the base.
+template <class T, SignDialect kDialect, bool kWeighted, int kVectors, class Load, class I>
+NLM_INLINE void merge_vectors(const Terms<typename Lanes<T>::scalar>& terms, const Load& load_at,
+                              typename Lanes<T>::vector* merged, I& signs, I& contested) {
   using S = typename Lanes<T>::scalar;
   using V = typename Lanes<T>::vector;
   constexpr bool kOwnVoice = kWeighted && kDialect == SignDialect::kPeft;
-  const V start = load_at(0);
-  const V zero = {};
-  V vote = {}, voices[kSignMergeExperts];
+  const V zero = {}, one = broadcast(S{1});
+  V vote[kVectors] = {}, voices[kSignMergeExperts][kVectors];
   for (int k = 0; k < terms.count; ++k) {
-    const V difference = load_at(k + 1) - start;
-    const V magnitude = (V)((I)difference & Signs<S>::kMagnitude);
-    V voice = magnitude < broadcast(terms.thresholds[k]) ? zero : difference;
-    if constexpr (kWeighted && !kOwnVoice) voice = voice * broadcast(terms.weights[k]);
-    vote = vote + voice;
-    voices[k] = voice;
+    for (int v = 0; v < kVectors; ++v) {
+      const V difference = load_at(k + 1, v) - load_at(0, v);
+      const V magnitude = (V)((I)difference & Signs<S>::kMagnitude);
+      V voice = magnitude < broadcast(terms.thresholds[k]) ? zero : difference;
+      if constexpr (kWeighted && !kOwnVoice) voice = voice * broadcast(terms.weights[k]);
+      vote[v] = vote[v] + voice;
+      voices[k][v] = voice;
+    }
   }
   const bool tie = kDialect != SignDialect::kGlobal || terms.tie;
-  const V rejected = tie ? vote < zero ? -zero : zero : vote > zero ? zero : -zero;
-  V sum = {}, share = {};
+  V rejected[kVectors], sum[kVectors] = {}, share[kVectors] = {};
+  for (int v = 0; v < kVectors; ++v) {
+    rejected[v] = tie ? vote[v] < zero ? -zero : zero : vote[v] > zero ? zero : -zero;
+  }
   for (int k = 0; k < terms.count; ++k) {
-    const V voice = voices[k];
-    const V agreeing = (V)((I)voice ^ (I)rejected);
     const V weight = broadcast(kWeighted ? terms.weights[k] : S{1});
-    const V value = kOwnVoice ? voice * weight : voice;
-    const V part = kDialect == SignDialect::kMergekit ? weight : broadcast(S{1});
-    sum = agreeing > zero ? sum + value : sum;
-    share = agreeing > zero ? share + part : share;
+    const V part = kDialect == SignDialect::kMergekit ? weight : one;
+    for (int v = 0; v < kVectors; ++v) {
+      const V agreeing = (V)((I)voices[k][v] ^ (I)rejected[v]);
+      const V value = kOwnVoice ? voices[k][v] * weight : voices[k][v];
+      sum[v] = agreeing > zero ? sum[v] + value : sum[v];
+      share[v] = agreeing > zero ? share[v] + part : share[v];
+    }
   }
-  if constexpr (kDialect == SignDialect::kGlobal) {
-    signs = vote > zero ? signs + 1 : signs;
-    signs = vote < zero ? signs - 1 : signs;
-    contested = (vote == zero) & (share > zero) ? contested + 1 : contested;
+  for (int v = 0; v < kVectors; ++v) {
+    if constexpr (kDialect == SignDialect::kGlobal) {
+      signs = vote[v] > zero ? signs + 1 : signs;
+      signs = vote[v] < zero ? signs - 1 : signs;
+      contested = (vote[v] == zero) & (share[v] > zero) ? contested + 1 : contested;
+    }
+    if constexpr (kWeighted && kDialect == SignDialect::kMergekit) {
+      share[v] = share[v] == zero ? one : share[v];
+    } else {
+      share[v] = share[v] > one ? share[v] : one;  // a count
+    }
+    const V result = load_at(0, v) + broadcast(terms.scale) * (sum[v] / share[v]);
+    merged[v] = vote[v] == vote[v] ? result : vote[v];
   }
-  const V one = broadcast(S{1});
-  if constexpr (kWeighted && kDialect == SignDialect::kMergekit) {
-    share = share == zero ? one : share;
-  } else {
-    share = share > one ? share : one;  // a count
-  }
-  const V merged = start + broadcast(terms.scale) * (sum / share);
-  return vote == vote ? merged : vote;
 }
 
 // Whether a lane is not zero.
@@ -112,6 +120,8 @@ template <class T, SignDialect kDialect, bool kWeighted>
 void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* sources, T* target,
                int64_t n, uint8_t* contested, bool streamed, Ballot& ballot) {
   using I = typename Signs<typename Lanes<T>::scalar>::integers;
+  using V = typename Lanes<T>::vector;
+  constexpr int kLanes = Lanes<T>::count;
   constexpr bool kGlobal = kDialect == SignDialect::kGlobal;
   I signs = {}, ties = {};
   for (int64_t i = 0; i < n; ++contested) {
@@ -124,16 +134,22 @@ void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* so
       prefetch(sources[s] + i + kAhead / sizeof(T), kSignMergeGroup);
     }
     I tied = {};
-    for (; i + Lanes<T>::count <= end; i += Lanes<T>::count) {
-      const auto whole = [&](int s) { return load(sources[s] + i); };
-      store(target + i, merge_vector<T, kDialect, kWeighted>(terms, whole, signs, tied), streamed);
+    for (; i + kTogether * kLanes <= end; i += kTogether * kLanes) {
+      V merged[kTogether];
+      merge_vectors<T, kDialect, kWeighted, kTogether>(
+          terms, [&](int s, int v) { return load(sources[s] + i + v * kLanes); }, merged, signs,
+          tied);
+      for (int v = 0; v < kTogether; ++v) store(target + i + v * kLanes, merged[v], streamed);
     }
-    if (i < end) {
-      const auto first = [&](int s) { return load_first(sources[s] + i, end - i); };
-      store_first(target + i, merge_vector<T, kDialect, kWeighted>(terms, first, signs, tied),
-                  end - i);
-      i = end;
+    for (; i < end; i += kLanes) {
+      const int64_t left = smaller(kLanes, end - i);
+      V merged;
+      merge_vectors<T, kDialect, kWeighted, 1>(
+          terms, [&](int s, int) { return load_strided(sources[s] + i, 1, left); }, &merged, signs,
+          tied);
+      store_strided(target + i, 1, merged, left);
     }
+    i = end;
     if (kGlobal && terms.tie) {
       *contested = any(tied);
       ties += tied;
