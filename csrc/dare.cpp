@@ -138,7 +138,7 @@ void drop_entries(const T* expert, const T* base, T* out, int64_t count, const D
   const auto scale = static_cast<typename Lanes<T>::scalar>(drop.scale);
   const int64_t lead = drop.offset % 4;
   const int64_t task_entries = entries_per_task(count);
-  const bool streamed = streams(out, count * static_cast<int64_t>(sizeof(T)));
+  const bool streamed = streams(out, count * static_cast<int64_t>(sizeof(T)), kLanes);
   parallel_for(ceil_div(count, task_entries), threads, [&](int64_t task, int) {
     alignas(64) uint32_t drawn[kBlockEntries + 2 * kDrawn];
     const uint32_t* words = drawn + lead;

@@ -208,7 +208,8 @@ template <class T>
 void merge_alike(const SignMergeItem& item, Ballot* ballots, int threads) {
   const auto terms = terms_of<typename Lanes<T>::scalar>(item);
   const bool streamed =
-      !item.again && streams(item.target, item.size * static_cast<int64_t>(sizeof(T)));
+      !item.again && streams(static_cast<const T*>(item.target),
+                             item.size * static_cast<int64_t>(sizeof(T)), Lanes<T>::count);
   for_ranges(item.size, threads, [&](int64_t first, int64_t end, int thread) {
     const T* sources[kSignMergeExperts + 1] = {static_cast<const T*>(item.base) + first};
     for (int k = 0; k < item.count; ++k) {

@@ -93,7 +93,7 @@ void select_words(const uint8_t* mask, const void* base_words, const void* merge
   vector own_bit = {};
   for (int lane = 0; lane < kLanes; ++lane) own_bit[lane] = static_cast<W>(W{1} << lane);
   const int64_t entries = entries_per_task(count);
-  const bool streamed = streams(out, count * static_cast<int64_t>(sizeof(W)));
+  const bool streamed = streams(out, count * static_cast<int64_t>(sizeof(W)), kLanes);
   parallel_for(ceil_div(count, entries), threads, [&](int64_t task, int) {
     const int64_t end = smaller((task + 1) * entries, count);
     int64_t i = task * entries;

@@ -15,10 +15,11 @@ namespace nlm::NLM_ISA {
 
 inline constexpr int64_t kStreamedBytes = 16 << 20;
 
-// Whether a result of so many bytes is streamed to `target`. Every vector stored must then lie at
-// a multiple of its size from it.
-NLM_INLINE bool streams(const void* target, int64_t bytes) {
-  return bytes >= kStreamedBytes && reinterpret_cast<uintptr_t>(target) % kVectorBytes == 0;
+// Whether a part at `target` of a result of so many bytes is streamed, by vectors of so many
+// elements that lie at multiples of their size from there.
+template <class T>
+NLM_INLINE bool streams(const T* target, int64_t bytes, int lanes) {
+  return bytes >= kStreamedBytes && reinterpret_cast<uintptr_t>(target) % (lanes * sizeof(T)) == 0;
 }
 
 template <class V>
