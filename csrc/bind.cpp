@@ -271,7 +271,7 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("openmp") = false;
 #endif
-  m.def("prefer_large_pages", &nlm::prefer_large_pages, nlm::Released());
+  m.def("provide_pages", &nlm::provide_pages, nlm::Released());
   nlm::bind_assignment(m);
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);

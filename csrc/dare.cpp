@@ -18,6 +18,7 @@
 
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "core/stream.h"
 
 namespace nlm::NLM_ISA {
 namespace {
@@ -137,6 +138,7 @@ void drop_entries(const T* expert, const T* base, T* out, int64_t count, const D
   const auto scale = static_cast<typename Lanes<T>::scalar>(drop.scale);
   const int64_t lead = drop.offset % 4;
   const int64_t task_entries = entries_per_task(count);
+  const bool streamed = streams(out, count * static_cast<int64_t>(sizeof(T)), kLanes);
   parallel_for(ceil_div(count, task_entries), threads, [&](int64_t task, int) {
     alignas(64) uint32_t drawn[kBlockEntries + 2 * kDrawn];
     const uint32_t* words = drawn + lead;
@@ -148,7 +150,8 @@ void drop_entries(const T* expert, const T* base, T* out, int64_t count, const D
       T* o = out + first;
       int64_t i = 0;
       for (; i + kLanes <= entries; i += kLanes) {
-        store(o + i, rescaled<T>(load(e + i), load(b + i), words + i, drop.threshold, scale));
+        store(o + i, rescaled<T>(load(e + i), load(b + i), words + i, drop.threshold, scale),
+              streamed);
       }
       if (i < entries) {
         const int64_t left = entries - i;
@@ -158,6 +161,7 @@ void drop_entries(const T* expert, const T* base, T* out, int64_t count, const D
                     left);
       }
     }
+    end_stream(streamed);
   });
 }
 

@@ -11,7 +11,6 @@
 #include <cstring>
 
 #include "core/gather.h"
-#include "core/pages.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 #include "permute_plan.h"
@@ -299,11 +298,6 @@ int bytes_of(DType dtype) {
 }  // namespace
 
 void permute(const PermuteItem* items, const int* element_bytes, int64_t count, int threads) {
-  for (int64_t t = 0; t < count; ++t) {
-    int64_t bytes = element_bytes[t];
-    for (int a = 0; a < items[t].axis_count; ++a) bytes *= items[t].axes[a].size;
-    prefer_large_pages(reinterpret_cast<uintptr_t>(items[t].target), bytes);
-  }
   for_all_ranges(
       items, count, threads, [&](int64_t item) { return element_bytes[item]; },
       [&](int64_t item, const Plan& plan, int64_t begin, int64_t end, RowGather by) {

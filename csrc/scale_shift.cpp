@@ -17,6 +17,7 @@
 #include "core/parallel.h"
 #include "core/rows.h"
 #include "core/simd.h"
+#include "core/stream.h"
 
 namespace nlm::NLM_ISA {
 namespace {
@@ -39,6 +40,11 @@ void spread(const void* parameters, const RowPlan& plan, int64_t channels, int64
   }
 }
 
+template <class T>
+int64_t bytes_of(const View3& x) {
+  return x.outer * x.channels * x.inner * static_cast<int64_t>(sizeof(T));
+}
+
 // body(row, outer, inner, columns) for all rows of a block, the rest row last.
 template <class Body>
 NLM_INLINE void for_rows(const RowPlan& plan, int64_t first, int64_t last, const Body& body) {
@@ -49,10 +55,10 @@ NLM_INLINE void for_rows(const RowPlan& plan, int64_t first, int64_t last, const
 
 template <class T>
 void scale_row(const T* x, T* y, const typename Lanes<T>::scalar* scale,
-               const typename Lanes<T>::scalar* shift, int64_t width) {
+               const typename Lanes<T>::scalar* shift, int64_t width, bool streamed) {
   int64_t j = 0;
   for (; j + Lanes<T>::count <= width; j += Lanes<T>::count) {
-    store(y + j, load(x + j) * load(scale + j) + load(shift + j));
+    store(y + j, load(x + j) * load(scale + j) + load(shift + j), streamed);
   }
   if (j < width) {
     store_first(y + j, load_first(x + j, width - j) * load(scale + j) + load(shift + j), width - j);
@@ -72,25 +78,31 @@ void scale_rows(const View3& x, const View3& y, const void* scale, const void* s
 
   const int64_t rows = plan.rows + (plan.rest > 0);
   const int64_t block_rows = larger(1, kTaskElements / plan.width);
+  const int64_t bytes = bytes_of<T>(y);
   parallel_for(ceil_div(rows, block_rows), threads, [&](int64_t block, int) {
     const int64_t first = block * block_rows;
     for_rows(
         plan, first, smaller(first + block_rows, rows), [&](int64_t o, int64_t i, int64_t width) {
           const int64_t offset = task_of(tasks, o) * padded;
-          scale_row(x.at<T>(o, 0, i), y.at<T>(o, 0, i), scales + offset, shifts + offset, width);
+          T* target = y.at<T>(o, 0, i);
+          scale_row(x.at<T>(o, 0, i), target, scales + offset, shifts + offset, width,
+                    streams(target, bytes, Lanes<T>::count));
         });
+    end_stream(bytes >= kStreamedBytes);
   });
 }
 
 template <class T>
 void scale_run(const T* x, int64_t x_stride, T* y, int64_t y_stride,
-               typename Lanes<T>::scalar scale, typename Lanes<T>::scalar shift, int64_t length) {
+               typename Lanes<T>::scalar scale, typename Lanes<T>::scalar shift, int64_t length,
+               int64_t bytes) {
   const auto a = broadcast(scale);
   const auto b = broadcast(shift);
   int64_t i = 0;
   if (x_stride == 1 && y_stride == 1) {
+    const bool streamed = streams(y, bytes, Lanes<T>::count);
     for (; i + Lanes<T>::count <= length; i += Lanes<T>::count) {
-      store(y + i, load(x + i) * a + b);
+      store(y + i, load(x + i) * a + b, streamed);
     }
   }
   for (; i < length; i += Lanes<T>::count) {
@@ -108,6 +120,7 @@ void scale_runs(const View3& x, const View3& y, const void* scale, const void* s
   const int64_t pieces = ceil_div(x.inner, run);
   const int64_t runs = x.outer * x.channels * pieces;
   const int64_t block_runs = larger(1, kTaskElements / run);
+  const int64_t bytes = bytes_of<T>(y);
   parallel_for(ceil_div(runs, block_runs), threads, [&](int64_t block, int) {
     const int64_t last = smaller((block + 1) * block_runs, runs);
     for (int64_t r = block * block_runs; r < last; ++r) {
@@ -117,8 +130,9 @@ void scale_runs(const View3& x, const View3& y, const void* scale, const void* s
       const int64_t parameter = task_of(tasks, o) * x.channels + c;
       scale_run(x.at<T>(o, c, i), x.inner_stride, y.at<T>(o, c, i), y.inner_stride,
                 static_cast<const S*>(scale)[parameter], static_cast<const S*>(shift)[parameter],
-                smaller(run, x.inner - i));
+                smaller(run, x.inner - i), bytes);
     }
+    end_stream(bytes >= kStreamedBytes);
   });
 }
 
@@ -148,7 +162,7 @@ NLM_INLINE void add_products(typename Lanes<T>::vector grad, typename Lanes<T>::
 
 template <class T>
 void backward_row(const T* grad, const T* x, T* grad_x, const typename Lanes<T>::scalar* scale,
-                  int64_t width, double* products, double* grads) {
+                  int64_t width, bool streamed, double* products, double* grads) {
   constexpr int kParts = Wide<T>::kParts;
   for (int64_t j = 0; j < width; j += Lanes<T>::count) {
     const int64_t left = width - j;
@@ -156,7 +170,7 @@ void backward_row(const T* grad, const T* x, T* grad_x, const typename Lanes<T>:
     const auto g = full ? load(grad + j) : load_first(grad + j, left);
     const auto v = full ? load(x + j) : load_first(x + j, left);
     const auto result = g * load(scale + j);
-    full ? store(grad_x + j, result) : store_first(grad_x + j, result, left);
+    full ? store(grad_x + j, result, streamed) : store_first(grad_x + j, result, left);
     vdouble product[kParts], sum[kParts];
     std::memcpy(product, products + j, sizeof product);
     std::memcpy(sum, grads + j, sizeof sum);
@@ -177,6 +191,7 @@ void backward_rows(const View3& grad, const View3& x, const View3& grad_x, const
 
   const int64_t rows = plan.rows + (plan.rest > 0);
   const int64_t sums = 2 * tasks.count * padded;  // per block: [products, grads][task][column]
+  const int64_t bytes = bytes_of<T>(grad_x);
   const Blocks blocks = cut(rows, plan.width, sums);
   const Scratch<double> partials(blocks.count * sums);
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
@@ -187,9 +202,12 @@ void backward_rows(const View3& grad, const View3& x, const View3& grad_x, const
     for_rows(plan, first, smaller(first + blocks.size, rows),
              [&](int64_t o, int64_t i, int64_t width) {
                const int64_t offset = task_of(tasks, o) * padded;
-               backward_row(grad.at<T>(o, 0, i), x.at<T>(o, 0, i), grad_x.at<T>(o, 0, i),
-                            scales.data() + offset, width, products + offset, grads + offset);
+               T* target = grad_x.at<T>(o, 0, i);
+               backward_row(grad.at<T>(o, 0, i), x.at<T>(o, 0, i), target, scales.data() + offset,
+                            width, streams(target, bytes, Lanes<T>::count), products + offset,
+                            grads + offset);
              });
+    end_stream(bytes >= kStreamedBytes);
   });
   for (int64_t block = 0; block < blocks.count; ++block) {
     const double* products = partials.data() + block * sums;
@@ -213,6 +231,7 @@ void backward_runs(const View3& grad, const View3& x, const View3& grad_x, const
   const int64_t pieces = ceil_div(x.inner, run);
   const int64_t runs = x.outer * x.channels * pieces;
   const int64_t sums = 2 * tasks.count * x.channels;
+  const int64_t bytes = bytes_of<T>(grad_x);
   const Blocks blocks = cut(runs, run, sums);
   const Scratch<double> partials(blocks.count * sums);
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
@@ -231,12 +250,13 @@ void backward_runs(const View3& grad, const View3& x, const View3& grad_x, const
       const T* x_run = x.at<T>(o, c, first);
       T* out_run = grad_x.at<T>(o, c, first);
       const bool packed = grad.inner_stride == 1 && x.inner_stride == 1 && grad_x.inner_stride == 1;
+      const bool streamed = packed && streams(out_run, bytes, Lanes<T>::count);
       vdouble product[kParts] = {}, sum[kParts] = {};
       for (int64_t i = 0; i < length; i += Lanes<T>::count) {
         const int64_t count = smaller(Lanes<T>::count, length - i);
         if (packed && count == Lanes<T>::count) {
           const auto g = load(grad_run + i);
-          store(out_run + i, g * a);
+          store(out_run + i, g * a, streamed);
           add_products<T>(g, load(x_run + i), product, sum);
         } else {
           const auto g = load_strided(grad_run + i * grad.inner_stride, grad.inner_stride, count);
@@ -250,6 +270,7 @@ void backward_runs(const View3& grad, const View3& x, const View3& grad_x, const
         grads[parameter] += sum_lanes(sum[p]);
       }
     }
+    end_stream(bytes >= kStreamedBytes);
   });
   for (int64_t block = 0; block < blocks.count; ++block) {
     const double* products = partials.data() + block * sums;

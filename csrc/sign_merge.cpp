@@ -1,24 +1,27 @@
 // merged = base + scale * mean of the kept differences that have the elected sign, per entry.
 //
-// One read of the base and of each expert, one write. An entry needs no second look at the experts:
-// the sums and shares of both signs are taken side by side with the vote, in the experts' order,
-// and the vote then chooses. Every product, sum and quotient is rounded by itself, in float32
-// (float64 where any tensor is), as the plain PyTorch expression does: the results are the same in
-// every bit.
+// One read of the base and of each expert, one write. The kept differences of a vector of entries
+// stay in the first-level cache while their votes are counted, and those that agree with the vote
+// are then summed in the experts' order. Every product, sum and quotient is rounded by itself, in
+// float32 (float64 where any tensor is), as the plain PyTorch expression does: the results are the
+// same in every bit.
 #include "sign_merge.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "core/blocks.h"
-#include "core/pages.h"
+#include "core/gather.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "core/stream.h"
 
 namespace nlm::NLM_ISA {
 namespace {
 
 constexpr int64_t kTaskElements = 32768;
 constexpr int64_t kBlock = 512;  // elements that are widened at a time
+constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
 
 template <class S>
 struct Signs;
@@ -39,50 +42,68 @@ struct Terms {
   S weights[kSignMergeExperts];
   S scale;
   int count;
-  bool tie;  // a vote of 0 elects +
+  bool tie;         // a vote of 0 elects +
+  bool unweighted;  // all weights are 1
 };
 
 struct alignas(64) Ballot {
   int64_t signs, contested;
 };
 
-// `result` at one vector of positions; load_at(source) reads it. Source 0 is the base.
-template <class T, SignDialect kDialect, class Load, class I>
-NLM_INLINE typename Lanes<T>::vector merge_vector(const Terms<typename Lanes<T>::scalar>& terms,
-                                                  const Load& load_at, I& signs, I& contested) {
+// Vectors that are merged together, whose sums fill each other's waits.
+constexpr int kTogether = kVectorBytes == 64 ? 4 : 2;
+
+// merged[v] at vectors of positions; load_at(source, v) reads them. Source 0 is the base.
+template <class T, SignDialect kDialect, bool kWeighted, int kVectors, class Load, class I>
+NLM_INLINE void merge_vectors(const Terms<typename Lanes<T>::scalar>& terms, const Load& load_at,
+                              typename Lanes<T>::vector* merged, I& signs, I& contested) {
   using S = typename Lanes<T>::scalar;
   using V = typename Lanes<T>::vector;
-  const V start = load_at(0);
-  const V zero = {};
-  V vote = {}, plus = {}, minus = {}, plus_share = {}, minus_share = {};
+  constexpr bool kOwnVoice = kWeighted && kDialect == SignDialect::kPeft;
+  const V zero = {}, one = broadcast(S{1});
+  V vote[kVectors] = {}, voices[kSignMergeExperts][kVectors];
   for (int k = 0; k < terms.count; ++k) {
-    const V difference = load_at(k + 1) - start;
-    const V magnitude = (V)((I)difference & Signs<S>::kMagnitude);
-    const V kept = magnitude < broadcast(terms.thresholds[k]) ? zero : difference;
-    const V weight = broadcast(terms.weights[k]);
-    const V value = kept * weight;
-    const V voice = kDialect == SignDialect::kPeft ? kept : value;
-    const V share = kDialect == SignDialect::kMergekit ? weight : broadcast(S{1});
-    vote = vote + voice;
-    plus = voice > zero ? plus + value : plus;
-    minus = voice < zero ? minus + value : minus;
-    plus_share = voice > zero ? plus_share + share : plus_share;
-    minus_share = voice < zero ? minus_share + share : minus_share;
-  }
-  if constexpr (kDialect == SignDialect::kGlobal) {
-    signs += (I)(vote < zero) - (I)(vote > zero);
-    contested -= (I)(vote == zero) & (I)(plus_share > zero);
+    for (int v = 0; v < kVectors; ++v) {
+      const V difference = load_at(k + 1, v) - load_at(0, v);
+      const V magnitude = (V)((I)difference & Signs<S>::kMagnitude);
+      V voice = magnitude < broadcast(terms.thresholds[k]) ? zero : difference;
+      if constexpr (kWeighted && !kOwnVoice) voice = voice * broadcast(terms.weights[k]);
+      vote[v] = vote[v] + voice;
+      voices[k][v] = voice;
+    }
   }
   const bool tie = kDialect != SignDialect::kGlobal || terms.tie;
-  const I elected = tie ? (I)(vote >= zero) : (I)(vote > zero);
-  const V sum = elected ? plus : minus;
-  V share = elected ? plus_share : minus_share;
-  share = share == zero ? broadcast(S{1}) : share;
-  const V merged = start + broadcast(terms.scale) * (sum / share);
-  return vote == vote ? merged : vote;
+  V rejected[kVectors], sum[kVectors] = {}, share[kVectors] = {};
+  for (int v = 0; v < kVectors; ++v) {
+    rejected[v] = tie ? vote[v] < zero ? -zero : zero : vote[v] > zero ? zero : -zero;
+  }
+  for (int k = 0; k < terms.count; ++k) {
+    const V weight = broadcast(kWeighted ? terms.weights[k] : S{1});
+    const V part = kDialect == SignDialect::kMergekit ? weight : one;
+    for (int v = 0; v < kVectors; ++v) {
+      const V agreeing = (V)((I)voices[k][v] ^ (I)rejected[v]);
+      const V value = kOwnVoice ? voices[k][v] * weight : voices[k][v];
+      sum[v] = agreeing > zero ? sum[v] + value : sum[v];
+      share[v] = agreeing > zero ? share[v] + part : share[v];
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    if constexpr (kDialect == SignDialect::kGlobal) {
+      signs = vote[v] > zero ? signs + 1 : signs;
+      signs = vote[v] < zero ? signs - 1 : signs;
+      contested = (vote[v] == zero) & (share[v] > zero) ? contested + 1 : contested;
+    }
+    if constexpr (kWeighted && kDialect == SignDialect::kMergekit) {
+      share[v] = share[v] == zero ? one : share[v];
+    } else {
+      share[v] = share[v] > one ? share[v] : one;  // a count
+    }
+    const V result = load_at(0, v) + broadcast(terms.scale) * (sum[v] / share[v]);
+    merged[v] = vote[v] == vote[v] ? result : vote[v];
+  }
 }
 
-// Whether a lane is not zero: a tenth of the time of their sum.
+// Whether a lane is not zero.
 template <class I>
 NLM_INLINE bool any(I lanes) {
 #if defined(__AVX512F__)
@@ -95,55 +116,77 @@ NLM_INLINE bool any(I lanes) {
 }
 
 // `n` elements of packed sources of one type, group by group.
-template <class T, SignDialect kDialect>
+template <class T, SignDialect kDialect, bool kWeighted>
 void merge_run(const Terms<typename Lanes<T>::scalar>& terms, const T* const* sources, T* target,
-               int64_t n, uint8_t* contested, Ballot& ballot) {
+               int64_t n, uint8_t* contested, bool streamed, Ballot& ballot) {
   using I = typename Signs<typename Lanes<T>::scalar>::integers;
+  using V = typename Lanes<T>::vector;
+  constexpr int kLanes = Lanes<T>::count;
   constexpr bool kGlobal = kDialect == SignDialect::kGlobal;
-  I signs = {};
+  I signs = {}, ties = {};
   for (int64_t i = 0; i < n; ++contested) {
     const int64_t end = smaller(i + kSignMergeGroup, n);
     if (kGlobal && !terms.tie && *contested == 0) {
       i = end;
       continue;
     }
+    for (int s = 0; s <= terms.count; ++s) {
+      prefetch(sources[s] + i + kAhead / sizeof(T), kSignMergeGroup);
+    }
     I tied = {};
-    for (; i + Lanes<T>::count <= end; i += Lanes<T>::count) {
-      const auto whole = [&](int s) { return load(sources[s] + i); };
-      store(target + i, merge_vector<T, kDialect>(terms, whole, signs, tied));
+    for (; i + kTogether * kLanes <= end; i += kTogether * kLanes) {
+      V merged[kTogether];
+      merge_vectors<T, kDialect, kWeighted, kTogether>(
+          terms, [&](int s, int v) { return load(sources[s] + i + v * kLanes); }, merged, signs,
+          tied);
+      for (int v = 0; v < kTogether; ++v) store(target + i + v * kLanes, merged[v], streamed);
     }
-    if (i < end) {
-      const auto first = [&](int s) { return load_first(sources[s] + i, end - i); };
-      store_first(target + i, merge_vector<T, kDialect>(terms, first, signs, tied), end - i);
-      i = end;
+    for (; i < end; i += kLanes) {
+      const int64_t left = smaller(kLanes, end - i);
+      V merged;
+      merge_vectors<T, kDialect, kWeighted, 1>(
+          terms, [&](int s, int) { return load_strided(sources[s] + i, 1, left); }, &merged, signs,
+          tied);
+      store_strided(target + i, 1, merged, left);
     }
+    i = end;
     if (kGlobal && terms.tie) {
       *contested = any(tied);
-      if (*contested) ballot.contested += sum_lanes(tied);
+      ties += tied;
     }
   }
+  end_stream(streamed);
   ballot.signs += sum_lanes(signs);
+  ballot.contested += sum_lanes(ties);
 }
 
 template <class T>
 void merge_run(SignDialect dialect, const Terms<typename Lanes<T>::scalar>& terms,
-               const T* const* sources, T* target, int64_t n, uint8_t* contested, Ballot& ballot) {
+               const T* const* sources, T* target, int64_t n, uint8_t* contested, bool streamed,
+               Ballot& ballot) {
+  const auto run = [&](auto named) {
+    constexpr SignDialect kDialect = decltype(named)::value;
+    const auto merge = terms.unweighted ? merge_run<T, kDialect, false> : merge_run<T, kDialect, true>;
+    merge(terms, sources, target, n, contested, streamed, ballot);
+  };
   switch (dialect) {
     case SignDialect::kGlobal:
-      return merge_run<T, SignDialect::kGlobal>(terms, sources, target, n, contested, ballot);
+      return run(std::integral_constant<SignDialect, SignDialect::kGlobal>{});
     case SignDialect::kMergekit:
-      return merge_run<T, SignDialect::kMergekit>(terms, sources, target, n, contested, ballot);
+      return run(std::integral_constant<SignDialect, SignDialect::kMergekit>{});
     case SignDialect::kPeft:
-      return merge_run<T, SignDialect::kPeft>(terms, sources, target, n, contested, ballot);
+      return run(std::integral_constant<SignDialect, SignDialect::kPeft>{});
   }
 }
 
 template <class S>
 Terms<S> terms_of(const SignMergeItem& item) {
   Terms<S> terms;
+  terms.unweighted = true;
   for (int k = 0; k < item.count; ++k) {
     terms.thresholds[k] = static_cast<const S*>(item.thresholds)[k];
     terms.weights[k] = static_cast<S>(item.experts[k].weight);
+    terms.unweighted &= terms.weights[k] == 1;
   }
   terms.scale = static_cast<S>(item.scale);
   terms.count = item.count;
@@ -164,13 +207,16 @@ void for_ranges(int64_t size, int threads, const Run& run) {
 template <class T>
 void merge_alike(const SignMergeItem& item, Ballot* ballots, int threads) {
   const auto terms = terms_of<typename Lanes<T>::scalar>(item);
+  const bool streamed =
+      !item.again && streams(static_cast<const T*>(item.target),
+                             item.size * static_cast<int64_t>(sizeof(T)), Lanes<T>::count);
   for_ranges(item.size, threads, [&](int64_t first, int64_t end, int thread) {
     const T* sources[kSignMergeExperts + 1] = {static_cast<const T*>(item.base) + first};
     for (int k = 0; k < item.count; ++k) {
       sources[k + 1] = static_cast<const T*>(item.experts[k].data) + first;
     }
     merge_run<T>(item.dialect, terms, sources, static_cast<T*>(item.target) + first, end - first,
-                 item.contested + first / kSignMergeGroup, ballots[thread]);
+                 item.contested + first / kSignMergeGroup, streamed, ballots[thread]);
   });
 }
 
@@ -196,7 +242,7 @@ void merge_mixed(const SignMergeItem& item, Ballot* ballots, int threads) {
         if (old != result) std::memcpy(result, old, static_cast<size_t>(n) * sizeof(S));
       }
       merge_run<S>(item.dialect, terms, sources, result, n, item.contested + i / kSignMergeGroup,
-                   ballots[thread]);
+                   false, ballots[thread]);
       narrowed(result, n, item.target, item.dtype, i);
     }
   });
@@ -214,10 +260,6 @@ void sign_merge(const SignMergeItem& item, int64_t* ballot, int threads) {
   }
   with_dtype(item.dtype, [&](auto type) {
     using T = decltype(type);
-    if (!item.again) {
-      prefer_large_pages(reinterpret_cast<uintptr_t>(item.target),
-                         item.size * static_cast<int64_t>(sizeof(T)));
-    }
     if (alike) merge_alike<T>(item, ballots.data(), threads);
   });
   if (!alike && wide) merge_mixed<double>(item, ballots.data(), threads);

@@ -16,6 +16,7 @@
 
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "core/stream.h"
 
 namespace nlm::NLM_ISA {
 namespace {
@@ -92,6 +93,7 @@ void select_words(const uint8_t* mask, const void* base_words, const void* merge
   vector own_bit = {};
   for (int lane = 0; lane < kLanes; ++lane) own_bit[lane] = static_cast<W>(W{1} << lane);
   const int64_t entries = entries_per_task(count);
+  const bool streamed = streams(out, count * static_cast<int64_t>(sizeof(W)), kLanes);
   parallel_for(ceil_div(count, entries), threads, [&](int64_t task, int) {
     const int64_t end = smaller((task + 1) * entries, count);
     int64_t i = task * entries;
@@ -103,10 +105,15 @@ void select_words(const uint8_t* mask, const void* base_words, const void* merge
         const vector set = (vector)(((word + vector{}) & own_bit) != 0);
         const vector result = (set & load_vector<vector>(merged + i + j)) |
                               (~set & load_vector<vector>(base + i + j));
-        std::memcpy(out + i + j, &result, sizeof result);
+        if (streamed) {
+          stream_vector(out + i + j, result);
+        } else {
+          std::memcpy(out + i + j, &result, sizeof result);
+        }
       }
     }
     for (; i < end; ++i) out[i] = mask[i / 8] >> i % 8 & 1 ? merged[i] : base[i];
+    end_stream(streamed);
   });
 }
 

@@ -8,7 +8,7 @@ import os
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from torch import Tensor
 #: Element types as csrc/core/view.h numbers them.
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
-_LARGE = 1 << 22  # bytes; two large pages
+_SMALL, _LARGE = 1 << 17, 1 << 22  # bytes of a tensor and of a call, below which memory is reused
+
+Result = TypeVar("Result", Tensor, list[Tensor])
 
 _forked = False
 
@@ -70,15 +72,17 @@ def threads() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
-def fresh(x: Tensor) -> Tensor:
-    """``x``, just allocated and not yet written to, on large pages where it is large.
+def fresh(out: Result) -> Result:
+    """``out``, one or more tensors just allocated and not yet written to, with their pages.
 
-    Memory that comes from the system is zeroed on its first touch, which in pages of 4 KiB takes
-    longer than most operations do.
+    Memory that comes from the system is zeroed on its first touch, which takes longer than most
+    operations do where it happens in pages of 4 KiB, or as threads meet in larger ones.
     """
-    if x.nbytes >= _LARGE:
-        cpu.prefer_large_pages(x.data_ptr(), x.nbytes)
-    return x
+    tensors = [out] if isinstance(out, Tensor) else out
+    blocks = [(x.data_ptr(), x.nbytes) for x in tensors if x.nbytes >= _SMALL]
+    if sum(size for _, size in blocks) >= _LARGE:
+        cpu.provide_pages(blocks, threads())
+    return out
 
 
 def stream(x: Tensor) -> int:

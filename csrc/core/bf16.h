@@ -46,17 +46,37 @@ NLM_INLINE vuint16 load_bits(const void* source) {
 }
 
 // By intrinsics where there are: GCC 12 converts half a vector at a time.
+#if defined(__AVX512BW__)
+// AVX-512 moves halves of lanes in one instruction each: half of those of the plain code below.
 NLM_INLINE vfloat widen(const bfloat16* source) {
-#if defined(__AVX512F__)
-  const vuint32 low = (vuint32)_mm512_cvtepu16_epi32((__m256i)load_bits(source));
-#elif defined(__AVX2__)
+  const __m512i lanes = _mm512_setr_epi32(0 << 16, 1 << 16, 2 << 16, 3 << 16, 4 << 16, 5 << 16,
+                                          6 << 16, 7 << 16, 8 << 16, 9 << 16, 10 << 16, 11 << 16,
+                                          12 << 16, 13 << 16, 14 << 16, 15 << 16);
+  const __m512i bits = _mm512_castsi256_si512((__m256i)load_bits(source));
+  return (vfloat)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, lanes, bits);
+}
+NLM_INLINE void narrow(bfloat16* target, vfloat value) {
+  const __m512i upper = _mm512_setr_epi32(
+      0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015, 0x001b0019,
+      0x001f001d, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512i u = (__m512i)value;
+  const __mmask16 is_odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_UNORD_Q);
+  __m512i rounded = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+  rounded = _mm512_mask_add_epi32(rounded, is_odd, rounded, _mm512_set1_epi32(1));
+  rounded = _mm512_mask_or_epi32(rounded, is_nan, u, _mm512_set1_epi32(0x400000));
+  const __m256i bits = _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded));
+  std::memcpy(target, &bits, sizeof bits);
+}
+#else
+NLM_INLINE vfloat widen(const bfloat16* source) {
+#if defined(__AVX2__)
   const vuint32 low = (vuint32)_mm256_cvtepu16_epi32((__m128i)load_bits(source));
 #else
   const vuint32 low = __builtin_convertvector(load_bits(source), vuint32);
 #endif
   return (vfloat)(low << 16);
 }
-
 NLM_INLINE void narrow(bfloat16* target, vfloat value) {
   const vuint32 u = (vuint32)value;
   const vuint32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -65,6 +85,7 @@ NLM_INLINE void narrow(bfloat16* target, vfloat value) {
   const vuint16 bits = __builtin_convertvector((is_nan & quiet_nan) | (~is_nan & rounded), vuint16);
   std::memcpy(target, &bits, sizeof bits);
 }
+#endif
 
 #if defined(__AVX512F__)
 NLM_INLINE vfloat widen(const float16* source) {

@@ -228,7 +228,7 @@ def _items(
 
 
 def _cpu(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
-    out = _out(tensors, *flat)
+    out = _native.fresh(_out(tensors, *flat))
     items, _alive = _items("permute", tensors, out, flat)
     _native.cpu.permute(items, [x.element_size() for x in tensors], _native.threads())
     return out

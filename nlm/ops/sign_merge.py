@@ -224,6 +224,7 @@ def _cpu(
     dialect: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     merged, ballot, contested = _out(base, experts, thresholds, weights, scale, dialect)
+    _native.fresh(merged)
     if dialect != "global":
         contested.zero_()
     numbers = (scale, DIALECTS.index(dialect))
