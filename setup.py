@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)} if X86 else {"plain": []}
-AMX_FLAGS = [*ISA_FLAGS.get("v4", []), "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+AMX_FLAGS = [*ISA_FLAGS.get("v4", []), "-mamx-tile", "-mamx-bf16"]
 CUDA_ARCHITECTURES = (80, 90, 100)
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-O1"]

@@ -1,16 +1,16 @@
 // Joint moments of two streams, x [n, cx] and y [n, cy]: a matrix product of deviations.
 //
-// The samples are taken in blocks of 2048. A block goes through three parallel passes:
-//   pack      copies it, widened to float32 (float64 for float64), into panels [sample][lane] of
-//             one vector of channels each, whatever the layout of the tensor;
-//   centre    takes each channel's mean and sum of squared deviations in float64 and leaves the
+// The samples are taken in blocks of 2048. A block goes through two parallel passes:
+//   load      copies 64 channels, widened to float32 (float64 for float64), into panels
+//             [sample][lane] of one vector of channels each, whatever the layout of the tensor;
+//             takes each channel's mean and sum of squared deviations in float64; and leaves the
 //             deviations in the panel, divided by a power of two: their largest is near 1;
 //   multiply  sums dx dy^T over the block for one tile of the matrix, and merges it into the state
 //             with Chan's n_a n_b / (n_a + n_b) delta_x delta_y^T.
 //
 // Numerics. A deviation is rounded to float32 once, after the subtraction in float64, so a large
 // mean costs nothing; the power of two keeps products of tiny or huge channels from under- or
-// overflowing. core/product.h has the rest, and the blocking.
+// overflowing. core/product.h has the rest, and the blocking; core/tiles.h has both for AMX.
 #include "cross_moments.h"
 
 #include <cmath>
@@ -124,8 +124,14 @@ void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end,
           int64_t stride) {
   constexpr int64_t kLanes = Lanes<T>::count;
   if (view.channel_stride == 1) {
+    constexpr int64_t kAhead = 16;  // rows; the processor foresees no short pieces of rows
+    const int64_t bytes = (end - begin) * kLanes * static_cast<int64_t>(sizeof(T));
     for (int64_t k = 0; k < samples.count; ++k) {
       const T* row = view.at<T>(samples.outer[k], 0, samples.inner[k]);
+      const int64_t later = smaller(k + kAhead, samples.count - 1);
+      const char* next = reinterpret_cast<const char*>(
+          view.at<T>(samples.outer[later], begin * kLanes, samples.inner[later]));
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte);
       for (int64_t p = begin; p < end; ++p) {
         const int64_t left = view.channels - p * kLanes;
         const T* source = row + p * kLanes;
@@ -157,8 +163,9 @@ void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end,
   }
 }
 
-// Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale. The mean
-// is summed about the first value, so that a constant channel has no deviations at all.
+// Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale. A
+// constant channel has no deviations at all: 2048 equal float32 numbers have an exact sum in
+// float64, and float64 numbers are summed about the first one.
 template <class S, class Operand>
 void centre(S* values, int64_t samples, const Stream<Operand>& stream, int64_t p) {
   constexpr int64_t kLanes = Operand::kLanes;
@@ -169,13 +176,14 @@ void centre(S* values, int64_t samples, const Stream<Operand>& stream, int64_t p
   Wide<S> sum = {};
   V first = load(values);
   first = first - first == V{} ? first : V{};  // infinity and NaN are no origin
-  const Wide<S> origin = to_float64<S>(first);
+  Wide<S> origin = {};
+  if constexpr (std::is_same_v<S, double>) origin = to_float64<S>(first);
   V reach = {};  // the largest distance from the origin: at most twice the largest deviation
   for (int64_t k = 0; k < samples; ++k) {
     const V value = load(values + k * kLanes);
     const Wide<S> wide = to_float64<S>(value);
     for (int part = 0; part < kParts; ++part) sum.part[part] += wide.part[part] - origin.part[part];
-    const V distance = value > first ? value - first : first - value;
+    const V distance = magnitude(value - first);
     reach = distance > reach ? distance : reach;
   }
 
@@ -357,13 +365,11 @@ void cross_moments(const View3& x, const View3* y, const Mask2& mask, Precision 
     using S = typename Lanes<T>::scalar;
 #if defined(__AMX_BF16__)
     if constexpr (std::is_same_v<S, float>) {
-      switch (precision) {
-        case Precision::kFloat32:
-          return add_batch<T, Tiles<3>>(x, y, mask, state, threads);
-        case Precision::kBFloat16x3:
-          return add_batch<T, Tiles<2>>(x, y, mask, state, threads);
-        case Precision::kBFloat16:
-          return add_batch<T, Tiles<1>>(x, y, mask, state, threads);
+      if (precision == Precision::kBFloat16x3) {
+        return add_batch<T, Tiles<2>>(x, y, mask, state, threads);
+      }
+      if (precision == Precision::kBFloat16) {
+        return add_batch<T, Tiles<1>>(x, y, mask, state, threads);
       }
     }
 #endif

@@ -83,10 +83,8 @@ inline bool has_amx() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const bool has_tiles = (d >> 22 & 1) != 0 && (d >> 24 & 1) != 0;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return false;
-  const bool has_bfloat16 = (a >> 5 & 1) != 0;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return has_tiles && has_bfloat16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return has_tiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif

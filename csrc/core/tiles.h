@@ -1,22 +1,21 @@
 // The inner part of a matrix product on AMX: float32 operands as bfloat16 parts, in tiles.
 //
-// A value is split into kParts bfloat16 numbers, each the rounding of what those before it leave:
-// one keeps 2^-9 of the value, two 2^-17, three all of a float32. The products of parts i and j
-// with i + j < kParts are made and summed in float32: 1, 3 or 6 of them.
+// A value is split into kParts bfloat16 numbers: its rounding and, with two parts, the rounding of
+// what that leaves, together 16 bits. All products of parts but low * low are made: 1 or 3.
 //
 // An operand is packed into panels of 16 channels, a panel into its parts, and a part into tiles
 // of 32 samples (1 KB), which are read in the order of memory:
 //
-//     left  [channel][sample]            rows of 16 channels
-//     right [sample / 2][channel][2]     the transpose of left in units of two samples
+//     left  [channel][sample]            16 rows of 64 bytes
+//     right [sample / 2][channel][2]     the transpose of left in words of two samples
 //
 // Numerics. An instruction sums the even and the odd samples of a tile, adds both, and that to the
-// accumulator, rounding to nearest each time and taking subnormal numbers for zero. The smallest
-// products of all samples come first, so the larger ones do not drown them. Every `kDepth` samples
-// the sums are added in float64.
+// accumulator, in float32, rounding to nearest each time and taking subnormal numbers for zero.
+// Every kMostDepth / kParts tiles the sums are added in float64, in the same order whatever region
+// an entry lies in.
 //
-// Blocking: 2 x 2 tiles of accumulators; the operands of a region and a depth (1 MB for
-// 8 + 8 panels, whatever kParts is) stay in the second level cache.
+// Blocking: 2 x 2 tiles of accumulators; the operands of a region and a depth (768 KB for 6 + 6
+// panels) stay in the second level cache. A multiplication takes 16 cycles, two loads as many.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -63,7 +62,7 @@ class Tiles {
   static constexpr int64_t kLanes = Lanes<float>::count;
   static constexpr int64_t kStep = 2;
   static constexpr bool kInPlace = false;
-  static_assert(kLanes == 16);
+  static_assert(kLanes == 16 && (kParts == 1 || kParts == 2));
 
   Tiles(int64_t channels, int64_t capacity, bool left, bool right)
       : depth(smaller(kMostDepth / kParts, ceil_div(capacity, kTileSamples))),
@@ -91,10 +90,8 @@ class Tiles {
         const float* source = values + (step * kTileSamples + 2 * pair) * kLanes;
         vfloat even = load(source), odd = load(source + kLanes);
         for (int i = 0; i < kParts; ++i) {
-          const vuint32 even_bits = high_bits(even), odd_bits = high_bits(odd);
+          const vuint32 even_bits = take_part(even), odd_bits = take_part(odd);
           words[i][pair] = (vfloat)(odd_bits | (even_bits >> 16));
-          even -= (vfloat)even_bits;
-          odd -= (vfloat)odd_bits;
         }
       }
       for (int i = 0; i < kParts; ++i) {
@@ -110,11 +107,15 @@ class Tiles {
   const int64_t depth, part, panel;  // tiles of a part; words of a part and of a panel
 
  private:
-  // The bits of a float32 that is `value` rounded to bfloat16; NaN stays NaN.
-  static NLM_INLINE vuint32 high_bits(vfloat value) {
-    const __m256i bits = (__m256i)_mm512_cvtneps_pbh((__m512)value);
-    return (vuint32)_mm512_cvtepu16_epi32(bits) << 16;
+  // The bits of the next part, a float32 rounded to 8 bits (Veltkamp's splitting), which is taken
+  // off the value. The largest deviation is near 1, so nothing overflows; NaN stays NaN.
+  static NLM_INLINE vuint32 take_part(vfloat& value) {
+    const vfloat wide = value * 65537.0f;
+    const vuint32 bits = (vuint32)(wide - (wide - value));
+    value -= (vfloat)bits;
+    return bits;
   }
+
   int64_t size(int64_t capacity) const {
     return ceil_div(ceil_div(capacity, kTileSamples), depth) * panels_ * panel;
   }
@@ -127,6 +128,34 @@ class Tiles {
   bool is_left_, is_right_;
 };
 
+struct Parts {
+  int x, y;
+};
+
+// Adds the products of two panels of x and of y to tiles 0 to 3. What neighbouring pairs of parts
+// share is loaded once.
+template <int kPairs>
+NLM_INLINE void add_products(const Parts (&pairs)[kPairs], const uint32_t* x, const uint32_t* y,
+                             int64_t x_panel, int64_t y_panel, int64_t part, int64_t steps) {
+  for (int64_t word = 0; word < steps * kTileWords; word += kTileWords) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPairs; ++i) {
+      if (i == 0 || pairs[i].x != pairs[i - 1].x) {
+        _tile_loadd(4, x + pairs[i].x * part + word, 64);
+        _tile_loadd(5, x + pairs[i].x * part + word + x_panel, 64);
+      }
+      if (i == 0 || pairs[i].y != pairs[i - 1].y) {
+        _tile_loadd(6, y + pairs[i].y * part + word, 64);
+        _tile_loadd(7, y + pairs[i].y * part + word + y_panel, 64);
+      }
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+}
+
 // sums[32, 32] over `steps` tiles of two panels of x and of y.
 template <int kParts>
 void multiply_panels(const uint32_t* x, const uint32_t* y, int64_t x_panel, int64_t y_panel,
@@ -135,22 +164,12 @@ void multiply_panels(const uint32_t* x, const uint32_t* y, int64_t x_panel, int6
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int order = kParts - 1; order >= 0; --order) {
-    for (int i = 0; i <= order; ++i) {
-      const uint32_t* a = x + i * part;
-      const uint32_t* b = y + (order - i) * part;
-      for (const uint32_t* end = a + steps * kTileWords; a < end; a += kTileWords) {
-        _tile_loadd(4, a, 64);
-        _tile_loadd(6, b, 64);
-        _tile_loadd(5, a + x_panel, 64);
-        _tile_loadd(7, b + y_panel, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        b += kTileWords;
-      }
-    }
+  if constexpr (kParts == 2) {
+    constexpr Parts kAll[] = {{0, 1}, {0, 0}, {1, 0}};
+    add_products(kAll, x, y, x_panel, y_panel, part, steps);
+  } else {
+    constexpr Parts kOne[] = {{0, 0}};
+    add_products(kOne, x, y, x_panel, y_panel, part, steps);
   }
   _tile_stored(0, sums, 128);
   _tile_stored(1, sums + 16, 128);
