@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)} if X86 else {"plain": []}
+AMX_FLAGS = [*ISA_FLAGS.get("v4", []), "-mamx-tile", "-mamx-bf16"]
 CUDA_ARCHITECTURES = (80, 90, 100)
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-Og"]
@@ -65,6 +66,12 @@ def compile_if_stale(job: tuple[list[str], Path, Path]) -> Path:
         say(warnings)
     stamp.write_text(shlex.join(command))
     return target
+
+
+def instruction_sets(source: Path) -> dict[str, list[str]]:
+    """Flags by instruction set; AMX for what its header declares with NLM_KERNEL_AMX."""
+    has_amx = X86 and "NLM_KERNEL_AMX(" in source.with_suffix(".h").read_text()
+    return {**ISA_FLAGS, "amx": AMX_FLAGS} if has_amx else ISA_FLAGS
 
 
 def cxx() -> list[str]:
@@ -151,7 +158,7 @@ class BuildCore(build_ext):
             for source in sorted(CSRC.glob("*.cpp")):
                 if source.stem.startswith("bind"):
                     continue
-                for isa, march in ISA_FLAGS.items():
+                for isa, march in instruction_sets(source).items():
                     command = [*compiler, *flags, *openmp, *march, f"-DNLM_ISA={isa}"]
                     jobs.append((command, source, objects / f"{source.stem}.{isa}.o"))
             link = [*compiler, "-shared", *openmp, *sanitizers]

@@ -10,10 +10,10 @@ from nlm._registry import operations
 from nlm.ops import cross_moments_
 
 WORKLOADS = {
-    "rows [16384, 768]": ((16384, 768), 1),
-    "rows [4096, 2048]": ((4096, 2048), 1),
     "rows [65536, 64]": ((65536, 64), 1),
-    "images [64, 256, 28, 28]": ((64, 256, 28, 28), 1),
+    "rows [65536, 768]": ((65536, 768), 1),
+    "rows [4096, 2048]": ((4096, 2048), 1),
+    "images [256, 256, 28, 28]": ((256, 256, 28, 28), 1),
     "tokens [64, 197, 768]": ((64, 197, 768), 2),
 }
 
@@ -59,10 +59,14 @@ def workloads() -> Iterator[Workload]:
                 samples = x.numel() // channels
 
                 def ours(
-                    x: Tensor = x, second: Tensor | None = second, dim: int = dim, n: int = streams
+                    precision: str = "float32",
+                    x: Tensor = x,
+                    second: Tensor | None = second,
+                    dim: int = dim,
+                    n: int = streams,
                 ) -> Tensor:
                     moments = state(x.shape[dim], n)
-                    cross_moments_(*moments, x, second, dim)
+                    cross_moments_(*moments, x, second, dim, None, precision)
                     return moments[-1]
 
                 exact = state(channels, streams)
@@ -74,6 +78,8 @@ def workloads() -> Iterator[Workload]:
                         lambda x=x, y=y, dim=dim, compiled=compiled: compiled(x, y, dim)
                     ),
                     "product - n mean mean": lambda x=x, y=y, dim=dim: plain_product(x, y, dim),
+                    "nlm bf16x3": lambda ours=ours: ours("bf16x3"),
+                    "nlm bf16": lambda ours=ours: ours("bf16"),
                 }
                 flops = samples * channels * (channels + 1 if streams == 1 else 2 * channels)
                 yield Workload(

@@ -123,14 +123,14 @@ void bind_cross_moments(py::module_& m) {
   m.def(
       "cross_moments",
       [](const ViewTuple& x, const std::optional<ViewTuple>& y, const MaskTuple& mask,
-         Address count, Address mean_x, Address m2_x, Address mean_y, Address m2_y,
+         int precision, Address count, Address mean_x, Address m2_x, Address mean_y, Address m2_y,
          Address comoment, int threads) {
         const CrossMomentsState state = {pointer<int64_t>(count), pointer<double>(mean_x),
                                          pointer<double>(m2_x),   pointer<double>(mean_y),
                                          pointer<double>(m2_y),   pointer<double>(comoment)};
         const View3 second = y ? to_view(*y) : View3{};
-        select(cross_moments_clones)(to_view(x), y ? &second : nullptr, to_mask(mask), state,
-                                     threads);
+        select(cross_moments_clones)(to_view(x), y ? &second : nullptr, to_mask(mask),
+                                     static_cast<Precision>(precision), state, threads);
       },
       Released());
 }

@@ -1,16 +1,16 @@
 // Joint moments of two streams, x [n, cx] and y [n, cy]: a matrix product of deviations.
 //
-// The samples are taken in blocks of 2048. A block goes through three parallel passes:
-//   pack      copies it, widened to float32 (float64 for float64), into panels [sample][lane] of
-//             one vector of channels each, whatever the layout of the tensor;
-//   centre    takes each channel's mean and sum of squared deviations in float64 and leaves the
+// The samples are taken in blocks of 2048. A block goes through two parallel passes:
+//   load      copies 64 channels, widened to float32 (float64 for float64), into panels
+//             [sample][lane] of one vector of channels each, whatever the layout of the tensor;
+//             takes each channel's mean and sum of squared deviations in float64; and leaves the
 //             deviations in the panel, divided by a power of two: their largest is near 1;
 //   multiply  sums dx dy^T over the block for one tile of the matrix, and merges it into the state
 //             with Chan's n_a n_b / (n_a + n_b) delta_x delta_y^T.
 //
 // Numerics. A deviation is rounded to float32 once, after the subtraction in float64, so a large
 // mean costs nothing; the power of two keeps products of tiny or huge channels from under- or
-// overflowing. core/product.h has the rest, and the blocking.
+// overflowing. core/product.h has the rest, and the blocking; core/tiles.h has both for AMX.
 #include "cross_moments.h"
 
 #include <cmath>
@@ -20,6 +20,7 @@
 #include "core/parallel.h"
 #include "core/product.h"
 #include "core/simd.h"
+#include "core/tiles.h"
 #include "core/transpose.h"
 
 namespace nlm::NLM_ISA {
@@ -27,6 +28,12 @@ namespace {
 
 constexpr int64_t kBlock = 2048;      // samples that are centred together
 constexpr int64_t kSerial = 1 << 20;  // products below which threads cost more than they save
+
+// Elements from panel to panel of a block of at most `capacity` samples; whole tiles of 32 fit.
+template <class S>
+int64_t room_stride(int64_t capacity) {
+  return (ceil_div(capacity, 32) * 32 + 1) * Lanes<S>::count;
+}
 
 // The counted positions of a block, in order. run[k] positions from k on lie in one row of `inner`.
 struct Samples {
@@ -58,57 +65,90 @@ struct Samples {
   }
 };
 
-// One stream's block, packed: panel(c / lanes)[k * lanes + c % lanes] holds channel c of sample k.
-// Channels behind the last one are 0. An odd number of cache lines between panels keeps the same
-// sample of neighbouring panels out of the same cache set.
+// An operand of core/product.h, whose deviations are taken where they are packed. Channels behind
+// the last one are 0. An odd number of cache lines between panels keeps the same sample of
+// neighbouring panels out of the same cache set.
 template <class S>
-struct Packed {
+class Panels {
+ public:
+  using Scalar = S;
   static constexpr int64_t kLanes = Lanes<S>::count;
+  static constexpr int64_t kStep = 1;  // panels that are multiplied together
+  static constexpr bool kInPlace = true;
 
-  explicit Packed(int64_t channel_count, int64_t capacity)
+  Panels(int64_t channel_count, int64_t capacity, bool, bool)
       : channels(channel_count),
-        panels(ceil_div(channel_count, kLanes)),
-        stride((larger(capacity, 1) / 2 * 2 + 1) * kLanes),
-        values(panels * stride),
-        mean(panels * kLanes),
-        m2(panels * kLanes),
-        scale(panels * kLanes),
-        delta(panels * kLanes) {}
+        stride(room_stride<S>(capacity)),
+        values_(ceil_div(channels, kLanes) * stride) {}
 
-  S* panel(int64_t p) const { return values.data() + p * stride; }
+  S* panel(int64_t p) const { return values_.data() + p * stride; }
+  S* room(int64_t p, S*) const { return panel(p); }
+  void keep(int64_t, S*, int64_t) const {}
 
-  int64_t channels, panels, stride;
-  Scratch<S> values;
+  const int64_t channels, stride;
+
+ private:
+  Scratch<S> values_;
+};
+
+template <class S>
+void multiply_region(const Panels<S>& x, const Panels<S>& y, bool same, const Region& region,
+                     int64_t samples, double* tile) {
+  multiply_tile<S>(x, y, same, region, samples, tile);
+}
+
+// One stream's block.
+template <class Operand>
+struct Stream {
+  static constexpr int64_t kLanes = Operand::kLanes;
+
+  Stream(int64_t channel_count, int64_t capacity, bool left, bool right)
+      : channels(channel_count),
+        filled(ceil_div(channels, kLanes)),
+        panels(ceil_div(filled, Operand::kStep) * Operand::kStep),
+        operand(channels, capacity, left, right),
+        mean(filled * kLanes),
+        m2(filled * kLanes),
+        scale(filled * kLanes),
+        delta(filled * kLanes) {}
+
+  int64_t channels, filled, panels;  // filled: those that hold channels
+  Operand operand;
   Scratch<double> mean, m2, scale;  // of the block; the deviations are values * scale
   Scratch<double> delta;            // the block's mean less the state's
 };
 
-// Copies samples [begin, end) of all channels into the panels.
+// Copies the samples of panels [begin, end) to values[panel][sample][lane], `stride` apart.
 template <class T, class S>
-void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end,
-          const Packed<S>& packed) {
-  constexpr int64_t kLanes = Packed<S>::kLanes;
-  using V = typename Lanes<T>::vector;
+void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end, S* values,
+          int64_t stride) {
+  constexpr int64_t kLanes = Lanes<T>::count;
   if (view.channel_stride == 1) {
-    for (int64_t k = begin; k < end; ++k) {
+    constexpr int64_t kAhead = 16;  // rows; the processor foresees no short pieces of rows
+    const int64_t bytes = (end - begin) * kLanes * static_cast<int64_t>(sizeof(T));
+    for (int64_t k = 0; k < samples.count; ++k) {
       const T* row = view.at<T>(samples.outer[k], 0, samples.inner[k]);
-      for (int64_t p = 0; p < packed.panels; ++p) {
-        const int64_t left = packed.channels - p * kLanes;
+      const int64_t later = smaller(k + kAhead, samples.count - 1);
+      const char* next = reinterpret_cast<const char*>(
+          view.at<T>(samples.outer[later], begin * kLanes, samples.inner[later]));
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte);
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t left = view.channels - p * kLanes;
         const T* source = row + p * kLanes;
-        store(packed.panel(p) + k * kLanes,
+        store(values + (p - begin) * stride + k * kLanes,
               left < kLanes ? load_first(source, left) : load(source));
       }
     }
     return;
   }
-  for (int64_t p = 0; p < packed.panels; ++p) {
+  for (int64_t p = begin; p < end; ++p) {
     const int64_t c = p * kLanes;
-    const int64_t channels = smaller(kLanes, packed.channels - c);
-    for (int64_t k = begin; k < end;) {
+    const int64_t channels = smaller(kLanes, view.channels - c);
+    for (int64_t k = 0; k < samples.count;) {
       const T* source = view.at<T>(samples.outer[k], c, samples.inner[k]);
-      S* target = packed.panel(p) + k * kLanes;
-      if (view.inner_stride == 1 && samples.run[k] >= kLanes && k + kLanes <= end) {
-        V square[kLanes] = {};
+      S* target = values + (p - begin) * stride + k * kLanes;
+      if (view.inner_stride == 1 && samples.run[k] >= kLanes) {
+        typename Lanes<T>::vector square[kLanes] = {};
         for (int64_t lane = 0; lane < channels; ++lane) {
           square[lane] = load(source + lane * view.channel_stride);
         }
@@ -123,26 +163,27 @@ void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end,
   }
 }
 
-// Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale. The mean
-// is summed about the first value, so that a constant channel has no deviations at all.
-template <class S>
-void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
-  constexpr int64_t kLanes = Packed<S>::kLanes;
+// Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale. A
+// constant channel has no deviations at all: 2048 equal float32 numbers have an exact sum in
+// float64, and float64 numbers are summed about the first one.
+template <class S, class Operand>
+void centre(S* values, int64_t samples, const Stream<Operand>& stream, int64_t p) {
+  constexpr int64_t kLanes = Operand::kLanes;
   constexpr int kParts = Wide<S>::kParts;
   constexpr int64_t kPartLanes = kLanes / kParts;
   using V = typename Lanes<S>::vector;
-  S* values = packed.panel(p);
 
   Wide<S> sum = {};
   V first = load(values);
   first = first - first == V{} ? first : V{};  // infinity and NaN are no origin
-  const Wide<S> origin = to_float64<S>(first);
+  Wide<S> origin = {};
+  if constexpr (std::is_same_v<S, double>) origin = to_float64<S>(first);
   V reach = {};  // the largest distance from the origin: at most twice the largest deviation
   for (int64_t k = 0; k < samples; ++k) {
     const V value = load(values + k * kLanes);
     const Wide<S> wide = to_float64<S>(value);
     for (int part = 0; part < kParts; ++part) sum.part[part] += wide.part[part] - origin.part[part];
-    const V distance = value > first ? value - first : first - value;
+    const V distance = magnitude(value - first);
     reach = distance > reach ? distance : reach;
   }
 
@@ -155,7 +196,7 @@ void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
       int exponent = distance > 0 ? std::numeric_limits<S>::max_exponent + 1 : 0;
       if (__builtin_isfinite(distance)) std::frexp(distance, &exponent);
       exponent = static_cast<int>(larger(-1000, smaller(exponent, 1000)));
-      packed.scale.data()[p * kLanes + part * kPartLanes + lane] = std::ldexp(1.0, exponent);
+      stream.scale.data()[p * kLanes + part * kPartLanes + lane] = std::ldexp(1.0, exponent);
       inverse_scale.part[part][lane] = std::ldexp(1.0, -exponent);
     }
   }
@@ -170,16 +211,16 @@ void centre(const Packed<S>& packed, int64_t p, int64_t samples) {
     store(values + k * kLanes, from_float64(wide));
   }
   for (int part = 0; part < kParts; ++part) {
-    store(packed.mean.data() + p * kLanes + part * kPartLanes, mean.part[part]);
-    store(packed.m2.data() + p * kLanes + part * kPartLanes, m2.part[part]);
+    store(stream.mean.data() + p * kLanes + part * kPartLanes, mean.part[part]);
+    store(stream.m2.data() + p * kLanes + part * kPartLanes, m2.part[part]);
   }
 }
 
 // Adds a finished tile to the state. `fraction` is n_a n_b / (n_a + n_b).
-template <class S>
-void merge_tile(const Packed<S>& x, const Packed<S>& y, bool same, const Region& region,
+template <class Operand>
+void merge_tile(const Stream<Operand>& x, const Stream<Operand>& y, bool same, const Region& region,
                 double fraction, const double* tile, double* comoment) {
-  constexpr int64_t kLanes = Packed<S>::kLanes;
+  constexpr int64_t kLanes = Operand::kLanes;
   const int64_t row_begin = region.row_begin * kLanes, column_begin = region.column_begin * kLanes;
   const int64_t row_end = smaller(region.row_end * kLanes, x.channels);
   const int64_t column_end = smaller(region.column_end * kLanes, y.channels);
@@ -208,74 +249,104 @@ void mirror(double* comoment, int64_t n, int threads) {
 }
 
 // Chan's merge of the block's means and sums of squares into the state's.
-template <class S>
-void merge_channels(const Packed<S>& packed, double weight, double fraction, double* mean,
+template <class Operand>
+void merge_channels(const Stream<Operand>& stream, double weight, double fraction, double* mean,
                     double* m2) {
-  for (int64_t c = 0; c < packed.channels; ++c) {
-    const double delta = packed.delta.data()[c];
-    mean[c] += __builtin_isfinite(delta) ? delta * weight : packed.mean.data()[c];
-    m2[c] += packed.m2.data()[c] + fraction * (delta * delta);
+  for (int64_t c = 0; c < stream.channels; ++c) {
+    const double delta = stream.delta.data()[c];
+    mean[c] += __builtin_isfinite(delta) ? delta * weight : stream.mean.data()[c];
+    m2[c] += stream.m2.data()[c] + fraction * (delta * delta);
   }
 }
 
-template <class S>
-void set_delta(const Packed<S>& packed, const double* mean) {
-  for (int64_t c = 0; c < packed.channels; ++c) {
-    packed.delta.data()[c] = packed.mean.data()[c] - mean[c];
+template <class Operand>
+void set_delta(const Stream<Operand>& stream, const double* mean) {
+  for (int64_t c = 0; c < stream.channels; ++c) {
+    stream.delta.data()[c] = stream.mean.data()[c] - mean[c];
   }
 }
 
-template <class T>
+// Packs and centres one block of a stream. A task takes up to 64 channels: long pieces of a row of
+// the tensor, and their 2048 samples (512 KB in float32) stay in the second level cache.
+template <class T, class Operand>
+struct Loader {
+  using S = typename Operand::Scalar;
+  static constexpr int64_t kMost = 64 / Operand::kLanes;
+
+  const View3& view;
+  const Stream<Operand>& stream;
+  int64_t group;
+
+  int64_t tasks() const { return ceil_div(stream.filled, group); }
+
+  void run(int64_t task, const Samples& samples, S* scratch, int64_t stride) const {
+    const int64_t begin = task * group, end = smaller(begin + group, stream.filled);
+    S* values = stream.operand.room(begin, scratch);
+    pack<T>(view, samples, begin, end, values, stride);
+    for (int64_t p = begin; p < end; ++p, values += stride) {
+      centre(values, samples.count, stream, p);
+      stream.operand.keep(p, values, samples.count);
+    }
+  }
+};
+
+template <class T, class Operand>
 void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMomentsState& state,
                int most_threads) {
-  using S = typename Lanes<T>::scalar;
+  using S = typename Operand::Scalar;
   const bool same = y == nullptr;
   const int64_t products = x.outer * x.inner * x.channels * (same ? x.channels : y->channels);
   const int threads = products < kSerial ? 1 : most_threads;
   const int64_t capacity = smaller(kBlock, x.outer * x.inner);
   Samples samples;
-  const Packed<S> packed_x(x.channels, capacity);
-  const Packed<S> packed_y_or_empty(same ? 0 : y->channels, capacity);
-  const Packed<S>& packed_y = same ? packed_x : packed_y_or_empty;
+  const Stream<Operand> stream_x(x.channels, capacity, true, same);
+  const Stream<Operand> stream_y_or_empty(same ? 0 : y->channels, capacity, false, true);
+  const Stream<Operand>& stream_y = same ? stream_x : stream_y_or_empty;
 
-  constexpr int64_t kColumns = kTile / Packed<S>::kLanes;
-  const int64_t column_tiles = ceil_div(packed_y.panels, kColumns);
-  const int64_t rows = rows_per_tile<S>(kTile, packed_x.panels, column_tiles, threads);
-  const int64_t row_tiles = ceil_div(packed_x.panels, rows);
+  const int64_t filled = stream_x.filled + stream_y_or_empty.filled;
+  const int64_t group = larger(1, smaller(64 / Operand::kLanes, filled / (2 * threads)));
+  const Loader<T, Operand> load_x = {x, stream_x, group};
+  const Loader<T, Operand> load_y = {same ? x : *y, stream_y_or_empty, group};
+  const int64_t stride = room_stride<S>(capacity);
+  const int64_t room = Operand::kInPlace ? 0 : group * stride;
+  const Scratch<S> rooms(threads * room);
+
+  constexpr int64_t kColumns = kTile / Operand::kLanes;
+  const int64_t column_tiles = ceil_div(stream_y.panels, kColumns);
+  const int64_t fewest = rows_per_tile<S>(kTile, stream_x.panels, column_tiles, threads);
+  const int64_t rows = ceil_div(fewest, Operand::kStep) * Operand::kStep;
+  const int64_t row_tiles = ceil_div(stream_x.panels, rows);
 
   for (int64_t position = 0; position < x.outer * x.inner;) {
     samples.collect(x, mask, position);
     const int64_t count = samples.count;
     if (count == 0) break;
 
-    parallel_for(ceil_div(count, kSlice), threads, [&](int64_t task, int) {
-      const int64_t end = smaller((task + 1) * kSlice, count);
-      pack<T>(x, samples, task * kSlice, end, packed_x);
-      if (!same) pack<T>(*y, samples, task * kSlice, end, packed_y);
-    });
-    parallel_for(packed_x.panels + packed_y_or_empty.panels, threads, [&](int64_t task, int) {
-      const bool is_x = task < packed_x.panels;
-      centre(is_x ? packed_x : packed_y, is_x ? task : task - packed_x.panels, count);
+    parallel_for(load_x.tasks() + load_y.tasks(), threads, [&](int64_t task, int thread) {
+      S* scratch = rooms.data() + thread * room;
+      const int64_t after = task - load_x.tasks();
+      if (after < 0) load_x.run(task, samples, scratch, stride);
+      if (after >= 0) load_y.run(after, samples, scratch, stride);
     });
 
     const double before = static_cast<double>(*state.count);
     const double weight = static_cast<double>(count) / (before + static_cast<double>(count));
     const double fraction = before * weight;
-    set_delta(packed_x, state.mean_x);
-    if (!same) set_delta(packed_y, state.mean_y);
+    set_delta(stream_x, state.mean_x);
+    if (!same) set_delta(stream_y, state.mean_y);
     parallel_for(row_tiles * column_tiles, threads, [&](int64_t task, int) {
       const int64_t row = task / column_tiles * rows;
       const int64_t column = task % column_tiles * kColumns;
-      const Region region = {row, smaller(row + rows, packed_x.panels), column,
-                             smaller(column + kColumns, packed_y.panels)};
+      const Region region = {row, smaller(row + rows, stream_x.panels), column,
+                             smaller(column + kColumns, stream_y.panels)};
       if (same && region.row_begin >= region.column_end) return;
       alignas(64) double tile[kTile * kTile];
-      multiply_tile<S>(packed_x, packed_y, same, region, count, tile);
-      merge_tile(packed_x, packed_y, same, region, fraction, tile, state.comoment);
+      multiply_region(stream_x.operand, stream_y.operand, same, region, count, tile);
+      merge_tile(stream_x, stream_y, same, region, fraction, tile, state.comoment);
     });
 
-    merge_channels(packed_x, weight, fraction, state.mean_x, state.m2_x);
-    if (!same) merge_channels(packed_y, weight, fraction, state.mean_y, state.m2_y);
+    merge_channels(stream_x, weight, fraction, state.mean_x, state.m2_x);
+    if (!same) merge_channels(stream_y, weight, fraction, state.mean_y, state.m2_y);
     *state.count += count;
   }
   if (same) {
@@ -286,10 +357,24 @@ void add_batch(const View3& x, const View3* y, const Mask2& mask, const CrossMom
 
 }  // namespace
 
-void cross_moments(const View3& x, const View3* y, const Mask2& mask,
+void cross_moments(const View3& x, const View3* y, const Mask2& mask, Precision precision,
                    const CrossMomentsState& state, int threads) {
-  with_dtype(x.dtype,
-             [&](auto element) { add_batch<decltype(element)>(x, y, mask, state, threads); });
+  (void)precision;
+  with_dtype(x.dtype, [&](auto element) {
+    using T = decltype(element);
+    using S = typename Lanes<T>::scalar;
+#if defined(__AMX_BF16__)
+    if constexpr (std::is_same_v<S, float>) {
+      if (precision == Precision::kBFloat16x3) {
+        return add_batch<T, Tiles<2>>(x, y, mask, state, threads);
+      }
+      if (precision == Precision::kBFloat16) {
+        return add_batch<T, Tiles<1>>(x, y, mask, state, threads);
+      }
+    }
+#endif
+    add_batch<T, Panels<S>>(x, y, mask, state, threads);
+  });
 }
 
 }  // namespace nlm::NLM_ISA

@@ -20,9 +20,13 @@ struct CrossMomentsState {
   double* comoment;
 };
 
+// The least that a product keeps of float32 deviations; more where nothing is gained by less. Its
+// values are those of nlm/ops/cross_moments.py.
+enum class Precision : int { kFloat32 = 0, kBFloat16x3 = 1, kBFloat16 = 2 };
+
 // `y` is null for the same stream twice; else it has x's dtype, outer and inner sizes.
-NLM_KERNEL(void, cross_moments,
-           (const View3& x, const View3* y, const Mask2& mask, const CrossMomentsState& state,
-            int threads));
+NLM_KERNEL_AMX(void, cross_moments,
+               (const View3& x, const View3* y, const Mask2& mask, Precision precision,
+                const CrossMomentsState& state, int threads));
 
 }  // namespace nlm

@@ -18,22 +18,39 @@
 // all and hold declarations, plain data and always-inlined accessors only.
 #pragma once
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define NLM_INLINE inline __attribute__((always_inline))
 
 #if defined(__x86_64__)
-// Must agree with setup.py. v2 is SSE4.2, v3 is AVX2 + FMA + F16C, v4 is AVX-512 F/BW/CD/DQ/VL.
-#define NLM_ISA_NAMES {"v2", "v3", "v4"}
-#define NLM_KERNEL(result, name, arguments) \
-  namespace v2 {                            \
-  result name arguments;                    \
-  }                                         \
-  namespace v3 {                            \
-  result name arguments;                    \
-  }                                         \
-  namespace v4 {                            \
-  result name arguments;                    \
-  }                                         \
-  inline constexpr decltype(&v2::name) name##_clones[] = {&v2::name, &v3::name, &v4::name}
+// Must agree with setup.py. v2 is SSE4.2, v3 is AVX2 + FMA + F16C, v4 is AVX-512 F/BW/CD/DQ/VL, amx
+// is v4 with bfloat16 matrix tiles: for kernels that NLM_KERNEL_AMX declares, v4 for all others.
+#define NLM_ISA_NAMES {"v2", "v3", "v4", "amx"}
+#define NLM_DECLARE(result, name, arguments) \
+  namespace v2 {                             \
+  result name arguments;                     \
+  }                                          \
+  namespace v3 {                             \
+  result name arguments;                     \
+  }                                          \
+  namespace v4 {                             \
+  result name arguments;                     \
+  }
+#define NLM_KERNEL(result, name, arguments)                                                \
+  NLM_DECLARE(result, name, arguments)                                                     \
+  inline constexpr decltype(&v2::name) name##_clones[] = {&v2::name, &v3::name, &v4::name, \
+                                                          &v4::name}
+#define NLM_KERNEL_AMX(result, name, arguments)                                            \
+  NLM_DECLARE(result, name, arguments)                                                     \
+  namespace amx {                                                                          \
+  result name arguments;                                                                   \
+  }                                                                                        \
+  inline constexpr decltype(&v2::name) name##_clones[] = {&v2::name, &v3::name, &v4::name, \
+                                                          &amx::name}
 #else
 #define NLM_ISA_NAMES {"plain"}
 #define NLM_KERNEL(result, name, arguments) \
@@ -41,6 +58,7 @@
   result name arguments;                    \
   }                                         \
   inline constexpr decltype(&plain::name) name##_clones[] = {&plain::name}
+#define NLM_KERNEL_AMX NLM_KERNEL
 #endif
 
 namespace nlm {
@@ -57,8 +75,22 @@ Function select(const Function (&clones)[kIsaCount]) {
   return clones[active_isa];
 }
 
-// Position in kIsaNames of the best instruction set that this machine runs; -1 when there is none.
 #if defined(__x86_64__)
+// Whether the processor has AMX for bfloat16, and Linux lets this process use it: it hands out the
+// tiles' 8 KB of state only to those who ask.
+inline bool has_amx() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool has_tiles = (d >> 22 & 1) != 0 && (d >> 24 & 1) != 0;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return has_tiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+// Position in kIsaNames of the best instruction set that this machine runs; -1 when there is none.
 inline int best_isa() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("popcnt")) return -1;
@@ -69,7 +101,8 @@ inline int best_isa() {
   const bool has_v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  return has_v4 ? 2 : 1;
+  if (!has_v4) return 1;
+  return has_amx() ? 3 : 2;
 }
 #else
 inline int best_isa() { return 0; }

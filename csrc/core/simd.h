@@ -86,6 +86,9 @@ NLM_INLINE void store_strided(T* target, int64_t stride, typename Lanes<T>::vect
 NLM_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
 NLM_INLINE vdouble broadcast(double value) { return value - vdouble{}; }
 
+NLM_INLINE vfloat magnitude(vfloat x) { return (vfloat)((vuint32)x & 0x7fffffffu); }
+NLM_INLINE vdouble magnitude(vdouble x) { return (vdouble)((vint64)x & INT64_MAX); }
+
 NLM_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) {
 #if defined(__AVX512F__)
   return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

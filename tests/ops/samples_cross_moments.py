@@ -49,11 +49,18 @@ def samples() -> Iterator[Sample]:
     yield Sample("nothing counted", (*later, x, y, 1, nothing))
     far = torch.randn(4001, 33, generator=make) + 1e4
     yield Sample("mean 1e4", (*state(33), far, None, 1, None))
+    for precision in ("bf16x3", "bf16"):
+        for dtype in FLOATS:
+            first, second = far.to(dtype), far[:, :18].sin().to(dtype)
+            short = f"{precision} of {str(dtype).removeprefix('torch.')}"
+            yield Sample(f"{short}, one stream", (*state(33), first, None, 1, None, precision))
+            both = state(33, 18)
+            yield Sample(f"{short}, two streams", (*both, first, second, 1, None, precision))
 
 
 def plain(*args: Any) -> None:
     """Centred by the mean and multiplied, all in the type of x."""
-    *before, x, y, dim, mask = args
+    *before, x, y, dim, mask = args[:10]
 
     def centred(tensor: Tensor) -> tuple[Tensor, Tensor]:
         values = tensor.movedim(dim, 0).flatten(1) if tensor.dim() > 1 else tensor[:, None]
@@ -73,6 +80,8 @@ def plain(*args: Any) -> None:
 
 
 def products(*args: Any) -> torch.dtype:
+    if args[6].dtype != torch.float64 and args[10:] not in ((), ("float32",)):
+        return torch.bfloat16
     return torch.float64 if args[6].dtype == torch.float64 else torch.float32
 
 
@@ -99,6 +108,12 @@ def mistakes() -> Iterator[Mistake]:
     yield Mistake(call, (*two[:5], turned, x, y), ValueError, rule + "comoment must be contiguous")
     yield Mistake(
         call, (*one, x, None, 1, torch.ones(4)), TypeError, rule + "mask must be bool, got"
+    )
+    yield Mistake(
+        call,
+        (*one, x, None, 1, None, "tf32"),
+        ValueError,
+        rule + "precision must be one of float32, bf16x3, bf16, got 'tf32'",
     )
 
 

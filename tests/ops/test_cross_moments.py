@@ -47,10 +47,15 @@ class State:
         return cls(count, mean_x, m2_x, mean_y, m2_y, centred_x.T @ centred_y)
 
     def add(
-        self, x: Tensor, y: Tensor | None = None, dim: int = 1, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        dim: int = 1,
+        mask: Tensor | None = None,
+        precision: str = "float32",
     ) -> "State":
         state = (self.count, self.mean_x, self.m2_x, self.mean_y, self.m2_y, self.comoment)
-        cross_moments_(*state, x, y, dim, mask)
+        cross_moments_(*state, x, y, dim, mask, precision)
         return self
 
     def correlation_error(self, truth: "State") -> float:
@@ -118,6 +123,48 @@ def test_products_neither_underflow_nor_overflow(scale: float) -> None:
     state, truth = State.empty(8).add(x), State.one_shot(x)
     assert truth.m2_x.min() > 0 and truth.m2_x.isfinite().all()
     assert state.correlation_error(truth) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("precision", "apart", "alike"), [("bf16x3", 1e-6, 4e-6), ("bf16", 5e-4, 2e-3)]
+)
+def test_less_precise_products_err_as_promised(
+    precision: str, apart: float, alike: float, dtype: torch.dtype
+) -> None:
+    """Of independent channels at means and scales of any size, and of channels that are alike."""
+    scale = torch.tensor([1e-3, 1.0, 1e2]).repeat(15)
+    x, y = ((_normal(5000, 45, seed=seed, mean=3.0) * scale).to(dtype) for seed in (0, 1))
+    state, exact = State.empty(45, 45).add(x, y, precision=precision), State.empty(45, 45).add(x, y)
+    assert torch.equal(state.m2_x, exact.m2_x) and torch.equal(state.mean_y, exact.mean_y)
+    assert state.correlation_error(State.one_shot(x, y)) < apart
+    same = State.empty(45, 45).add(x, x, precision=precision)
+    assert same.correlation_error(State.one_shot(x, x)) < alike
+
+
+@pytest.mark.parametrize(("precision", "most"), [("bf16x3", 4e-6), ("bf16", 2e-3)])
+def test_less_precise_products_bear_any_float32(precision: str, most: float) -> None:
+    x = _normal(600, 12) * torch.tensor([1.0, 1e-37, 1e37]).repeat(4) + torch.tensor(
+        [1e4, 0, 0.0]
+    ).repeat(4)
+    once, truth = State.empty(12).add(x, precision=precision), State.one_shot(x)
+    assert once.correlation_error(truth) < most
+    assert torch.equal(once.comoment, once.comoment.T)
+    x[3, 1], x[4, 5], x[5, 5] = torch.nan, torch.inf, -torch.inf
+    spoilt = State.empty(12).add(x[:100], precision=precision).add(x[100:], precision=precision)
+    assert torch.equal(spoilt.comoment.isnan(), State.one_shot(x).comoment.isnan())
+    fine = torch.tensor([0, 2, 3, 4, 6, 7, 8, 9, 10, 11])
+    size = truth.m2_x.sqrt().outer(truth.m2_x.sqrt())
+    assert ((spoilt.comoment - truth.comoment).abs() / size)[fine][:, fine].max() < most
+
+
+@pytest.mark.parametrize(("precision", "most"), [("bf16x3", 3e-5), ("bf16", 8e-3)])
+def test_less_precise_products_at_their_worst(precision: str, most: float) -> None:
+    """All deviations of a channel are of one size, so that their roundings do not cancel."""
+    sign = torch.where(torch.arange(4096) % 2 == 0, 1.0, -1.0)
+    x = sign[:, None] * torch.linspace(1.0, 2.0, 64)
+    state = State.empty(64).add(x, precision=precision)
+    assert state.correlation_error(State.one_shot(x)) < most
 
 
 def test_same_stream_is_symmetric_with_m2_on_the_diagonal() -> None:
