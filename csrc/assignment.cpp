@@ -34,6 +34,7 @@ struct Slot {
   int64_t* columns;
   double *row_duals, *column_duals;
   bool warm;
+  const uint8_t* changed;
   double sign;         // of the duals against those of a minimisation
   double* partials;    // [ceil_div(n, task_rows(n)), n rounded up to kStep]
   uint8_t* is_finite;  // [ceil_div(n, kRowsPerTask)]
@@ -77,38 +78,49 @@ void reduce_columns(const Costs<T>& costs, double* v, double* partials, int thre
   }
 }
 
-// v = the start's duals, and its assignments of those rows for which no other column is cheaper. Of
-// the other columns v rises as far as these rows allow: it is their minimum over the costs less u.
-// False where a sum of squared costs is not finite.
+// v = the start's duals, and its assignments of those rows for which no other column is cheaper: as
+// found by one read, or as known of a row that has not changed, for v has not risen since. False
+// where a sum of squared costs is not finite.
 template <class T>
-bool restart(const Costs<T>& costs, Problem<T>& problem, const Slot& slot, int threads) {
+bool keep_start(const Costs<T>& costs, Problem<T>& problem, const Slot& slot, int threads) {
   const int64_t n = costs.n;
   const int64_t rows = task_rows(n);
-  const int64_t tasks = ceil_div(n, rows);
   double* const v = problem.v;
   for (int64_t j = 0; j < n; ++j) v[j] = slot.sign * slot.column_duals[j];
-  parallel_for(tasks, threads, [&](int64_t task, int) {
+  parallel_for(ceil_div(n, rows), threads, [&](int64_t task, int) {
     constexpr double kRounding = 4 * std::numeric_limits<double>::epsilon();
     const int64_t last = smaller(n, (task + 1) * rows);
     for (int64_t i = task * rows; i < last; ++i) {
       const int64_t j = slot.columns[i];
-      slot.least[i] = least_key(costs, v, i);
-      slot.is_kept[i] = false;
-      if (j < 0 || j >= n) continue;
-      const double cost = costs.at(i, j);
-      const double rounding = kRounding * (std::fabs(cost) + std::fabs(v[j]));
-      slot.is_kept[i] = cost - v[j] <= slot.least[i] + rounding;
+      const bool has_column = j >= 0 && j < n;
+      const double cost = has_column ? costs.at(i, j) : 0;
+      if (slot.changed != nullptr) {
+        slot.least[i] = slot.sign * slot.row_duals[i];
+        slot.is_kept[i] = has_column && !slot.changed[i] && cost - v[j] == slot.least[i];
+      } else {
+        const double rounding = has_column ? kRounding * (std::fabs(cost) + std::fabs(v[j])) : 0;
+        slot.least[i] = least_key(costs, v, i);
+        slot.is_kept[i] = has_column && cost - v[j] <= slot.least[i] + rounding;
+      }
     }
   });
-
   bool finite = true;
-  int64_t free_count = 0;
   for (int64_t i = 0; i < n; ++i) {
     finite &= !std::isnan(slot.least[i]);
     slot.is_kept[i] = slot.is_kept[i] && problem.is_free(slot.columns[i]);
     if (slot.is_kept[i]) problem.match(i, slot.columns[i]);
   }
-  if (!finite) return false;
+  return finite;
+}
+
+// v of the free columns rises as far as the kept rows allow: it is their minimum over the costs
+// less u. Else columns that a start frees again and again would become too dear to be found.
+template <class T>
+void raise_free_columns(const Costs<T>& costs, Problem<T>& problem, const Slot& slot, int threads) {
+  const int64_t n = costs.n;
+  const int64_t rows = task_rows(n);
+  const int64_t tasks = ceil_div(n, rows);
+  int64_t free_count = 0;
   for (int64_t j = 0; j < n; ++j) {
     if (problem.is_free(j)) slot.free[free_count++] = j;
   }
@@ -126,9 +138,42 @@ bool restart(const Costs<T>& costs, Problem<T>& problem, const Slot& slot, int t
   for (int64_t k = 0; k < free_count; ++k) {
     double low = kInfinity;
     for (int64_t t = 0; t < tasks; ++t) low = smaller(slot.partials[t * n + k], low);
-    if (low < kInfinity) v[slot.free[k]] = low;
+    if (low < kInfinity) problem.v[slot.free[k]] = low;
   }
-  return true;
+}
+
+// The candidates of all rows that are not kept; false where a sum of squared costs is not finite.
+template <class T>
+bool choose_candidates(Problem<T>& problem, const Slot& slot, int64_t n, int threads) {
+  const int64_t tasks = ceil_div(n, kRowsPerTask);
+  parallel_for(tasks, threads, [&](int64_t task, int) {
+    bool all = true;
+    const int64_t last = smaller(n, (task + 1) * kRowsPerTask);
+    for (int64_t i = task * kRowsPerTask; i < last; ++i) {
+      if (slot.warm && slot.is_kept[i]) {
+        problem.choose_none(i, slot.least[i]);
+      } else {
+        all &= problem.choose(i);
+      }
+    }
+    slot.is_finite[task] = all;
+  });
+  bool finite = true;
+  for (int64_t t = 0; t < tasks; ++t) finite &= slot.is_finite[t] != 0;
+  return finite;
+}
+
+// Half of the rows that are not kept, or more, have a free column as their cheapest: most of them
+// will take it, so that raising the free columns, a read of half the matrix, would gain nothing.
+template <class T>
+bool is_well_matched(const Problem<T>& problem, const Slot& slot, int64_t n) {
+  int64_t free_rows = 0, found = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (slot.is_kept[i]) continue;
+    free_rows += 1;
+    found += problem.is_free(problem.cheapest(i));
+  }
+  return 2 * found >= free_rows;
 }
 
 // False where a sum of squared costs is not finite.
@@ -136,32 +181,20 @@ template <class T>
 bool solve(const Costs<T>& costs, const Slot& slot, const Workspace<T>& space, int64_t worker,
            int threads) {
   const int64_t n = costs.n;
+  const bool sparse = space.rows > 0;
   Problem<T> problem(costs, space, worker);
   if (!slot.warm) {
     reduce_columns(costs, problem.v, slot.partials, threads);
-  } else if (!restart(costs, problem, slot, threads)) {
+  } else if (!keep_start(costs, problem, slot, threads)) {
     return false;
   }
-  if (space.rows > 0) {
-    const int64_t tasks = ceil_div(n, kRowsPerTask);
-    parallel_for(tasks, threads, [&](int64_t task, int) {
-      bool all = true;
-      const int64_t last = smaller(n, (task + 1) * kRowsPerTask);
-      for (int64_t i = task * kRowsPerTask; i < last; ++i) {
-        if (slot.warm && slot.is_kept[i]) {
-          problem.choose_none(i, slot.least[i]);
-        } else {
-          all &= problem.choose(i);
-        }
-      }
-      slot.is_finite[task] = all;
-    });
-    for (int64_t t = 0; t < tasks; ++t) {
-      if (!slot.is_finite[t]) return false;
-    }
+  if (sparse && !choose_candidates(problem, slot, n, threads)) return false;
+  if (slot.warm && !(sparse && is_well_matched(problem, slot, n))) {
+    raise_free_columns(costs, problem, slot, threads);
+    if (sparse) choose_candidates(problem, slot, n, threads);
   }
 
-  problem.solve();
+  if (!problem.solve()) return false;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t j = problem.column_of[i];
     slot.columns[i] = j;
@@ -214,6 +247,7 @@ bool solve_batch(const View3& costs, bool maximize, const Assignment& result, in
                        result.row_duals + b * n,
                        result.column_duals + b * n,
                        result.warm,
+                       result.changed == nullptr ? nullptr : result.changed + b * n,
                        sign,
                        real,
                        flag,

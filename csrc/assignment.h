@@ -6,12 +6,15 @@
 namespace nlm {
 
 // All of [batch, n], packed. `columns` and `column_duals` hold a start where `warm`: an assignment
-// (a column that is out of range or taken leaves its row free) and finite duals.
+// (a column that is out of range or taken leaves its row free) and finite duals. `changed`, null or
+// [batch, n], marks the rows whose costs the start may not know: all others are as they were when
+// the start, with its finite row duals, was solved, and are read only where a path needs them.
 struct Assignment {
   int64_t* columns;
   double* row_duals;
   double* column_duals;
   bool warm;
+  const uint8_t* changed;
 };
 
 // costs[batch, row, column] in float32 or float64, columns contiguous, n < 2^31. False, and no

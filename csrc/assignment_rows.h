@@ -105,8 +105,10 @@ struct Costs {
   // body(j, a, b): two vectors at a time of row i's columns [first, last).
   template <class Body>
   NLM_INLINE void sweep(int64_t i, int64_t first, int64_t last, const Body& body) const {
+    constexpr int64_t kAhead = 2048 / sizeof(T);  // over the end of a page, where prefetchers stop
     const T* row = data + i * row_stride;
     for (int64_t j = first; j < last; j += kStep) {
+      __builtin_prefetch(row + j + kAhead);
       vdouble a, b;
       load_step(row, j, a, b);
       body(j, a, b);

@@ -1,6 +1,8 @@
 // Solves one assignment problem, given costs and column duals. The method is in assignment.cpp.
 #pragma once
 
+#include <cmath>
+
 #include "assignment_rows.h"
 
 namespace nlm::NLM_ISA {
@@ -64,6 +66,7 @@ class Problem {
     return candidates_[i].choose(costs_, v, i, static_cast<int32_t>(padded_ - 1));
   }
   void choose_none(int64_t i, double least) { candidates_[i].choose_none(least); }
+  int64_t cheapest(int64_t i) const { return candidates_[i].column[0]; }
 
   void match(int64_t i, int64_t j) {
     column_of[i] = j;
@@ -73,19 +76,21 @@ class Problem {
   }
   bool is_free(int64_t j) const { return row_of_[j] < 0; }
 
-  void solve() {
+  // False where a row that is read for the first time has a cost that is not finite.
+  bool solve() {
     int64_t count = 0;
     for (int64_t i = 0; i < n_; ++i) {
       if (column_of[i] < 0) pending_[count++] = i;
     }
     for (int pass = 0; pass < kReductions && count > 0; ++pass) count = reduce_rows(count);
     int64_t failures = 0;
-    for (int64_t k = 0; k < count; ++k) {
+    for (int64_t k = 0; k < count && is_finite_; ++k) {
       const bool is_sparse = sparse_ && 8 * failures <= k + 64;
       if (is_sparse && search_candidates(pending_[k])) continue;
       failures += is_sparse;
-      search_all(pending_[k]);
+      if (is_finite_) search_all(pending_[k]);
     }
+    return is_finite_;
   }
 
  private:
@@ -100,6 +105,7 @@ class Problem {
     for (int64_t k = 0; k < count;) {
       const int64_t i = pending_[k++];
       const TwoBest best = sparse_ ? best_candidates(i) : best_of_all(i);
+      if (!is_finite_) return 0;
       int64_t j = best.column;
       const bool falls = best.first < best.second;
       if (falls) {
@@ -140,7 +146,7 @@ class Problem {
       }
       if (best.second <= list.bound[b]) return best;
       if (renewed) return best_of_all(i);
-      choose(i);
+      is_finite_ &= choose(i);
     }
   }
 
@@ -253,7 +259,7 @@ class Problem {
       }
       if (block == list.blocks) {
         if (b >= kRenewed) return false;
-        choose(row);
+        is_finite_ &= choose(row);
         b = kRenewed - 1;
         continue;
       }
@@ -313,6 +319,10 @@ class Problem {
       });
       nearest_ = least_lane(near_free);
       const double key = least_lane(smaller(near[0], near[1]));
+      if (!(std::fabs(key) < kInfinity)) {
+        is_finite_ = false;
+        return;
+      }
       reached = larger(key, reached);
       int64_t j = 0;
       if (nearest_ <= key) {
@@ -365,6 +375,7 @@ class Problem {
   double* reach_;
   int64_t touched_count_ = 0, settled_count_ = 0, sink_ = -1;
   double nearest_ = kInfinity;
+  bool is_finite_ = true;
 };
 
 }  // namespace nlm::NLM_ISA

@@ -9,7 +9,8 @@ inequality is turned round. Whoever doubts a result checks it with one read of c
 
     gap = sum_i c[i, p(i)] - sum_j v_j - sum_i min_j (c_ij - v_j)    is 0 but for rounding.
 
-Bytes: two reads of c, and of a few candidates per row; one read for few rows or with a start.
+Bytes: two reads of c, and of a few candidates per row; one read for few rows or with a start; with
+a start and its changed rows named, one read of these and of the rows on the paths from them.
 Flops: about n^2 where the rows are well matched, at most n^3.
 Numerics: float64 throughout. Where several permutations are optimal, any one, but the same for any
 number of threads. Duals are never unique.
@@ -46,10 +47,15 @@ class Assignment(NamedTuple):
 
 
 def reference(
-    costs: Tensor, maximize: bool, columns: Tensor | None, column_duals: Tensor | None
+    costs: Tensor,
+    maximize: bool,
+    columns: Tensor | None,
+    row_duals: Tensor | None,
+    column_duals: Tensor | None,
+    changed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """SciPy's solution, and v as the least distances over c_ij - c[i, p(i)] from p(i) to j."""
-    results = _out(costs, maximize, None, None)
+    results = _out(costs, maximize, None, None, None, None)
     sign = -1.0 if maximize else 1.0
     for place in itertools.product(*map(range, costs.shape[:-2])):
         matrix = sign * costs[place].double()
@@ -66,7 +72,12 @@ def reference(
 
 
 def _out(
-    costs: Tensor, maximize: bool, columns: Tensor | None, column_duals: Tensor | None
+    costs: Tensor,
+    maximize: bool,
+    columns: Tensor | None,
+    row_duals: Tensor | None,
+    column_duals: Tensor | None,
+    changed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if costs.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"nlm.assignment: costs must be float32 or float64, got {costs.dtype}")
@@ -75,10 +86,14 @@ def _out(
             "nlm.assignment: costs must be square matrices [..., n, n], as every row gets a column "
             f"of its own, got shape {tuple(costs.shape)}"
         )
-    if columns is not None:
-        _check_start(costs, "columns", columns, torch.int64)
-    if column_duals is not None:
-        _check_start(costs, "column duals", column_duals, torch.float64)
+    for label, given, dtype in (
+        ("columns", columns, torch.int64),
+        ("row duals", row_duals, torch.float64),
+        ("column duals", column_duals, torch.float64),
+        ("changed rows", changed, torch.bool),
+    ):
+        if given is not None:
+            _check_start(costs, label, given, dtype)
     duals = costs.new_empty(costs.shape[:-1], dtype=torch.float64)
     return torch.empty_like(duals, dtype=torch.int64), duals, torch.empty_like(duals)
 
@@ -93,11 +108,21 @@ def _check_start(costs: Tensor, label: str, start: Tensor, dtype: torch.dtype) -
 
 
 def _check_values(
-    costs: Tensor, maximize: bool, columns: Tensor | None, column_duals: Tensor | None
+    costs: Tensor,
+    maximize: bool,
+    columns: Tensor | None,
+    row_duals: Tensor | None,
+    column_duals: Tensor | None,
+    changed: Tensor | None,
 ) -> None:
     _check_range("costs", costs)
-    if column_duals is not None:
-        _check_range("the column duals of a start", column_duals)
+    _check_duals(row_duals, column_duals)
+
+
+def _check_duals(row_duals: Tensor | None, column_duals: Tensor | None) -> None:
+    for label, duals in (("row", row_duals), ("column", column_duals)):
+        if duals is not None:
+            _check_range(f"the {label} duals of a start", duals)
 
 
 def _check_range(label: str, x: Tensor) -> None:
@@ -111,28 +136,34 @@ def _check_range(label: str, x: Tensor) -> None:
 
 
 def _cpu(
-    costs: Tensor, maximize: bool, columns: Tensor | None, column_duals: Tensor | None
+    costs: Tensor,
+    maximize: bool,
+    columns: Tensor | None,
+    row_duals: Tensor | None,
+    column_duals: Tensor | None,
+    changed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    solution, row_duals, duals = _out(costs, maximize, columns, column_duals)
+    results = _out(costs, maximize, columns, row_duals, column_duals, changed)
     matrices = costs[None] if costs.dim() == 2 else costs.flatten(0, -3)
     matrices = matrices if matrices.stride(-1) == 1 else matrices.contiguous()
-    if columns is not None and column_duals is not None:
-        _check_range("the column duals of a start", column_duals)
-        solution.copy_(columns)
-        duals.copy_(column_duals)
+    _check_duals(row_duals, column_duals)
+    for result, start in zip(results, (columns, row_duals, column_duals), strict=True):
+        if start is not None:
+            result.copy_(start)
+    marks = None if changed is None else changed.contiguous()
     solved = _native.cpu.assignment(
-        _native.view3(matrices), maximize,
-        solution.data_ptr(), row_duals.data_ptr(), duals.data_ptr(),
-        columns is not None and column_duals is not None, _native.threads(),
+        _native.view3(matrices), maximize, *(result.data_ptr() for result in results),
+        columns is not None and column_duals is not None,
+        0 if marks is None or row_duals is None else marks.data_ptr(), _native.threads(),
     )  # fmt: skip
     if not solved:
         _check_range("costs", costs)
-    return solution, row_duals, duals
+    return results
 
 
 _OPERATION = register(
-    "assignment(Tensor costs, bool maximize, Tensor? columns, Tensor? column_duals) "
-    "-> (Tensor, Tensor, Tensor)",
+    "assignment(Tensor costs, bool maximize, Tensor? columns, Tensor? row_duals, "
+    "Tensor? column_duals, Tensor? changed) -> (Tensor, Tensor, Tensor)",
     stem="assignment",
     reference=reference,
     out=_out,
@@ -144,7 +175,10 @@ _OPERATION = register(
 
 
 def assignment(
-    costs: Tensor, maximize: bool = False, start: Assignment | None = None
+    costs: Tensor,
+    maximize: bool = False,
+    start: Assignment | None = None,
+    changed: Tensor | None = None,
 ) -> Assignment:
     """The permutation with the least (or largest) sum, of every matrix of a batch.
 
@@ -159,6 +193,10 @@ def assignment(
     start : Assignment, optional
         What was returned for similar costs, with the same ``maximize``: saves work where few rows
         have changed. The sum is the optimum whatever the start.
+    changed : Tensor of bool, shape [..., n], optional
+        The rows whose costs may differ from those that ``start`` was solved for. Others are taken
+        to be as they were, and most of them are not read: the sum is the optimum if that is true,
+        which the gap above shows with one read.
 
     Returns
     -------
@@ -176,11 +214,18 @@ def assignment(
     5.0
     """
     check_tensor("assignment", "costs", costs)
-    columns = duals = None
+    columns = row_duals = column_duals = None
     if start is not None:
-        columns, _, duals = start
+        columns, row_duals, column_duals = start
         check_tensor("assignment", "the columns of a start", columns)
-        check_tensor("assignment", "the column duals of a start", duals)
-        duals = without_gradient("assignment", duals)
+        check_tensor("assignment", "the column duals of a start", column_duals)
+        column_duals = without_gradient("assignment", column_duals)
+    if changed is not None:
+        check_tensor("assignment", "the changed rows", changed)
+        check_tensor("assignment", "the row duals of a start with changed rows", row_duals)
+    known = (
+        None if changed is None or row_duals is None else without_gradient("assignment", row_duals)
+    )
     costs = without_gradient("assignment", costs)
-    return Assignment(*_OPERATION.default(costs, maximize, columns, duals))
+    found = _OPERATION.default(costs, maximize, columns, known, column_duals, changed)
+    return Assignment(*found)

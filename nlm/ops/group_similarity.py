@@ -37,7 +37,14 @@ from nlm import _native
 from nlm._registry import register
 from nlm.ops._arguments import check_apart, check_tensor, check_written, without_gradient
 from nlm.ops._channels import FLOATS
-from nlm.ops.permute import _check_gather, _flatten, _Gather, _unflatten
+from nlm.ops._gathers import (
+    Gather,
+    check_gather,
+    check_range,
+    flatten,
+    positions,
+    unflatten,
+)
 
 _OP = "group_similarity_"
 _MANY = 1 << 26  # products from which BLAS is the faster way
@@ -60,7 +67,7 @@ def reference(
     _check_values(out, a, b, gathers)
     count = a.dim()
     sizes = [b.shape[x] if x in units else a.shape[x] for x in range(count)]
-    place = _positions(sizes, list(range(count)), gathers, b.device)
+    place = positions(sizes, range(count), gathers, b.device)
     in_b = [count + x if x in units else x for x in range(count)]
     result = [*kept, *units, *(count + x for x in units)]
     gathered = b[tuple(place[x] for x in range(count))]
@@ -69,22 +76,8 @@ def reference(
 
 def _gathers(
     indices: list[Tensor], axes: list[int], parents: list[int], parent_counts: list[int]
-) -> list[_Gather]:
-    return _unflatten(indices, [0] * len(indices), axes, parents, parent_counts)
-
-
-def _positions(
-    sizes: Sequence[int], axes: list[int], gathers: list[_Gather], device: torch.device
-) -> dict[int, Tensor]:
-    """Axis -> its index in b at every position of a grid of these axes, broadcastable."""
-    grid = {
-        x: torch.arange(sizes[x], device=device).view([-1 if x == y else 1 for y in axes])
-        for x in axes
-    }
-    found = dict(grid)
-    for index, _, axis, parents in gathers:
-        found[axis] = index[(*(grid[p] for p in parents), grid[axis])]
-    return found
+) -> list[Gather]:
+    return unflatten(indices, [0] * len(indices), axes, parents, parent_counts)
 
 
 def _out(
@@ -121,7 +114,7 @@ def _out(
                 f"nlm.{_OP}: a gathered axis and its parents must not hold units, got axis "
                 f"{gather.axis} with parents {gather.parents} and units on {units}"
             )
-        _check_gather(_OP, a, gather)
+        check_gather(_OP, a, gather)
     if len(set(axes)) != len(axes):
         raise ValueError(f"nlm.{_OP}: an axis must be gathered once, got {axes}")
     if any(a.shape[x] != b.shape[x] for x in {*range(a.dim())} - {*units, *axes}):
@@ -152,17 +145,10 @@ def _out(
         )
 
 
-def _check_values(out: Tensor, a: Tensor, b: Tensor, gathers: list[_Gather]) -> None:
+def _check_values(out: Tensor, a: Tensor, b: Tensor, gathers: list[Gather]) -> None:
     """Index values lie in b, and out lies apart from all others."""
     for gather in gathers:
-        size = b.shape[gather.axis]
-        if gather.where.numel() > 0:
-            low, high = (int(value) for value in torch.aminmax(gather.where))
-            if low < 0 or high >= size:
-                raise ValueError(
-                    f"nlm.{_OP}: the values of an index must lie in [0, {size}), got {low} to "
-                    f"{high} for axis {gather.axis}"
-                )
+        check_range(_OP, gather, b.shape[gather.axis])
     read = [("a", a), ("b", b), *((f"the index of axis {g.axis}", g.where) for g in gathers)]
     check_apart(_OP, [("out", out)], read)
 
@@ -185,7 +171,7 @@ _small_offsets = lru_cache(256)(_offsets)  # 16 MB at most; a small call takes h
 
 
 def _gathered(
-    a: Tensor, b: Tensor, kept: list[int], summed: list[int], gathers: list[_Gather]
+    a: Tensor, b: Tensor, kept: list[int], summed: list[int], gathers: list[Gather]
 ) -> tuple[Tensor, Tensor]:
     """Offsets in b by kept position, [batches], and by summed one, [1 or batches, terms]."""
     closed = [*kept, *summed]
@@ -198,7 +184,7 @@ def _gathered(
     term = torch.zeros(
         [*ones[: len(kept)], *sizes[len(kept) :]], dtype=torch.int64, device=a.device
     )
-    for x, place in _positions(a.shape, closed, gathers, a.device).items():
+    for x, place in positions(a.shape, closed, gathers, a.device).items():
         if {x, *parents.get(x, ())} <= set(kept):
             batch = batch + place * b.stride(x)
         else:
@@ -375,7 +361,7 @@ def group_similarity_(
     for label, x in (("a", a), ("b", b)):
         check_tensor(_OP, label, x)
     nested = None if parents is None else [parents]
-    found, _, *flat = _flatten(_OP, [a], [indices], [axes], nested)
+    found, _, *flat = flatten(_OP, [a], [indices], [axes], nested)
     targets = [[x + a.dim() if -a.dim() <= x < 0 else x for x in part] for part in (units, kept)]
     tensors = [without_gradient(_OP, x) for x in (out, a, b)]
     _OPERATION.default(*tensors, *targets, found, *flat, float(weight))

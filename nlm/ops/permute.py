@@ -21,22 +21,16 @@ their `owners` (positions in the list of tensors), of their `axes`, of all `pare
 other, and of `parent_counts`: ``*flat`` below.
 """
 
-import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nlm import _native
 from nlm._registry import register
-from nlm.ops._arguments import (
-    as_numbers,
-    check_apart,
-    check_tensor,
-    check_written,
-    without_gradient,
-)
+from nlm.ops._arguments import as_numbers, check_apart, check_written, without_gradient
+from nlm.ops._gathers import Gather, check_gather, check_range, flatten, positions, unflatten
 
 _MAX_DIMS = 16  # kPermuteMaxAxes of csrc/permute.h
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,20 +40,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Axis = tuple[int, int, int, tuple[int, ...]]
 
 
-class _Gather(NamedTuple):
-    """One gathered axis."""
-
-    where: Tensor
-    owner: int
-    axis: int
-    parents: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"axis {self.axis} of tensor {self.owner}"
-
-
 def reference(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
-    gathers = _unflatten(*flat)
+    gathers = unflatten(*flat)
     _check_ranges("permute", gathers)
     return [_gather(x, [g for g in gathers if g.owner == t]) for t, x in enumerate(tensors)]
 
@@ -67,7 +49,7 @@ def reference(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
 def reference_add(
     out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any
 ) -> None:
-    gathers = _unflatten(*flat)
+    gathers = unflatten(*flat)
     _check_ranges("permute_add_", gathers)
     _check_memory(out, tensors, gathers)
     for t, (target, x, weight) in enumerate(zip(out, tensors, weights, strict=True)):
@@ -77,40 +59,20 @@ def reference_add(
         target.copy_(target.to(dtype) + product)
 
 
-def _gather(x: Tensor, gathers: list[_Gather]) -> Tensor:
+def _gather(x: Tensor, gathers: list[Gather]) -> Tensor:
     if not gathers:
         return x.clone(memory_format=torch.contiguous_format)
-    grid = [
-        torch.arange(size, device=x.device).view([-1 if a == b else 1 for b in range(x.dim())])
-        for a, size in enumerate(x.shape)
-    ]
-    where = list(grid)
-    for index, _, axis, parents in gathers:
-        where[axis] = index[(*(grid[p] for p in parents), grid[axis])]
-    return x[tuple(where)].contiguous()
-
-
-def _unflatten(
-    indices: list[Tensor],
-    owners: list[int],
-    axes: list[int],
-    parents: list[int],
-    parent_counts: list[int],
-) -> list[_Gather]:
-    remaining = iter(parents)
-    return [
-        _Gather(index, owner, axis, tuple(itertools.islice(remaining, count)))
-        for index, owner, axis, count in zip(indices, owners, axes, parent_counts, strict=True)
-    ]
+    where = positions(x.shape, range(x.dim()), gathers, x.device)
+    return x[tuple(where[axis] for axis in range(x.dim()))].contiguous()
 
 
 def _out(tensors: list[Tensor], *flat: Any) -> list[Tensor]:
-    _check("permute", tensors, _unflatten(*flat))
+    _check("permute", tensors, unflatten(*flat))
     return [x.new_empty(x.shape) for x in tensors]
 
 
 def _out_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *flat: Any) -> None:
-    _check("permute_add_", tensors, _unflatten(*flat))
+    _check("permute_add_", tensors, unflatten(*flat))
     if not len(out) == len(tensors) == len(weights):
         raise ValueError(
             "nlm.permute_add_: out, tensors and weights must have one length, "
@@ -135,7 +97,7 @@ def _out_add(out: list[Tensor], tensors: list[Tensor], weights: list[float], *fl
             )
 
 
-def _check(op: str, tensors: list[Tensor], gathers: list[_Gather]) -> None:
+def _check(op: str, tensors: list[Tensor], gathers: list[Gather]) -> None:
     for t, x in enumerate(tensors):
         if x.dim() > _MAX_DIMS:
             raise ValueError(
@@ -150,57 +112,22 @@ def _check(op: str, tensors: list[Tensor], gathers: list[_Gather]) -> None:
     seen = set()
     for gather in gathers:
         x = tensors[gather.owner]
-        _check_gather(op, x, gather)
+        check_gather(op, x, gather)
         if (gather.owner, gather.axis) in seen:
             raise ValueError(f"nlm.{op}: an axis must be gathered once, got {gather} twice")
         seen.add((gather.owner, gather.axis))
 
 
-def _check_gather(op: str, x: Tensor, gather: _Gather) -> None:
-    index, _, axis, parents = gather
-    shape = tuple(x.shape)
-    if not 0 <= axis < x.dim():
-        raise ValueError(
-            f"nlm.{op}: a gathered axis must be a dimension of its tensor, "
-            f"got {gather} of shape {shape}"
-        )
-    if any(not 0 <= p < x.dim() for p in parents) or len({axis, *parents}) != 1 + len(parents):
-        raise ValueError(
-            f"nlm.{op}: the parents of an axis must be other dimensions of its tensor, each once, "
-            f"got parents {parents} for {gather} of shape {shape}"
-        )
-    if index.dtype != torch.int64:
-        raise TypeError(f"nlm.{op}: an index must be int64, got {index.dtype} for {gather}")
-    expected = (*(shape[p] for p in parents), shape[axis])
-    if tuple(index.shape) != expected:
-        raise ValueError(
-            f"nlm.{op}: an index must have shape [*parent sizes, axis size], {expected} for "
-            f"{gather}, got {tuple(index.shape)}"
-        )
-    if index.device != x.device:
-        raise ValueError(
-            f"nlm.{op}: an index must be on the device of its tensor, {x.device}, "
-            f"got {index.device} for {gather}"
-        )
-
-
-def _check_ranges(op: str, gathers: list[_Gather]) -> None:
+def _check_ranges(op: str, gathers: list[Gather]) -> None:
     """Every index value lies in its axis. An index that several tensors share is read once."""
-    seen = set()
+    first: dict[int, Gather] = {}
     for gather in gathers:
-        index = gather.where
-        if id(index) in seen or index.numel() == 0:
-            continue
-        seen.add(id(index))
-        low, high = (int(value) for value in torch.aminmax(index))
-        if low < 0 or high >= index.shape[-1]:
-            raise ValueError(
-                f"nlm.{op}: the values of an index must lie in [0, {index.shape[-1]}), "
-                f"got {low} to {high} for {gather}"
-            )
+        first.setdefault(id(gather.where), gather)
+    for gather in first.values():
+        check_range(op, gather, gather.where.shape[-1])
 
 
-def _check_memory(out: list[Tensor], tensors: list[Tensor], gathers: list[_Gather]) -> None:
+def _check_memory(out: list[Tensor], tensors: list[Tensor], gathers: list[Gather]) -> None:
     written = [(f"out[{t}]", target) for t, target in enumerate(out)]
     read = [(f"tensors[{t}]", x) for t, x in enumerate(tensors)]
     read += [(f"the index of {gather}", gather.where) for gather in gathers]
@@ -209,10 +136,10 @@ def _check_memory(out: list[Tensor], tensors: list[Tensor], gathers: list[_Gathe
 
 def _items(
     op: str, tensors: list[Tensor], targets: list[Tensor], flat: tuple
-) -> tuple[list[tuple], list[_Gather]]:
+) -> tuple[list[tuple], list[Gather]]:
     """Per tensor (source, target, [(size, stride, index, parents)]), as csrc/permute.h has it; and
     the gathers, whose contiguous indices must outlive the call. A GPU checks their values."""
-    gathers = [g._replace(where=g.where.contiguous()) for g in _unflatten(*flat)]
+    gathers = [g._replace(where=g.where.contiguous()) for g in unflatten(*flat)]
     if not tensors[0].is_cuda:
         _check_ranges(op, gathers)
     items = []
@@ -280,46 +207,6 @@ _PERMUTE_ADD = register(
 )
 
 
-def _flatten(
-    op: str,
-    tensors: Sequence[Tensor],
-    indices: Sequence[Sequence[Tensor]],
-    axes: Sequence[Sequence[int]],
-    parents: Sequence[Sequence[Sequence[int]]] | None,
-) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]]:
-    """The nested arguments as the schema's flat lists; negative axes count from the end."""
-    if parents is None:
-        parents = [[()] * len(own) for own in axes]
-    lengths = len(tensors), len(indices), len(axes), len(parents)
-    if len(set(lengths)) != 1:
-        raise ValueError(
-            f"nlm.{op}: tensors, indices, axes and parents must have one length, got {lengths}"
-        )
-    flat: tuple[list, list, list, list, list] = ([], [], [], [], [])
-    for t, (x, own) in enumerate(
-        zip(tensors, zip(indices, axes, parents, strict=True), strict=True)
-    ):
-        check_tensor(op, f"tensor {t}", x)
-        counts = tuple(len(each) for each in own)
-        if len(set(counts)) != 1:
-            raise ValueError(
-                f"nlm.{op}: a tensor must have as many indices as axes and parents, "
-                f"got {counts} for tensor {t}"
-            )
-        for index, axis, axis_parents in zip(*own, strict=True):
-            check_tensor(op, f"the index for axis {axis} of tensor {t}", index)
-            flat[0].append(index)
-            flat[1].append(t)
-            flat[2].append(_from_start(axis, x))
-            flat[3].extend(_from_start(p, x) for p in axis_parents)
-            flat[4].append(len(axis_parents))
-    return flat
-
-
-def _from_start(axis: int, x: Tensor) -> int:
-    return axis + x.dim() if -x.dim() <= axis < 0 else axis
-
-
 def permute(
     tensors: Sequence[Tensor],
     indices: Sequence[Sequence[Tensor]],
@@ -354,7 +241,7 @@ def permute(
     >>> permute([w], [[per_row]], [[1]], [[[0]]])[0].tolist()
     [[0, 1, 2], [12, 11, 10]]
     """
-    flat = _flatten("permute", tensors, indices, axes, parents)
+    flat = flatten("permute", tensors, indices, axes, parents)
     detached = [without_gradient("permute", x) for x in tensors]
     return _PERMUTE.default(detached, *flat) if detached else []
 
@@ -389,7 +276,7 @@ def permute_add_(
     >>> out.tolist()
     [2.0, 1.0, 1.5]
     """
-    flat = _flatten("permute_add_", tensors, indices, axes, parents)
+    flat = flatten("permute_add_", tensors, indices, axes, parents)
     each = as_numbers("permute_add_", "weights", weights, len(tensors))
     for t, target in enumerate(out):
         check_written("permute_add_", f"out[{t}]", target)

@@ -27,10 +27,10 @@ def layouts() -> Iterator[tuple[str, Tensor]]:
     yield "transposed", random(3, 65, 65).mT
     yield "every second", random(202, 202)[::2, ::2]
     yield "no common stride", random(2, 3, 41, 41).transpose(0, 1)
-    yield "candidates", random(2, 131, 131)
-    yield "many candidates", random(353, 353)
+    yield "many columns", random(2, 131, 131)
+    yield "candidates", random(2, 521, 521)
     yield "correlated", random(301, 1) @ random(1, 301) + 0.1 * random(301, 301)
-    yield "well matched", random(401, 401) + 9 * torch.eye(401, dtype=torch.float64).flip(0)
+    yield "well matched", random(601, 601) + 9 * torch.eye(601, dtype=torch.float64).flip(0)
     yield "no rows", random(3, 0, 0)
     yield "no problems", random(0, 5, 5)
 
@@ -41,15 +41,18 @@ def samples() -> Iterator[Sample]:
         for dtype in (torch.float32, torch.float64):
             for maximize in (False, True):
                 how = f"{name}, {dtype}, {'most' if maximize else 'least'}"
-                yield Sample(how, (costs.to(dtype), maximize, None, None))
-        changed = costs.clone()
+                yield Sample(how, (costs.to(dtype), maximize, None, None, None, None))
+        other = costs.clone()
         size = costs.shape[-1]
         rows = torch.randperm(size, generator=make)[: max(1, size // 20)]
-        changed[..., rows, :] = torch.randn(changed[..., rows, :].shape, generator=make).double()
-        columns, _, duals = ops.assignment(costs, maximize=True)
-        yield Sample(f"{name}, started", (changed, True, columns, duals))
-        nonsense = columns.flip(-1) - 1, duals * 3 + torch.rand(size, generator=make)
-        yield Sample(f"{name}, started with nonsense", (changed, True, *nonsense))
+        other[..., rows, :] = torch.randn(other[..., rows, :].shape, generator=make).double()
+        columns, row_duals, duals = ops.assignment(costs, maximize=True)
+        yield Sample(f"{name}, started", (other, True, columns, None, duals, None))
+        changed = torch.zeros(costs.shape[:-1], dtype=torch.bool)
+        changed[..., rows] = True
+        yield Sample(f"{name}, changed", (other, True, columns, row_duals, duals, changed))
+        nonsense = columns.flip(-1) - 1, None, duals * 3 + torch.rand(size, generator=make), None
+        yield Sample(f"{name}, started with nonsense", (other, True, *nonsense))
 
 
 def judged(args: tuple[Any, ...], results: list[Tensor]) -> list[Tensor]:
@@ -81,14 +84,22 @@ def mistakes() -> Iterator[Mistake]:
         wrong[1, 2, 0] = value
         message = FINITE.format("costs") + f"got {text} at [1, 2, 0]"
         yield Mistake(call, (wrong,), ValueError, message, reads_values=True)
-    wrong = costs[0].repeat(50, 50)
-    wrong[149, 149] = float("inf")
-    message = FINITE.format("costs") + "got inf at [149, 149]"
+    wrong = costs[0].repeat(200, 200)
+    wrong[599, 599] = float("inf")
+    message = FINITE.format("costs") + "got inf at [599, 599]"
     yield Mistake(call, (wrong,), ValueError, message, reads_values=True)
     duals = torch.tensor([[0.0, float("inf"), 0.0]] * 2, dtype=torch.float64)
     message = FINITE.format("the column duals of a start") + "got inf at [0, 1]"
     start = (solved.columns, solved.row_duals, duals)
     yield Mistake(call, (costs, False, start), ValueError, message, reads_values=True)
+    changed = torch.ones(2, 3, dtype=torch.bool)
+    message = FINITE.format("the row duals of a start") + "got inf at [0, 1]"
+    start = (solved.columns, duals, solved.column_duals)
+    yield Mistake(call, (costs, False, start, changed), ValueError, message, reads_values=True)
+    message = rule + "the changed rows of a start must be torch.bool of shape (2, 3)"
+    yield Mistake(call, (costs, False, tuple(solved), changed[0]), ValueError, message)
+    message = rule + "the row duals of a start with changed rows must be a tensor, got NoneType"
+    yield Mistake(call, (costs, False, None, changed), TypeError, message)
 
 
 CASES = {

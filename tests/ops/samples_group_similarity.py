@@ -8,7 +8,8 @@ from _compare import Case, Mistake, Sample
 from torch import Tensor
 
 from nlm import ops
-from nlm.ops.group_similarity import _gathers, _positions
+from nlm.ops._gathers import positions
+from nlm.ops.group_similarity import _gathers
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ALL_DTYPES = ("units first", "units last", "both gathered", "experts")
@@ -93,7 +94,7 @@ def samples() -> Iterator[Sample]:
 def plain(out: Tensor, a: Tensor, b: Tensor, units: list, kept: list, *rest: Any) -> None:
     """Gathered and multiplied, all in the type of a."""
     sizes = [b.shape[x] if x in units else a.shape[x] for x in range(a.dim())]
-    place = _positions(sizes, list(range(a.dim())), _gathers(*rest[:4]), b.device)
+    place = positions(sizes, range(a.dim()), _gathers(*rest[:4]), b.device)
     gathered = b[tuple(place.values())]
     count = a.dim()
     in_b = [count + x if x in units else x for x in range(count)]

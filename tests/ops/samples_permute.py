@@ -7,7 +7,7 @@ from _compare import Case, Mistake, Sample
 from torch import Tensor
 
 from nlm import ops
-from nlm.ops.permute import _flatten
+from nlm.ops._gathers import flatten
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OTHERS = (torch.bool, torch.int8, torch.int16, torch.int64, torch.complex64, torch.complex128)
@@ -54,7 +54,7 @@ def arguments(grid: list[Grid], dtype: torch.dtype) -> tuple:
         for x, axes, parents in grid
     ]
     tensors = [x.to(dtype) for x, _, _ in grid]
-    flat = _flatten("permute", tensors, indices, [g[1] for g in grid], [g[2] for g in grid])
+    flat = flatten("permute", tensors, indices, [g[1] for g in grid], [g[2] for g in grid])
     return tensors, flat
 
 

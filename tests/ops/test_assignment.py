@@ -59,7 +59,7 @@ STRUCTURES = {
 
 
 @pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("size", [2, 3, 17, 128, 129, 300])
+@pytest.mark.parametrize("size", [2, 3, 17, 128, 129, 600])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_optimal_with_proof(structure: str, size: int, maximize: bool) -> None:
     costs = STRUCTURES[structure](size)
@@ -80,7 +80,7 @@ def test_against_all_permutations(size: int, most: int, maximize: bool, draw) ->
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(130, 260), st.sampled_from([1, 2, 5, 40, 10**6]), st.integers(0, 2**31))
+@given(st.integers(450, 580), st.sampled_from([1, 2, 5, 40, 10**6]), st.integers(0, 2**31))
 def test_integers_are_exact(size: int, most: int, seed: int) -> None:
     costs = torch.from_numpy(np.random.default_rng(seed).integers(0, most + 1, (size, size)))
     assert check(costs.float(), False, assignment(costs.float())) == scipy_total(costs, False)
@@ -103,6 +103,47 @@ def test_any_start_gives_an_optimum(structure: str, size: int) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [64, 600])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_changed_rows_suffice(structure: str, size: int) -> None:
+    costs = STRUCTURES[structure](size).clone()
+    solved = assignment(costs, maximize=True)
+    make = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        rows = torch.randperm(size, generator=make)[: size // 20]
+        costs[rows] = costs[rows.roll(1)].roll(1, 1)
+        changed = torch.zeros(size, dtype=torch.bool)
+        changed[rows] = True
+        solved = assignment(costs, maximize=True, start=solved, changed=changed)
+        total = check(costs, True, solved)
+        assert total == pytest.approx(scipy_total(costs, True), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("is_matched", [False, True])
+def test_rows_that_have_not_changed_are_read_on_paths_only(is_matched: bool) -> None:
+    costs = random(600, 600) + 9.0 * is_matched * torch.eye(600)
+    start = assignment(costs, maximize=True)
+    changed = torch.arange(600) < 40
+    costs[:40] = costs[:40].flip(0) if is_matched else -costs[:40]
+    unread = ~changed[:, None] & (torch.arange(600) != start.columns[:, None])
+    costs[unread] = float("nan")
+    if is_matched:
+        solved = assignment(costs, maximize=True, start=start, changed=changed)
+        assert solved.columns.tolist() == [*reversed(range(40)), *range(40, 600)]
+    else:
+        with pytest.raises(ValueError, match="costs must be finite"):
+            assignment(costs, maximize=True, start=start, changed=changed)
+
+
+@pytest.mark.parametrize("size", [64, 600])
+def test_what_has_changed_at_its_match_is_noticed(size: int) -> None:
+    costs = random(size, size)
+    start = assignment(costs)
+    costs[range(size), start.columns] += 100
+    unmarked = torch.zeros(size, dtype=torch.bool)
+    check(costs, False, assignment(costs, start=start, changed=unmarked))
+
+
 def test_start_of_an_unchanged_problem_is_returned() -> None:
     costs = random(3, 200, 200)
     first = assignment(costs)
@@ -123,7 +164,7 @@ def test_batch_is_solved_problem_by_problem(size: int) -> None:
 def test_reference_proves_its_solution() -> None:
     for structure in ("uniform", "few values", "planted"):
         costs = STRUCTURES[structure](30)
-        solved = operations()["assignment"].reference(costs, False, None, None)
+        solved = operations()["assignment"].reference(costs, False, *[None] * 4)
         check(costs, False, Assignment(*solved))
 
 
