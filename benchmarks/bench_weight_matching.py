@@ -153,6 +153,8 @@ def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, A
 
     def progress(sweep: int, value: float) -> None:
         trace.append((time.perf_counter() - begin, value))
+        if trace[-1][0] >= most:
+            raise TimeoutError
 
     if peer is not None:
         sweeps, complete = peer.run(most)
@@ -160,9 +162,12 @@ def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, A
         permutation = {name: group.perm_indices for name, group in peer.groups.items()}
     else:
         order = provider.partition(" ")[2] or "random"
-        result = weight_matching(a, b, spec, order=order, progress=progress)
-        seconds, sweeps, complete = time.perf_counter() - begin, len(trace), True
-        permutation = result.permutation
+        try:
+            weight_matching(a, b, spec, order=order, progress=progress)
+        except TimeoutError:
+            pass
+        seconds, sweeps = time.perf_counter() - begin, len(trace)
+        complete, permutation = trace[-1][0] < most, None
     added = peak_bytes() - before
     return {
         "workload": f"{workload}, {kind}",
@@ -172,7 +177,7 @@ def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, A
         "seconds": seconds,
         "sweeps": sweeps,
         "complete": complete,
-        "objective": objective(spec, a, b, permutation),
+        "objective": objective(spec, a, b, permutation) if permutation else trace[-1][1],
         "state_bytes": held,
         "added_bytes": added,
         "trace": trace,
@@ -199,7 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workload", default="", help="only workloads whose name contains this")
     parser.add_argument("--providers", nargs="+", default=["rebasin", "nlm random"])
-    parser.add_argument("--most", type=float, default=600.0, help="seconds of a run of the peer")
+    parser.add_argument(
+        "--most", type=float, default=600.0, help="seconds after which a run is ended"
+    )
     parser.add_argument("--json", type=Path, default=RESULTS / machine() / "weight_matching.json")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
