@@ -16,6 +16,7 @@ programming", Naval Research Logistics 3, 1956; Vogelstein et al., "Fast approxi
 programming for graph matching", PLoS ONE 10, 2015).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from nlm.align.assignment import best_assignment
 
 _MOST_STEPS = 30
-_LEAST_ASCENT = 1e-3  # of the slope towards an assignment, relative to the gradient's size
+_LEAST_ASCENT = 1e-3  # of the slope towards an assignment, relative to <grad(P), P>
 
 
 def relaxed(gradient: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
@@ -39,11 +40,11 @@ def relaxed(gradient: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     for _ in range(_MOST_STEPS):
         vertex = best_assignment(slope)
         step = _matrix(vertex) - point
-        ascent = float((slope * step).sum())
-        if ascent <= _LEAST_ASCENT * float((slope * point).sum().abs()):
+        ascent = _inner(slope, step)
+        if ascent <= _LEAST_ASCENT * abs(_inner(slope, point)):
             break
         bend = gradient(vertex) - slope
-        curvature = float((bend * step).sum())
+        curvature = _inner(bend, step)
         length = 1.0 if ascent + curvature >= 0 else -ascent / curvature
         point.add_(step, alpha=length)
         slope.add_(bend, alpha=length)
@@ -54,3 +55,8 @@ def _matrix(assignment: Tensor) -> Tensor:
     """float64 [..., n, n] with a 1 in each row."""
     empty = torch.zeros(*assignment.shape, assignment.shape[-1], dtype=torch.float64)
     return empty.scatter_(-1, assignment[..., None], 1.0)
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    """The sum of products, row by row: the same for any number of threads."""
+    return math.fsum((a * b).sum(-1).flatten().tolist())

@@ -8,6 +8,7 @@ from nlm.align import nested
 from nlm.align.descent import Descent
 from nlm.align.similarity import Comparison
 from nlm.symmetry import PermutationSpec
+from nlm.symmetry.gather import Gathers
 
 CASES = {
     "layers": (
@@ -75,3 +76,17 @@ def test_replaced_terms_give_the_similarity_made_afresh(case, monkeypatch):
             assert all(torch.equal(found[name], expected[name]) for name in spec.groups)
         permutation = nearly(spec, permutation, 1 + step % 3, step)
     assert len(replaced) > 5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gain_of_a_few_swaps_is_the_difference_of_the_values(case):
+    spec = specification(*CASES[case])
+    random = torch.Generator().manual_seed(0)
+    before = spec.random(1)
+    after = nearly(spec, before, 2, 0)
+    orders = [Gathers(spec.groups, each) for each in (before, after)]
+    for layouts in spec.params.values():
+        a, b = (torch.randn([x.size for x in layouts], generator=random) for _ in range(2))
+        comparison = Comparison(a, b, layouts)
+        old, new = (comparison.value(order) for order in orders)
+        assert abs(comparison.gain(*orders, old) - (new - old)) <= 1e-12 * comparison.scale
