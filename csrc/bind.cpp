@@ -65,11 +65,11 @@ void bind_assignment(py::module_& m) {
       "assignment",
       [](const ViewTuple& costs, bool maximize, Address columns, Address row_duals,
          Address column_duals, bool warm, Address changed, int threads) {
-        return select(assignment_clones)(to_view(costs), maximize,
-                                         {pointer<int64_t>(columns), pointer<double>(row_duals),
-                                          pointer<double>(column_duals), warm,
-                                          pointer<uint8_t>(changed)},
-                                         threads);
+        return select(assignment_clones)(
+            to_view(costs), maximize,
+            {pointer<int64_t>(columns), pointer<double>(row_duals), pointer<double>(column_duals),
+             warm, pointer<uint8_t>(changed)},
+            threads);
       },
       Released());
 }

@@ -24,6 +24,7 @@ namespace {
 constexpr int64_t kBlock = 1024;      // terms
 constexpr int64_t kStripe = 1536;     // rows of one operand; a multiple of kTile
 constexpr int64_t kTileRows = 192;    // 192 x 1024 of A (768 KB) stay in the second-level cache
+constexpr int64_t kFewTerms = 64;     // up to here the result's memory bounds the product
 constexpr int64_t kSerial = 1 << 22;  // products below which threads cost more than they save
 
 NLM_INLINE bool is_run(const int64_t* offset, int64_t n) {
@@ -115,15 +116,20 @@ void pack(const Part<T>& part, int threads, const Panels<S>& panels) {
   }
 }
 
+// run[k]: how many offsets from the k-th on are those of neighbours.
+NLM_INLINE void find_runs(const int64_t* offset, int64_t n, int64_t* run) {
+  for (int64_t k = n - 1; k >= 0; --k) {
+    run[k] = k + 1 < n && offset[k + 1] == offset[k] + 1 ? run[k + 1] + 1 : 1;
+  }
+}
+
 // Adds weight * tile to the result, whose offsets `row` and `column` begin with the tile. Rows of
 // the tile lie `stride` apart.
 template <class S>
 void add_tile(const S* tile, int64_t stride, double weight, int64_t rows, int64_t columns,
               double* out, const int64_t* row, const int64_t* column) {
-  int64_t run[kTile];  // of neighbours from a column on
-  for (int64_t j = columns - 1; j >= 0; --j) {
-    run[j] = j + 1 < columns && column[j + 1] == column[j] + 1 ? run[j + 1] + 1 : 1;
-  }
+  int64_t run[kTile];
+  find_runs(column, columns, run);
   for (int64_t i = 0; i < rows; ++i) {
     const S* sums = tile + i * stride;
     for (int64_t j = 0; j < columns;) {
@@ -142,10 +148,11 @@ void multiply_panels(const Panels<S>& a, const Panels<S>& b, int64_t terms, doub
   constexpr int64_t kLanes = Panels<S>::kLanes;
   constexpr int64_t kColumns = kTile / kLanes;
   const int64_t column_tiles = ceil_div(b.count(), kColumns);
-  const int64_t rows = rows_per_tile<S>(kTileRows, a.count(), column_tiles, threads);
-  parallel_for(ceil_div(a.count(), rows) * column_tiles, threads, [&](int64_t task, int) {
-    const int64_t first_row = task / column_tiles * rows;
-    const int64_t first_column = task % column_tiles * kColumns;
+  // Of few terms the result's memory bounds the product: a task goes along whole rows of it.
+  const bool few = terms <= kFewTerms;
+  const int64_t rows = rows_per_tile<S>(few ? kLanes : kTileRows, a.count(), column_tiles, threads);
+  const int64_t together = few ? column_tiles : 1;
+  const auto add = [&](int64_t first_row, int64_t first_column) {
     const Region region = {first_row, smaller(first_row + rows, a.count()), first_column,
                            smaller(first_column + kColumns, b.count())};
     const int64_t i = first_row * kLanes, j = first_column * kLanes;
@@ -159,6 +166,12 @@ void multiply_panels(const Panels<S>& a, const Panels<S>& b, int64_t terms, doub
     alignas(64) double tile[kTileRows * kTile];
     multiply_tile<S>(a, b, false, region, terms, tile);
     add_tile(tile, kTile, weight, tile_rows, tile_columns, out, row + i, column + j);
+  };
+  const int64_t tasks = ceil_div(a.count(), rows) * column_tiles / together;
+  parallel_for(tasks, threads, [&](int64_t task, int) {
+    for (int64_t t = task * together; t < (task + 1) * together; ++t) {
+      add(t / column_tiles * rows, t % column_tiles * kColumns);
+    }
   });
 }
 
@@ -212,16 +225,29 @@ void add_similarity(const SimilarityOperand& a, const SimilarityOperand& b,
   });
 }
 
+// Run by run of neighbouring terms, run[k] of them from term k on; null where most stand alone.
 template <class T, class S>
 void gather_rows(const T* source, const int64_t* row, int64_t rows, const int64_t* term,
-                 int64_t terms, S* target) {
+                 const int64_t* run, int64_t terms, S* target) {
   for (int64_t i = 0; i < rows; ++i) {
     const T* from = source + row[i];
     S* to = target + i * terms;
-    if constexpr (std::is_same_v<T, S>) {
+    if constexpr (!std::is_same_v<T, S>) {
+      for (int64_t k = 0; k < terms; ++k) to[k] = load_one(from + term[k]);
+    } else if (run == nullptr) {
       for (int64_t k = 0; k < terms; ++k) to[k] = from[term[k]];
     } else {
-      for (int64_t k = 0; k < terms; ++k) to[k] = load_one(from + term[k]);
+      constexpr int64_t kChunk = 32 / sizeof(T);
+      for (int64_t k = 0; k < terms;) {
+        const T* const first = from + term[k];
+        const int64_t n = run[k];
+        int64_t x = 0;
+        for (; x + kChunk <= n; x += kChunk) {
+          std::memcpy(to + k + x, first + x, kChunk * sizeof(T));
+        }
+        for (; x < n; ++x) to[k + x] = first[x];
+        k += n;
+      }
     }
   }
 }
@@ -246,6 +272,11 @@ void similarity_gather(const SimilarityOperand& operand, DType dtype, int64_t e,
   constexpr int64_t kTogether = 32;  // rows or terms of a task
   const int64_t terms = end - begin;
   const int64_t* const term = operand.term + e * operand.term_step + begin;
+  const Scratch<int64_t> runs(terms);
+  find_runs(term, terms, runs.data());
+  int64_t count = 0;
+  for (int64_t k = 0; k < terms; k += runs.data()[k]) count += 1;
+  const int64_t* const run = 4 * count <= terms ? runs.data() : nullptr;
   with_dtype(dtype, [&](auto element) {
     using T = decltype(element);
     using S = typename Lanes<T>::scalar;
@@ -258,7 +289,7 @@ void similarity_gather(const SimilarityOperand& operand, DType dtype, int64_t e,
         copy_terms<T, S>(source + operand.row[0], operand.rows, term + first, n,
                          out + first * operand.rows);
       } else {
-        gather_rows<T, S>(source, operand.row + first, n, term, terms, out + first * terms);
+        gather_rows<T, S>(source, operand.row + first, n, term, run, terms, out + first * terms);
       }
     });
   });

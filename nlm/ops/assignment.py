@@ -63,9 +63,10 @@ def reference(
         least = matrix.gather(1, matched[:, None])
         v = matrix.new_zeros(len(matrix))
         for _ in range(len(matrix)):
-            before, v = v, torch.minimum(v, (matrix - least + v[matched][:, None]).amin(0))
-            if torch.equal(before, v):
+            nearer = torch.minimum(v, (matrix - least + v[matched][:, None]).amin(0))
+            if torch.equal(nearer, v):
                 break
+            v = nearer
         for result, found in zip(results, (matched, least[:, 0] - v[matched], v), strict=True):
             result[place] = found if result is results[0] else sign * found
     return results

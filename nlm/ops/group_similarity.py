@@ -18,7 +18,7 @@ Numerics: the kernel multiplies and sums in float32 (float64 for float64) over a
 with fused multiply-adds, then in float64: an entry errs by < 2e-6 sqrt(sum_r a^2 sum_r b^2), by
 2e-7 of the largest on random data. The same bits for any number of threads. From 2^26 products of
 float32 or float64 on BLAS multiplies parts gathered into scratch memory, up to 1.25 times as fast:
-it sums up to 4096 terms in float32, errs by 1e-6 of the largest entry on random data (5e-6 where
+it sums up to 5120 terms in float32, errs by 1e-6 of the largest entry on random data (5e-6 where
 all terms are equal), and is excepted from the rule on bits. Products must be in range, |a b| < 1e34
 for float32. The reference gathers a copy of b and multiplies in float64, in which a GPU with
 float64 matrix units is as fast as in float32: it is the kernel there. It goes through BLAS too.
@@ -49,6 +49,7 @@ from nlm.ops._gathers import (
 _OP = "group_similarity_"
 _MANY = 1 << 26  # products from which BLAS is the faster way
 _SCRATCH = 1 << 22  # numbers of a part
+_MOST_TERMS = 5120  # of a part: all of a convolution of 512 channels and 3 x 3 taps
 
 
 def reference(
@@ -155,43 +156,48 @@ def _check_values(out: Tensor, a: Tensor, b: Tensor, gathers: list[Gather]) -> N
 
 def _grid(tensor: Tensor, axes: Sequence[int], first: int = 0) -> Tensor:
     """Offsets of a row-major grid of axes; that of axis x is dimension first + x of the tensor."""
-    shape = tuple(tensor.shape[first + x] for x in axes)
-    strides = tuple(tensor.stride(first + x) for x in axes)
-    return (_small_offsets if math.prod(shape) <= 1 << 13 else _offsets)(shape, strides)
+    return _offsets(
+        [tensor.shape[first + x] for x in axes], [tensor.stride(first + x) for x in axes]
+    )
 
 
-def _offsets(shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+def _offsets(shape: Sequence[int], steps: Sequence[int]) -> Tensor:
+    return (_kept_offsets if math.prod(shape) <= 1 << 13 else _new_offsets)(
+        *map(tuple, (shape, steps))
+    )
+
+
+def _new_offsets(shape: tuple[int, ...], steps: tuple[int, ...]) -> Tensor:
     found = torch.zeros(1, dtype=torch.int64, device="cpu")
-    for size, step in zip(shape, strides, strict=True):
+    for size, step in zip(shape, steps, strict=True):
         found = (found[:, None] + torch.arange(size, device="cpu") * step).reshape(-1)
     return found
 
 
-_small_offsets = lru_cache(256)(_offsets)  # 16 MB at most; a small call takes half as long
+_kept_offsets = lru_cache(256)(_new_offsets)  # 16 MB at most; a small call takes half as long
 
 
 def _gathered(
     a: Tensor, b: Tensor, kept: list[int], summed: list[int], gathers: list[Gather]
 ) -> tuple[Tensor, Tensor]:
     """Offsets in b by kept position, [batches], and by summed one, [1 or batches, terms]."""
-    closed = [*kept, *summed]
+    closed, count = [*kept, *summed], len(kept)
     sizes = [a.shape[x] for x in closed]
-    parents = {gather.axis: gather.parents for gather in gathers}
-    ones = [1] * len(closed)
-    batch = torch.zeros(
-        [*sizes[: len(kept)], *ones[len(kept) :]], dtype=torch.int64, device=a.device
-    )
-    term = torch.zeros(
-        [*ones[: len(kept)], *sizes[len(kept) :]], dtype=torch.int64, device=a.device
-    )
-    for x, place in positions(a.shape, closed, gathers, a.device).items():
-        if {x, *parents.get(x, ())} <= set(kept):
-            batch = batch + place * b.stride(x)
+    given = {gather.axis for gather in gathers}
+    steps = [0 if x in given else b.stride(x) for x in closed]
+    batch = _offsets(sizes[:count], steps[:count]).view([*sizes[:count], *(1 for _ in summed)])
+    term = _offsets(sizes[count:], steps[count:]).view([*(1 for _ in kept), *sizes[count:]])
+    for index, _, axis, parents in gathers:
+        own = sorted([*parents, axis], key=closed.index)
+        shape = [size if x in own else 1 for x, size in zip(closed, sizes, strict=True)]
+        place = index.permute([[*parents, axis].index(x) for x in own]).contiguous().view(shape)
+        if set(own) <= set(kept):
+            batch = batch + place * b.stride(axis)
         else:
-            term = term + place * b.stride(x)
-    if math.prod(term.shape[: len(kept)]) > 1:
+            term = term + place * b.stride(axis)
+    if math.prod(term.shape[:count]) > 1:
         term = term.expand(sizes)
-    return batch.reshape(-1), term.reshape(-1, math.prod(sizes[len(kept) :]))
+    return batch.reshape(-1), term.reshape(-1, math.prod(sizes[count:]))
 
 
 def _cpu(
@@ -243,8 +249,8 @@ class _Operand(NamedTuple):
         addresses = [each.data_ptr() for each in self]
         return (*addresses, len(self.row), step)
 
-    def part(self, batch: int, begin: int, end: int) -> Tensor:
-        """[rows, end - begin] of a batch: a view where its entries lie evenly, else gathered."""
+    def part(self, batch: int, begin: int, end: int, block: Tensor) -> Tensor:
+        """[rows, end - begin] of a batch: a view where entries lie evenly, else in ``block``."""
         data, rows, terms = self.data, len(self.row), end - begin
         term = self.term[batch if len(self.term) > 1 else 0, begin:end]
         steps = [_step(self.row), _step(term)]
@@ -252,7 +258,7 @@ class _Operand(NamedTuple):
         if by_row or (by_term and steps[1] >= rows):
             start = int(self.batch[batch] + self.row[0] + term[0])
             return data.as_strided((rows, terms), steps, data.storage_offset() + start)
-        found = data.new_empty((terms, rows) if by_term else (rows, terms))
+        found = block[: terms * rows].view((terms, rows) if by_term else (rows, terms))
         _native.cpu.similarity_gather(
             self.arguments, _native.DTYPES[data.dtype], batch, begin, end, by_term,
             found.data_ptr(), _native.threads(),
@@ -280,15 +286,19 @@ def _is_blas_exact(dtype: torch.dtype) -> bool:
 def _by_blas(target: tuple[int, ...], a: _Operand, b: _Operand, weight: float) -> None:
     """In parts whose operands and products are within 16 MB each, added up in float64."""
     terms, rows, columns = a.term.shape[1], len(a.row), len(b.row)
-    parts = -(-terms // max(256, min(4096, _SCRATCH // max(rows, columns))))
+    parts = -(-terms // max(256, min(_MOST_TERMS, _SCRATCH // max(rows, columns))))
     step = -(-terms // parts)
     stripe = max(256, _SCRATCH // columns)
-    product = a.data.new_empty(min(rows, stripe), columns)
+    product = _native.fresh(a.data.new_empty(min(rows, stripe), columns))
+    blocks = [_native.fresh(a.data.new_empty(size * step)) for size in (rows, columns)]
     wide = product.dtype == torch.float64
     for batch in range(len(b.batch)):
         for begin in range(0, terms, step):
             end = min(begin + step, terms)
-            left, right = (each.part(batch, begin, end) for each in (a, b))
+            left, right = (
+                each.part(batch, begin, end, block)
+                for each, block in zip((a, b), blocks, strict=True)
+            )
             for row in range(0, rows, stripe):
                 some = left[row : row + stripe]
                 torch.mm(some, right.T, out=product[: len(some)])
