@@ -86,7 +86,7 @@ def find(
                 )
             )
             del flows[group]
-    used = set(graph.entries.values())
+    used = {graph.entries.get(node.name) for node in graph.nodes.nodes if node.users}
     shared = tuple(
         tuple(sorted(names, key=lambda name: name not in used)) for names in _ties(apart)
     )

@@ -226,7 +226,7 @@ def test_bad_models(other, error, message):
 def test_bad_calls():
     a, b = mlp(0), mlp(1)
     spec = nlm.trace(a, vectors(8))
-    with pytest.raises(ValueError, match="the method is one of weights, activations, got 'magic'"):
+    with pytest.raises(ValueError, match="orthogonal, got 'magic'"):
         nlm.align(a, b, spec, "magic")
     with pytest.raises(ValueError, match=r"the order is one of random, .*, got 'magic'"):
         nlm.align(a, b, spec, order="magic")
