@@ -15,21 +15,7 @@ using namespace device;
 namespace {
 
 struct DeviceMemory {
-  const void *expert_data, *base_data;
-  void* out_data;
-
-  template <class T>
-  NLM_DEVICE const T* expert() const {
-    return static_cast<const T*>(expert_data);
-  }
-  template <class T>
-  NLM_DEVICE const T* base() const {
-    return static_cast<const T*>(base_data);
-  }
-  template <class T>
-  NLM_DEVICE T* out() const {
-    return static_cast<T*>(out_data);
-  }
+  DeviceAddress expert, base, out;
 };
 
 template <class T, bool kPacked>
@@ -44,7 +30,7 @@ cudaError_t launch(const DeviceMemory& memory, int64_t count, const Drop& drop,
                    cudaStream_t stream) {
   bool packed = false;
   const DropGrid work =
-      make_drop_grid<T>(memory.expert_data, memory.base_data, memory.out_data, count, drop, packed);
+      make_drop_grid<T>(memory.expert.data, memory.base.data, memory.out.data, count, drop, packed);
   const int64_t blocks = work.grid.blocks();
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const auto kernel = packed ? drop_kernel<T, true> : drop_kernel<T, false>;

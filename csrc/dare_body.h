@@ -85,19 +85,19 @@ NLM_DEVICE void drop_body(const DropGrid& work, ComputeType<T> scale, int64_t bl
     }
     const int64_t first = run * kRun - work.lead;
     if (kPacked && first + kRun <= work.count) {
-      const Run expert = memory.template expert<Run>()[run];
-      Run result = memory.template base<Run>()[run];
+      const Run expert = memory.expert.template as<const Run>()[run];
+      Run result = memory.base.template as<const Run>()[run];
       for (int k = 0; k < kRun; ++k) {
         result.value[k] =
             rescaled(expert.value[k], result.value[k], words[k] >= work.threshold, scale);
       }
-      memory.template out<Run>()[run] = result;
+      memory.out.template as<Run>()[run] = result;
     } else {
       for (int k = 0; k < kRun; ++k) {
         const int64_t i = first + k;
         if (i < 0 || i >= work.count) continue;
-        memory.template out<T>()[i] =
-            rescaled(memory.template expert<T>()[i], memory.template base<T>()[i],
+        memory.out.template as<T>()[i] =
+            rescaled(memory.expert.template as<const T>()[i], memory.base.template as<const T>()[i],
                      words[k] >= work.threshold, scale);
       }
     }

@@ -20,11 +20,6 @@ inline constexpr int kDigitBits = 11;
 inline constexpr int kDigits = 1 << kDigitBits;
 inline constexpr int kSpans = 80;  // tensors of one launch, which takes them by value
 
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount) MagnitudePack {
-  T value[kCount];
-};
-
 // A tensor, and the first of the blocks that share it.
 struct MagnitudeSpan {
   const void* values;
@@ -106,7 +101,7 @@ template <class T, class Word, class Memory>
 NLM_DEVICE void count_phase(const CountGrid& work, int64_t block, int thread,
                             const Memory& memory) {
   constexpr int kPack = 16 / sizeof(T);
-  using Pack = MagnitudePack<T, kPack>;
+  using Values = Pack<T, kPack>;
   int index = 0;
   const MagnitudeSpan& span = span_of(work, block, index);
   const Digit digit = work.digit;
@@ -123,12 +118,12 @@ NLM_DEVICE void count_phase(const CountGrid& work, int64_t block, int thread,
   const int64_t end = begin + work.chunk < span.size ? begin + work.chunk : span.size;
   int64_t single = begin;  // from here on one value at a time
   if (span.packs) {
-    const auto values = memory.template values<Pack>(index);
-    const auto base = memory.template base<Pack>(index);
+    const auto values = memory.template values<Values>(index);
+    const auto base = memory.template base<Values>(index);
     single = begin + (end - begin) / kPack * kPack;
     for (int64_t p = begin / kPack + thread; p < single / kPack; p += kBlockThreads) {
-      const Pack x = values[p];
-      const Pack b = based ? base[p] : Pack{};
+      const Values x = values[p];
+      const Values b = based ? base[p] : Values{};
       for (int i = 0; i < kPack; ++i) add(x.value[i], b.value[i], based);
     }
   }

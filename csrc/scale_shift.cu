@@ -15,38 +15,10 @@ using namespace device;
 namespace {
 
 struct DeviceMemory {
-  const void *grad_data, *x_data, *scale_data, *shift_data;
-  void* result_data;
-  const int64_t* ids;
-  double *scale_sums, *shift_sums;
+  DeviceAddress grad, x, scale, shift;
+  DeviceAddress result;  // y, or the gradient for x
+  DeviceAddress task_ids, grad_scale, grad_shift;
 
-  template <class T>
-  NLM_DEVICE const T* grad() const {
-    return static_cast<const T*>(grad_data);
-  }
-  template <class T>
-  NLM_DEVICE const T* x() const {
-    return static_cast<const T*>(x_data);
-  }
-  template <class T>
-  NLM_DEVICE T* y() const {
-    return static_cast<T*>(result_data);
-  }
-  template <class T>
-  NLM_DEVICE T* grad_x() const {
-    return static_cast<T*>(result_data);
-  }
-  template <class T>
-  NLM_DEVICE const T* scale() const {
-    return static_cast<const T*>(scale_data);
-  }
-  template <class T>
-  NLM_DEVICE const T* shift() const {
-    return static_cast<const T*>(shift_data);
-  }
-  NLM_DEVICE const int64_t* task_ids() const { return ids; }
-  NLM_DEVICE double* grad_scale() const { return scale_sums; }
-  NLM_DEVICE double* grad_shift() const { return shift_sums; }
   template <class T>
   NLM_DEVICE T* shared() const {
 #if defined(__CUDA_ARCH__)
@@ -78,7 +50,7 @@ cudaError_t forward(const View3& x, const View3& y, const DeviceMemory& memory, 
   constexpr int kPack = 16 / sizeof(T);
   int pack = 0;
   const ForwardGrid work =
-      make_forward_grid(x, y, memory.scale_data, memory.shift_data, tasks, sizeof(T), pack);
+      make_forward_grid(x, y, memory.scale.data, memory.shift.data, tasks, sizeof(T), pack);
   const int64_t blocks = work.grid.blocks();
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const auto kernel = pack == kPack ? forward_kernel<T, kPack> : forward_kernel<T, 1>;

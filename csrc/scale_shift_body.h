@@ -96,7 +96,8 @@ inline ForwardGrid make_forward_grid(const View3& x, const View3& y, const void*
 template <class Memory>
 NLM_DEVICE int64_t task_of(const Tasks& tasks, int64_t outer, const Memory& memory) {
   if (tasks.ids == nullptr) return 0;
-  const int64_t task = memory.task_ids()[quotient(outer, tasks.outer_per_sample)];
+  const int64_t task =
+      memory.task_ids.template as<const int64_t>()[quotient(outer, tasks.outer_per_sample)];
   return task >= 0 && task < tasks.count ? task : -1;
 }
 
@@ -109,8 +110,8 @@ NLM_DEVICE void forward_body(const ForwardGrid& work, int64_t block, int thread,
   const int64_t outer = quotient(row, work.middle);
   const int64_t middle = row - outer * work.middle;
   const int64_t task = task_of(work.tasks, outer, memory);
-  const auto x = memory.template x<Pack<T, kPack>>();
-  const auto y = memory.template y<Pack<T, kPack>>();
+  const auto x = memory.x.template as<const Pack<T, kPack>>();
+  const auto y = memory.result.template as<Pack<T, kPack>>();
   const int64_t x_row = outer * work.x.outer_stride + middle * work.x.middle_stride;
   const int64_t y_row = outer * work.y.outer_stride + middle * work.y.middle_stride;
   const int64_t end = work.grid.end_column(block);
@@ -123,13 +124,13 @@ NLM_DEVICE void forward_body(const ForwardGrid& work, int64_t block, int thread,
   } else if (!work.columns_are_channels) {
     const int64_t channel = task * work.channels + middle;
     for (int i = 0; i < kPack; ++i) {
-      a.value[i] = memory.template scale<Compute>()[channel];
-      b.value[i] = memory.template shift<Compute>()[channel];
+      a.value[i] = memory.scale.template as<const Compute>()[channel];
+      b.value[i] = memory.shift.template as<const Compute>()[channel];
     }
   }
   const bool reads_parameters = task >= 0 && work.columns_are_channels;
-  const auto scale = memory.template scale<Parameters>();
-  const auto shift = memory.template shift<Parameters>();
+  const auto scale = memory.scale.template as<const Parameters>();
+  const auto shift = memory.shift.template as<const Parameters>();
   const int64_t first_parameter = reads_parameters ? task * (work.channels / kPack) : 0;
   for (int64_t column = work.grid.first_column(block, thread); column < end;
        column += work.grid.lanes) {
@@ -291,6 +292,7 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
   SumPair sums[kSums] = {};
   Pack<Compute, kSums> scale = {};
   const bool has_ids = work.tasks.ids != nullptr;
+  const auto ids = memory.task_ids.template as<const int64_t>();
   int slot = kNone;  // what the sums and the scale belong to
   const auto put_sums = [&] {
     if (slot < 0) return;
@@ -320,16 +322,17 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
       }
       const int64_t readable = outer < work.outer ? outer : work.outer - 1;
       count += outer < work.outer;
-      tasks[k] = has_ids ? memory.task_ids()[quotient(readable, work.tasks.outer_per_sample)] : 0;
+      tasks[k] = has_ids ? ids[quotient(readable, work.tasks.outer_per_sample)] : 0;
       const auto at = [&](const WalkView& view) {
         return readable * view.outer_stride + inner * view.inner_stride +
                place.channel * view.channel_stride;
       };
-      grads[k] =
-          read_pack<T, kPack, kWide>(memory.template grad<Values>(), memory.template grad<T>(),
-                                     at(work.grad), work.grad.column_stride);
-      values[k] = read_pack<T, kPack, kWide>(memory.template x<Values>(), memory.template x<T>(),
-                                             at(work.x), work.x.column_stride);
+      grads[k] = read_pack<T, kPack, kWide>(memory.grad.template as<const Values>(),
+                                            memory.grad.template as<const T>(), at(work.grad),
+                                            work.grad.column_stride);
+      values[k] = read_pack<T, kPack, kWide>(memory.x.template as<const Values>(),
+                                             memory.x.template as<const T>(), at(work.x),
+                                             work.x.column_stride);
       results_at[k] = at(work.grad_x);
       advance();
     }
@@ -343,7 +346,7 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
         const int64_t first = (place.first_task + slot) * work.channels + place.channel;
         for (int i = 0; i < kSums; ++i) {
           if (slot >= 0) sums[i] = slots[(slot * kSums + i) * kBlockThreads + thread];
-          scale.value[i] = slot >= 0 ? memory.template scale<Compute>()[first + i]
+          scale.value[i] = slot >= 0 ? memory.scale.template as<const Compute>()[first + i]
                                      : static_cast<Compute>(float_of_bits(kNaNBits));
         }
       }
@@ -357,9 +360,9 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
         sum.value[1] += static_cast<double>(g);
       }
       if constexpr (kWide) {
-        memory.template grad_x<Values>()[results_at[k] / kPack] = result;
+        memory.result.template as<Values>()[results_at[k] / kPack] = result;
       } else {
-        const auto results = memory.template grad_x<T>();
+        const auto results = memory.result.template as<T>();
         for (int i = 0; i < kPack; ++i) {
           results[results_at[k] + i * work.grad_x.column_stride] = result.value[i];
         }
@@ -392,8 +395,8 @@ NLM_DEVICE void backward_sums_body(const BackwardGrid& work, int64_t block, int 
       total.value[1] += sum.value[1];
     }
     const int64_t at = (first.walk_block * work.tasks.count + task) * work.channels + channel;
-    memory.grad_scale()[at] = total.value[0];
-    memory.grad_shift()[at] = total.value[1];
+    memory.grad_scale.template as<double>()[at] = total.value[0];
+    memory.grad_shift.template as<double>()[at] = total.value[1];
   }
 }
 

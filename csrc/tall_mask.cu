@@ -15,37 +15,9 @@ using namespace device;
 namespace {
 
 struct DeviceMemory {
-  const void *expert_data, *base_data, *merged_data;
-  void* out_data;
-  uint8_t* mask_data;  // the masks that are counted, or the one mask
-  int64_t* count_data;
-
-  template <class T>
-  NLM_DEVICE const T* expert() const {
-    return static_cast<const T*>(expert_data);
-  }
-  template <class T>
-  NLM_DEVICE const T* base() const {
-    return static_cast<const T*>(base_data);
-  }
-  template <class T>
-  NLM_DEVICE const T* merged() const {
-    return static_cast<const T*>(merged_data);
-  }
-  template <class T>
-  NLM_DEVICE T* out() const {
-    return static_cast<T*>(out_data);
-  }
-  NLM_DEVICE uint8_t* mask() const { return mask_data; }
-  template <class T>
-  NLM_DEVICE const T* masks() const {
-    return reinterpret_cast<const T*>(mask_data);
-  }
-  template <class T>
-  NLM_DEVICE T* kept() const {
-    return static_cast<T*>(out_data);
-  }
-  NLM_DEVICE int64_t* counts() const { return count_data; }
+  DeviceAddress expert, base, merged, out;
+  DeviceAddress mask;  // the masks that are counted, or the one mask
+  DeviceAddress counts;
 };
 
 template <class T, int kPack>
@@ -69,8 +41,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 template <class T>
 cudaError_t build(const DeviceMemory& memory, int64_t count, double limit, cudaStream_t stream) {
   constexpr int kPack = 16 / sizeof(T);
-  const bool packed = is_aligned(memory.expert_data, 16) && is_aligned(memory.base_data, 16) &&
-                      is_aligned(memory.merged_data, 16);
+  const bool packed = is_aligned(memory.expert.data, 16) && is_aligned(memory.base.data, 16) &&
+                      is_aligned(memory.merged.data, 16);
   const MaskGrid work = make_build_grid(count);
   const int64_t blocks = work.grid.blocks();
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
@@ -83,8 +55,8 @@ cudaError_t build(const DeviceMemory& memory, int64_t count, double limit, cudaS
 template <class W>
 cudaError_t apply(const DeviceMemory& memory, int64_t count, cudaStream_t stream) {
   constexpr int kPack = 16 / sizeof(W);
-  const bool packed = is_aligned(memory.base_data, 16) && is_aligned(memory.merged_data, 16) &&
-                      is_aligned(memory.out_data, 16);
+  const bool packed = is_aligned(memory.base.data, 16) && is_aligned(memory.merged.data, 16) &&
+                      is_aligned(memory.out.data, 16);
   const MaskGrid work = make_apply_grid(count, packed ? kPack : 1);
   const int64_t blocks = work.grid.blocks();
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
@@ -123,7 +95,7 @@ int tall_mask_cuda(const void* expert, const void* base, const void* merged, DTy
 int tall_mask_apply_cuda(const uint8_t* mask, const void* base, const void* merged,
                          int element_bytes, int64_t count, void* out, void* stream) {
   if (count == 0) return cudaSuccess;
-  const DeviceMemory memory = {nullptr, base, merged, out, const_cast<uint8_t*>(mask), nullptr};
+  const DeviceMemory memory = {nullptr, base, merged, out, mask, nullptr};
   const auto on = static_cast<cudaStream_t>(stream);
   switch (element_bytes) {
     case 2:
@@ -141,8 +113,7 @@ int64_t tall_mask_walks(int64_t bytes) { return walk_count(bytes); }
 int tall_mask_agreement_cuda(const uint8_t* masks, int64_t tasks, int64_t bytes, int64_t least,
                              uint8_t* kept, int64_t* counts, void* stream) {
   if (bytes == 0) return cudaSuccess;
-  const DeviceMemory memory = {nullptr, nullptr, nullptr, kept, const_cast<uint8_t*>(masks),
-                               counts};
+  const DeviceMemory memory = {nullptr, nullptr, nullptr, kept, masks, counts};
   const auto on = static_cast<cudaStream_t>(stream);
   if (bytes % 4 == 0 && is_aligned(masks, 4) && is_aligned(kept, 4)) {
     return agreement<uint32_t>(make_agreement_grid(tasks, bytes, least, 4), memory, on);

@@ -40,9 +40,9 @@ template <class T, int kPack, class Memory>
 NLM_DEVICE void build_body(const MaskGrid& work, ComputeType<T> limit, int64_t block, int thread,
                            const Memory& memory) {
   if (work.grid.row(block, thread) > 0) return;
-  const auto expert = memory.template expert<Pack<T, kPack>>();
-  const auto base = memory.template base<Pack<T, kPack>>();
-  const auto merged = memory.template merged<Pack<T, kPack>>();
+  const auto expert = memory.expert.template as<const Pack<T, kPack>>();
+  const auto base = memory.base.template as<const Pack<T, kPack>>();
+  const auto merged = memory.merged.template as<const Pack<T, kPack>>();
   const int64_t end = work.grid.end_column(block);
   for (int64_t byte = work.grid.first_column(block, thread); byte < end; byte += work.grid.lanes) {
     uint32_t bits = 0;
@@ -60,35 +60,37 @@ NLM_DEVICE void build_body(const MaskGrid& work, ComputeType<T> limit, int64_t b
       }
     } else {
       for (int64_t i = 8 * byte; i < work.count; ++i) {
-        bits |= lives(memory.template expert<T>()[i], memory.template base<T>()[i],
-                      memory.template merged<T>()[i], limit)
-                << (i - 8 * byte);
+        bits |=
+            lives(memory.expert.template as<const T>()[i], memory.base.template as<const T>()[i],
+                  memory.merged.template as<const T>()[i], limit)
+            << (i - 8 * byte);
       }
     }
-    memory.mask()[byte] = static_cast<uint8_t>(bits);
+    memory.mask.template as<uint8_t>()[byte] = static_cast<uint8_t>(bits);
   }
 }
 
 template <class W, int kPack, class Memory>
 NLM_DEVICE void apply_body(const MaskGrid& work, int64_t block, int thread, const Memory& memory) {
   if (work.grid.row(block, thread) > 0) return;
-  const auto mask = memory.mask();
+  const auto mask = memory.mask.template as<const uint8_t>();
   const int64_t end = work.grid.end_column(block);
   for (int64_t column = work.grid.first_column(block, thread); column < end;
        column += work.grid.lanes) {
     const int64_t first = column * kPack;
     const uint32_t bits = mask[first / 8] >> first % 8;
     if (first + kPack <= work.count) {
-      Pack<W, kPack> result = memory.template base<Pack<W, kPack>>()[column];
-      const Pack<W, kPack> merged = memory.template merged<Pack<W, kPack>>()[column];
+      Pack<W, kPack> result = memory.base.template as<const Pack<W, kPack>>()[column];
+      const Pack<W, kPack> merged = memory.merged.template as<const Pack<W, kPack>>()[column];
       for (int k = 0; k < kPack; ++k) {
         if (bits >> k & 1) result.value[k] = merged.value[k];
       }
-      memory.template out<Pack<W, kPack>>()[column] = result;
+      memory.out.template as<Pack<W, kPack>>()[column] = result;
     } else {
       for (int64_t i = first; i < work.count; ++i) {
-        memory.template out<W>()[i] =
-            bits >> (i - first) & 1 ? memory.template merged<W>()[i] : memory.template base<W>()[i];
+        memory.out.template as<W>()[i] = bits >> (i - first) & 1
+                                             ? memory.merged.template as<const W>()[i]
+                                             : memory.base.template as<const W>()[i];
       }
     }
   }
@@ -126,7 +128,7 @@ NLM_DEVICE void agreement_body(const AgreementGrid& work, int64_t block, int thr
                                const Memory& memory) {
   const int64_t walk = block * kBlockThreads + thread;
   if (walk >= work.walks) return;
-  const auto masks = memory.template masks<W>();
+  const auto masks = memory.mask.template as<const W>();
   int64_t count = 0;
   for (int64_t i = walk; i < work.words; i += work.walks) {
     W planes[kCountPlanes] = {};
@@ -149,10 +151,10 @@ NLM_DEVICE void agreement_body(const AgreementGrid& work, int64_t block, int thr
       }
     }
     const W kept = static_cast<W>(work.least >> kCountPlanes ? 0 : more | equal);
-    memory.template kept<W>()[i] = kept;
+    memory.out.template as<W>()[i] = kept;
     count += bits_set(kept);
   }
-  memory.counts()[walk] = count;
+  memory.counts.template as<int64_t>()[walk] = count;
 }
 
 }  // namespace nlm::NLM_ISA

@@ -38,6 +38,17 @@ struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
   T value[kCount];
 };
 
+// Where a tensor of a kernel's `Memory` begins; a body says what it reads or writes there.
+struct DeviceAddress {
+  void* data;
+
+  DeviceAddress(const void* address) : data(const_cast<void*>(address)) {}
+  template <class T>
+  NLM_DEVICE T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
 inline bool is_aligned(const void* data, int bytes) {
   return reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }

@@ -11,7 +11,8 @@ rescale       the entries that are kept are multiplied by
 ============  =====================================================================
 
 The entries follow from the seed, the task and the name of the tensor: neither the other tasks and
-tensors, nor their order, threads or device change them.
+tensors, nor their order, threads or device change them. The norms of ``l1`` are PyTorch's float64
+sums, whose last bit follows the number of threads: there alone a merge is not the same bit by bit.
 """
 
 import hashlib

@@ -41,6 +41,17 @@ Checked<T> checked(const void* data, const Range& range) {
   return {reinterpret_cast<uintptr_t>(data), range};
 }
 
+// The counterpart of DeviceAddress.
+struct CheckedAddress {
+  const void* data;
+  Range range;
+
+  template <class T>
+  Checked<T> as() const {
+    return checked<T>(data, range);
+  }
+};
+
 // The phases of a body lie between barriers: all threads of a block run one, then the next.
 template <class... Phase>
 int64_t run(int64_t blocks, int64_t first_block, int64_t end_block, const Phase&... phases) {

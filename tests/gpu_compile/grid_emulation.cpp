@@ -85,40 +85,9 @@ struct ScaleShiftRanges {
 };
 
 struct ScaleShiftMemory {
-  const void *grad_data, *x_data, *scale_data, *shift_data;
-  void* result_data;
-  const int64_t* ids;
-  double *scale_sums, *shift_sums;
-  const ScaleShiftRanges& ranges;
+  CheckedAddress grad, x, scale, shift, result, task_ids, grad_scale, grad_shift;
   Range shared_range = {};
 
-  template <class T>
-  Checked<const T> grad() const {
-    return checked<const T>(grad_data, ranges.grad);
-  }
-  template <class T>
-  Checked<const T> x() const {
-    return checked<const T>(x_data, ranges.x);
-  }
-  template <class T>
-  Checked<T> y() const {
-    return checked<T>(result_data, ranges.y);
-  }
-  template <class T>
-  Checked<T> grad_x() const {
-    return y<T>();
-  }
-  template <class T>
-  Checked<const T> scale() const {
-    return checked<const T>(scale_data, ranges.scale);
-  }
-  template <class T>
-  Checked<const T> shift() const {
-    return checked<const T>(shift_data, ranges.shift);
-  }
-  Checked<const int64_t> task_ids() const { return checked<const int64_t>(ids, ranges.ids); }
-  Checked<double> grad_scale() const { return checked<double>(scale_sums, ranges.scale_sums); }
-  Checked<double> grad_shift() const { return checked<double>(shift_sums, ranges.shift_sums); }
   template <class T>
   Checked<T> shared() const {
     return checked<T>(reinterpret_cast<const void*>(shared_range.begin), shared_range);
@@ -131,7 +100,7 @@ int64_t run_forward(const View3& x, const View3& y, const Tasks& tasks,
   constexpr int kPack = 16 / sizeof(T);
   int pack = 0;
   const ForwardGrid work =
-      make_forward_grid(x, y, memory.scale_data, memory.shift_data, tasks, sizeof(T), pack);
+      make_forward_grid(x, y, memory.scale.data, memory.shift.data, tasks, sizeof(T), pack);
   return run(work.grid.blocks(), first_block, end_block, [&](int64_t block, int thread) {
     if (pack == kPack) {
       forward_body<T, kPack>(work, block, thread, memory);
@@ -216,8 +185,14 @@ int64_t emulate_scale_shift(const View3* x, const View3* y, const void* scale, c
                             const Tasks* tasks, const ScaleShiftRanges* ranges, int64_t first_block,
                             int64_t end_block) {
   if (x->empty()) return 0;
-  const ScaleShiftMemory memory = {nullptr,    x->data, scale,   shift,  y->data,
-                                   tasks->ids, nullptr, nullptr, *ranges};
+  const ScaleShiftMemory memory = {{},
+                                   {x->data, ranges->x},
+                                   {scale, ranges->scale},
+                                   {shift, ranges->shift},
+                                   {y->data, ranges->y},
+                                   {tasks->ids, ranges->ids},
+                                   {},
+                                   {}};
   switch (x->dtype) {
     case DType::kFloat16:
       return run_forward<DeviceFloat16>(*x, *y, *tasks, memory, first_block, end_block);
@@ -240,8 +215,14 @@ int64_t emulate_scale_shift_backward(const View3* grad, const View3* x, const Vi
                                      const void* scale, const Tasks* tasks, double* partial_scale,
                                      double* partial_shift, const ScaleShiftRanges* ranges) {
   if (x->empty()) return 0;
-  const ScaleShiftMemory memory = {grad->data, x->data,       scale,         nullptr, grad_x->data,
-                                   tasks->ids, partial_scale, partial_shift, *ranges};
+  const ScaleShiftMemory memory = {{grad->data, ranges->grad},
+                                   {x->data, ranges->x},
+                                   {scale, ranges->scale},
+                                   {},
+                                   {grad_x->data, ranges->y},
+                                   {tasks->ids, ranges->ids},
+                                   {partial_scale, ranges->scale_sums},
+                                   {partial_shift, ranges->shift_sums}};
   switch (x->dtype) {
     case DType::kFloat16:
       return run_backward<DeviceFloat16>(*grad, *x, *grad_x, *tasks, memory);

@@ -10,40 +10,8 @@ using namespace nlm::emulation;
 
 namespace {
 
-struct Array {
-  const void* data;
-  Range range;
-};
-
 struct Memory {
-  Array expert_data, base_data, merged_data, out_data, mask_data, count_data;
-
-  template <class T>
-  Checked<const T> expert() const {
-    return checked<const T>(expert_data.data, expert_data.range);
-  }
-  template <class T>
-  Checked<const T> base() const {
-    return checked<const T>(base_data.data, base_data.range);
-  }
-  template <class T>
-  Checked<const T> merged() const {
-    return checked<const T>(merged_data.data, merged_data.range);
-  }
-  template <class T>
-  Checked<T> out() const {
-    return checked<T>(out_data.data, out_data.range);
-  }
-  Checked<uint8_t> mask() const { return checked<uint8_t>(mask_data.data, mask_data.range); }
-  template <class T>
-  Checked<const T> masks() const {
-    return checked<const T>(mask_data.data, mask_data.range);
-  }
-  template <class T>
-  Checked<T> kept() const {
-    return out<T>();
-  }
-  Checked<int64_t> counts() const { return checked<int64_t>(count_data.data, count_data.range); }
+  CheckedAddress expert, base, merged, out, mask, counts;
 };
 
 // body(T{}) with the GPU's type of elements.
@@ -79,9 +47,8 @@ int64_t run_apply(const Memory& memory, int64_t count, int64_t first, int64_t en
 
 template <class W>
 int64_t apply(const Memory& memory, int64_t count, int64_t first, int64_t end) {
-  const bool packed = is_aligned(memory.base_data.data, 16) &&
-                      is_aligned(memory.merged_data.data, 16) &&
-                      is_aligned(memory.out_data.data, 16);
+  const bool packed = is_aligned(memory.base.data, 16) && is_aligned(memory.merged.data, 16) &&
+                      is_aligned(memory.out.data, 16);
   return packed ? run_apply<W, 16 / sizeof(W)>(memory, count, first, end)
                 : run_apply<W, 1>(memory, count, first, end);
 }
@@ -100,9 +67,8 @@ extern "C" {
 int64_t emulate_tall_mask(const Memory* memory, int dtype, int64_t count, double limit,
                           int64_t first_block, int64_t end_block) {
   if (count == 0) return 0;
-  const bool packed = is_aligned(memory->expert_data.data, 16) &&
-                      is_aligned(memory->base_data.data, 16) &&
-                      is_aligned(memory->merged_data.data, 16);
+  const bool packed = is_aligned(memory->expert.data, 16) && is_aligned(memory->base.data, 16) &&
+                      is_aligned(memory->merged.data, 16);
   return with_device_type(dtype, [&](auto type) {
     using T = decltype(type);
     return packed ? run_build<T, 16 / sizeof(T)>(*memory, count, limit, first_block, end_block)
@@ -129,8 +95,7 @@ int64_t emulate_tall_mask_walks(int64_t bytes) { return walk_count(bytes); }
 int64_t emulate_tall_mask_agreement(const Memory* memory, int64_t tasks, int64_t bytes,
                                     int64_t least) {
   if (bytes == 0) return 0;
-  if (bytes % 4 == 0 && is_aligned(memory->mask_data.data, 4) &&
-      is_aligned(memory->out_data.data, 4)) {
+  if (bytes % 4 == 0 && is_aligned(memory->mask.data, 4) && is_aligned(memory->out.data, 4)) {
     return run_agreement<uint32_t>(*memory, tasks, bytes, least);
   }
   return run_agreement<uint8_t>(*memory, tasks, bytes, least);
@@ -143,8 +108,8 @@ int64_t emulate_dare(const Memory* memory, int dtype, int64_t count, const Drop*
     using T = decltype(type);
     const auto scale = static_cast<ComputeType<T>>(drop->scale);
     bool packed = false;
-    const DropGrid work = make_drop_grid<T>(memory->expert_data.data, memory->base_data.data,
-                                            memory->out_data.data, count, *drop, packed);
+    const DropGrid work = make_drop_grid<T>(memory->expert.data, memory->base.data,
+                                            memory->out.data, count, *drop, packed);
     return run(work.grid.blocks(), first_block, end_block, [&](int64_t block, int thread) {
       if (packed) {
         drop_body<T, true>(work, scale, block, thread, *memory);

@@ -13,7 +13,7 @@ from symmetry.mixtures import (
     interchanged,
     several,
     softmax,
-)  # fmt: skip
+)
 from torch import Tensor, nn
 
 import nlm
