@@ -20,7 +20,7 @@ namespace nlm::NLM_ISA {
 namespace {
 
 constexpr int64_t kTaskElements = 32768;
-constexpr int64_t kBlock = 512;  // elements that are widened at a time
+constexpr int64_t kBlock = 512;   // elements that are widened at a time
 constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
 
 template <class S>
@@ -166,7 +166,8 @@ void merge_run(SignDialect dialect, const Terms<typename Lanes<T>::scalar>& term
                Ballot& ballot) {
   const auto run = [&](auto named) {
     constexpr SignDialect kDialect = decltype(named)::value;
-    const auto merge = terms.unweighted ? merge_run<T, kDialect, false> : merge_run<T, kDialect, true>;
+    const auto merge =
+        terms.unweighted ? merge_run<T, kDialect, false> : merge_run<T, kDialect, true>;
     merge(terms, sources, target, n, contested, streamed, ballot);
   };
   switch (dialect) {
