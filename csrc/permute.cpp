@@ -13,6 +13,7 @@
 #include "core/gather.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "core/stream.h"
 #include "permute_plan.h"
 
 namespace nlm::NLM_ISA {
@@ -21,6 +22,7 @@ namespace {
 constexpr int64_t kTaskBytes = 256 << 10;
 constexpr int64_t kMostOffsets = 8192;  // 64 KB: half of the smallest second-level caches
 constexpr int64_t kShortRun = 32;       // elements below which a memcpy costs more than a gather
+constexpr int64_t kStreamedRun = 1024;  // bytes below which a run is not worth streaming
 constexpr int64_t kShortGather = 256;   // elements below which a row costs more than its gather
 constexpr int64_t kRowsPerOffset = 32;  // uses that pay for computing an offset
 
@@ -34,12 +36,14 @@ template <class T>
 struct Assign {
   using Element = T;
   static constexpr int kRowsTogether = sizeof(T) == 2 ? 2 : sizeof(T) == 4 ? 1 : 0;
+  int64_t bytes;  // of the whole target
 
   // kRowsTogether whole rows, n apart in the target, read at the given offsets.
   NLM_INLINE void together(T* target, const T* source, const int64_t* offsets, int64_t n,
                            const RowGather& by) const {
     if constexpr (kRowsTogether == 1) {
-      gather_words(target, source + offsets[0], by.index, n);
+      gather_words(target, source + offsets[0], by.index, n,
+                   streams(target, bytes, kVectorBytes / 4));
     } else if constexpr (kRowsTogether == 2) {
       join_pairs(by.pairs, source + offsets[0], source + offsets[1], by.extent);
       gather_pairs(target, target + n, by.pairs, by.index, n);
@@ -47,7 +51,12 @@ struct Assign {
   }
 
   NLM_INLINE void contiguous(T* target, const T* source, int64_t n) const {
-    std::memcpy(target, source, static_cast<size_t>(n) * sizeof(T));
+    const int64_t size = n * static_cast<int64_t>(sizeof(T));
+    if (bytes >= kStreamedBytes && size >= kStreamedRun) {
+      stream_copy(target, source, size);
+    } else {
+      std::memcpy(target, source, static_cast<size_t>(size));
+    }
   }
   NLM_INLINE void strided(T* target, const T* source, int64_t stride, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) target[i] = source[i * stride];
@@ -301,18 +310,25 @@ void permute(const PermuteItem* items, const int* element_bytes, int64_t count, 
   for_all_ranges(
       items, count, threads, [&](int64_t item) { return element_bytes[item]; },
       [&](int64_t item, const Plan& plan, int64_t begin, int64_t end, RowGather by) {
+        const int64_t bytes = plan.elements * element_bytes[item];
         switch (element_bytes[item]) {
           case 1:
-            return permute_range(plan, begin, end, Assign<uint8_t>{}, by);
+            permute_range(plan, begin, end, Assign<uint8_t>{bytes}, by);
+            break;
           case 2:
-            return permute_range(plan, begin, end, Assign<uint16_t>{}, by);
+            permute_range(plan, begin, end, Assign<uint16_t>{bytes}, by);
+            break;
           case 4:
-            return permute_range(plan, begin, end, Assign<uint32_t>{}, by);
+            permute_range(plan, begin, end, Assign<uint32_t>{bytes}, by);
+            break;
           case 8:
-            return permute_range(plan, begin, end, Assign<uint64_t>{}, by);
+            permute_range(plan, begin, end, Assign<uint64_t>{bytes}, by);
+            break;
           case 16:
-            return permute_range(plan, begin, end, Assign<Bytes16>{}, by);
+            permute_range(plan, begin, end, Assign<Bytes16>{bytes}, by);
+            break;
         }
+        end_stream(bytes >= kStreamedBytes);
       });
 }
 

@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t kTaskElements = 32768;  // least work worth handing to a thread
 constexpr int64_t kRunLength = 8192;      // longest run in one piece
-constexpr int64_t kSumBytes = 16 << 20;   // partial sums of the backward pass, all blocks together
+constexpr int64_t kSumBytes = 4 << 20;    // partial sums of the backward pass, all blocks together
 
 NLM_INLINE int64_t task_of(const Tasks& tasks, int64_t outer) {
   return tasks.ids == nullptr ? 0 : tasks.ids[outer / tasks.outer_per_sample];
@@ -81,13 +81,13 @@ void scale_rows(const View3& x, const View3& y, const void* scale, const void* s
   const int64_t bytes = bytes_of<T>(y);
   parallel_for(ceil_div(rows, block_rows), threads, [&](int64_t block, int) {
     const int64_t first = block * block_rows;
-    for_rows(
-        plan, first, smaller(first + block_rows, rows), [&](int64_t o, int64_t i, int64_t width) {
-          const int64_t offset = task_of(tasks, o) * padded;
-          T* target = y.at<T>(o, 0, i);
-          scale_row(x.at<T>(o, 0, i), target, scales + offset, shifts + offset, width,
-                    streams(target, bytes, Lanes<T>::count));
-        });
+    for_rows(plan, first, smaller(first + block_rows, rows),
+             [&](int64_t o, int64_t i, int64_t width) {
+               const int64_t offset = task_of(tasks, o) * padded;
+               T* target = y.at<T>(o, 0, i);
+               scale_row(x.at<T>(o, 0, i), target, scales + offset, shifts + offset, width,
+                         streams(target, bytes, Lanes<T>::count));
+             });
     end_stream(bytes >= kStreamedBytes);
   });
 }
@@ -199,25 +199,25 @@ void backward_rows(const View3& grad, const View3& x, const View3& grad_x, const
     double* grads = products + sums / 2;
     std::memset(products, 0, sums * sizeof(double));
     const int64_t first = block * blocks.size;
-    for_rows(plan, first, smaller(first + blocks.size, rows),
-             [&](int64_t o, int64_t i, int64_t width) {
-               const int64_t offset = task_of(tasks, o) * padded;
-               T* target = grad_x.at<T>(o, 0, i);
-               backward_row(grad.at<T>(o, 0, i), x.at<T>(o, 0, i), target, scales.data() + offset,
-                            width, streams(target, bytes, Lanes<T>::count), products + offset,
-                            grads + offset);
-             });
+    for_rows(
+        plan, first, smaller(first + blocks.size, rows), [&](int64_t o, int64_t i, int64_t width) {
+          const int64_t offset = task_of(tasks, o) * padded;
+          T* target = grad_x.at<T>(o, 0, i);
+          backward_row(grad.at<T>(o, 0, i), x.at<T>(o, 0, i), target, scales.data() + offset, width,
+                       streams(target, bytes, Lanes<T>::count), products + offset, grads + offset);
+        });
     end_stream(bytes >= kStreamedBytes);
   });
-  for (int64_t block = 0; block < blocks.count; ++block) {
-    const double* products = partials.data() + block * sums;
-    const double* grads = products + sums / 2;
-    for (int64_t t = 0; t < tasks.count; ++t) {
-      for (int64_t j = 0; j < plan.width; ++j) {
-        const int64_t target = t * x.channels + j / plan.run % x.channels;
-        grad_scale[target] += products[t * padded + j];
-        grad_shift[target] += grads[t * padded + j];
-      }
+  double* products = partials.data();
+  const double* grads = products + sums / 2;
+  for (int64_t block = 1; block < blocks.count; ++block) {
+    for (int64_t j = 0; j < sums; ++j) products[j] += products[block * sums + j];
+  }
+  for (int64_t t = 0; t < tasks.count; ++t) {
+    for (int64_t j = 0; j < plan.width; ++j) {
+      const int64_t target = t * x.channels + j / plan.run % x.channels;
+      grad_scale[target] += products[t * padded + j];
+      grad_shift[target] += grads[t * padded + j];
     }
   }
 }

@@ -78,6 +78,8 @@ def fresh(out: Result) -> Result:
     Memory that comes from the system is zeroed on its first touch, which takes longer than most
     operations do where it happens in pages of 4 KiB, or as threads meet in larger ones.
     """
+    if cpu is None:
+        return out
     tensors = [out] if isinstance(out, Tensor) else out
     blocks = [(x.data_ptr(), x.nbytes) for x in tensors if x.nbytes >= _SMALL]
     if sum(size for _, size in blocks) >= _LARGE:

@@ -56,9 +56,9 @@ NLM_INLINE vfloat widen(const bfloat16* source) {
   return (vfloat)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, lanes, bits);
 }
 NLM_INLINE void narrow(bfloat16* target, vfloat value) {
-  const __m512i upper = _mm512_setr_epi32(
-      0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015, 0x001b0019,
-      0x001f001d, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512i upper =
+      _mm512_setr_epi32(0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015,
+                        0x001b0019, 0x001f001d, 0, 0, 0, 0, 0, 0, 0, 0);
   const __m512i u = (__m512i)value;
   const __mmask16 is_odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
   const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_UNORD_Q);

@@ -10,17 +10,19 @@
 
 #include "parallel.h"
 #include "simd.h"
+#include "stream.h"
 
 namespace nlm::NLM_ISA {
 
 // target[i] = source[index[i]].
 NLM_INLINE void gather_words(uint32_t* target, const uint32_t* source, const int32_t* index,
-                             int64_t n) {
+                             int64_t n, bool streamed) {
   int64_t i = 0;
+  (void)streamed;
 #if defined(__AVX512F__)
   for (; i + 16 <= n; i += 16) {
-    _mm512_storeu_si512(target + i,
-                        _mm512_i32gather_epi32(_mm512_loadu_si512(index + i), source, 4));
+    const __m512i words = _mm512_i32gather_epi32(_mm512_loadu_si512(index + i), source, 4);
+    streamed ? stream_vector(target + i, words) : _mm512_storeu_si512(target + i, words);
   }
 #endif
   for (; i < n; ++i) target[i] = source[index[i]];

@@ -52,7 +52,8 @@ inline void provide_pages(std::vector<std::pair<uintptr_t, int64_t>> blocks, int
     const uintptr_t bytes = pieces[i].end - pieces[i].begin;
     const uintptr_t middle = pieces[i].begin + bytes / 2 / kSmall * kSmall;
     unsigned char present = 0;  // memory that was freed and is used again
-    if (mincore(reinterpret_cast<void*>(middle), kSmall, &present) == 0 && present % 2 != 0) continue;
+    if (mincore(reinterpret_cast<void*>(middle), kSmall, &present) == 0 && present % 2 != 0)
+      continue;
     madvise(reinterpret_cast<void*>(pieces[i].begin), bytes, MADV_POPULATE_WRITE);
   }
 #else

@@ -41,7 +41,6 @@ inline void parallel_for(int64_t tasks, int threads, const Body& body) {
 }
 
 // Entries of a task where each is worked on by itself: a multiple of 2^15, and many for many.
-// Threads that first touch one large page (pages.h) together have it zeroed twice.
 NLM_INLINE int64_t entries_per_task(int64_t count) {
   return larger(1, smaller(count >> 22, 16)) << 15;
 }

@@ -148,14 +148,16 @@ NLM_INLINE vfloat from_float64(const Wide<float>& wide) {
 // Sum of the lanes by halving: a fixed tree.
 template <class V>
 NLM_INLINE auto sum_lanes(V value) {
-  using scalar = std::remove_reference_t<decltype(value[0])>;
-  constexpr int kCount = sizeof(V) / sizeof(scalar);
-  std::remove_const_t<scalar> lanes[kCount];
-  std::memcpy(lanes, &value, sizeof value);
-  for (int width = kCount / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  using scalar = std::remove_cv_t<std::remove_reference_t<decltype(value[0])>>;
+  if constexpr (sizeof(V) == 2 * sizeof(scalar)) {
+    return static_cast<scalar>(value[0] + value[1]);
+  } else {
+    typedef scalar half __attribute__((vector_size(sizeof(V) / 2)));
+    half low, high;
+    std::memcpy(&low, &value, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof low, sizeof high);
+    return sum_lanes(low + high);
   }
-  return lanes[0];
 }
 
 // One element, through the same conversions.

@@ -9,6 +9,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "parallel.h"
 #include "simd.h"
 
 namespace nlm::NLM_ISA {
@@ -53,6 +54,19 @@ NLM_INLINE void store(T* target, typename Lanes<T>::vector value, bool streamed)
   } else {
     stream_vector(target, value);
   }
+}
+
+// Copies `bytes`, streamed.
+NLM_INLINE void stream_copy(void* target, const void* source, int64_t bytes) {
+  char* t = static_cast<char*>(target);
+  const char* s = static_cast<const char*>(source);
+  const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(t) % kVectorBytes);
+  int64_t i = smaller(past == 0 ? 0 : kVectorBytes - past, bytes);
+  std::memcpy(t, s, static_cast<size_t>(i));
+  for (; i + kVectorBytes <= bytes; i += kVectorBytes) {
+    stream_vector(t + i, load_vector<vuint32>(s + i));
+  }
+  std::memcpy(t + i, s + i, static_cast<size_t>(bytes - i));
 }
 
 // Ends a thread's streamed stores: what it stores later is seen later.
