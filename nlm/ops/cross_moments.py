@@ -19,12 +19,12 @@ Numerics: means and m2 in float64 throughout. The kernels take deviations in flo
 float32 (not for float64), and multiply and sum them in float32 over at most 256 samples, then in
 float64, with fused multiply-adds: an entry of comoment errs by < 2e-6 sqrt(m2_x m2_y), by 1e-8 on
 random data. On a CPU with AMX, precision "bf16x3" multiplies the deviations as pairs of bfloat16
-numbers, high high + high low + low high: an entry errs by 3e-7 for independent random streams, by
-3e-6 where x and y are alike, by 3e-5 at most. "bf16" multiplies them rounded to bfloat16: 2e-4 on
-random data, 8e-3 at most. Means and m2 do not depend on the precision, elsewhere nothing does. The
-same bits for any number of threads. The reference is float64 throughout; it goes through BLAS and
-is excepted. Any finite float32 is in range; of float64 the deviations must stay below about 1e150,
-as their squares are summed in float64.
+numbers, high high + high low + low high: an entry errs by < 1e-6 for independent random streams,
+by 5e-6 where x and y are alike (low low adds up), by 3e-5 at most. "bf16" multiplies them rounded
+to bfloat16: 2e-4 on random data, 8e-3 at most. Means and m2 do not depend on the precision,
+elsewhere nothing does. The same bits for any number of threads. The reference is float64
+throughout; it goes through BLAS and is excepted. Any finite float32 is in range; of float64 the
+deviations must stay below about 1e150, as their squares are summed in float64.
 Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
 variances", 1979.
 """
@@ -247,7 +247,7 @@ def _cuda(
 _OPERATION = register(
     "cross_moments_(Tensor(a!) count, Tensor(b!) mean_x, Tensor(c!) m2_x, Tensor(d!)? mean_y, "
     "Tensor(e!)? m2_y, Tensor(f!) comoment, Tensor x, Tensor? y, int dim, Tensor? mask, "
-    "str precision='float32') -> ()",
+    "str precision) -> ()",
     stem="cross_moments",
     reference=reference,
     out=_out,
