@@ -268,11 +268,11 @@ auto with_pack(const BackwardGrid& work, const Go& go) {
   return work.wide ? choose(std::true_type{}) : choose(std::false_type{});
 }
 
-template <class T, int kPack, bool kWide, class Packs, class Elements>
-NLM_DEVICE Pack<T, kPack> read_pack(const Packs& packs, const Elements& elements, int64_t at,
-                                    int64_t column_stride) {
+template <class T, int kPack, bool kWide, class Address>
+NLM_DEVICE Pack<T, kPack> read_pack(const Address& x, int64_t at, int64_t column_stride) {
+  const auto elements = x.template as<const T>();
   Pack<T, kPack> pack;
-  if constexpr (kWide) pack = packs[at / kPack];
+  if constexpr (kWide) pack = x.template as<const Pack<T, kPack>>()[at / kPack];
   for (int i = 0; !kWide && i < kPack; ++i) pack.value[i] = elements[at + i * column_stride];
   return pack;
 }
@@ -327,12 +327,8 @@ NLM_DEVICE void backward_body(const BackwardGrid& work, int64_t block, int threa
         return readable * view.outer_stride + inner * view.inner_stride +
                place.channel * view.channel_stride;
       };
-      grads[k] = read_pack<T, kPack, kWide>(memory.grad.template as<const Values>(),
-                                            memory.grad.template as<const T>(), at(work.grad),
-                                            work.grad.column_stride);
-      values[k] = read_pack<T, kPack, kWide>(memory.x.template as<const Values>(),
-                                             memory.x.template as<const T>(), at(work.x),
-                                             work.x.column_stride);
+      grads[k] = read_pack<T, kPack, kWide>(memory.grad, at(work.grad), work.grad.column_stride);
+      values[k] = read_pack<T, kPack, kWide>(memory.x, at(work.x), work.x.column_stride);
       results_at[k] = at(work.grad_x);
       advance();
     }
