@@ -109,7 +109,7 @@ def activation_matching(
     descent = Descent(spec.groups, comparisons)
     descent.run()
     permutation, similarity = descent.permutation, descent.agreement()
-    correlation, histogram = means(similarity), histograms(similarity)
+    agreement, histogram = means(similarity), histograms(similarity)
     objective = descent.objective[-1:]
     unseen = [group for group in spec.free if group not in samples]
     if unseen:
@@ -119,13 +119,13 @@ def activation_matching(
             progress=None if points else progress,
         )  # fmt: skip
         permutation = spec.compose(permutation, rest.permutation)
-        correlation |= {group: rest.report.correlation[group] for group in unseen}
+        agreement |= {group: rest.report.correlation[group] for group in unseen}
         histogram |= {group: rest.report.histogram[group] for group in unseen}
         objective = objective if points else rest.report.objective
     report = AlignmentReport(
         "activations",
         objective,
-        correlation,
+        agreement,
         time.perf_counter() - started,
         samples,
         by_weights=unseen,

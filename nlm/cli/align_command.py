@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nlm.align import AlignmentResult
 from nlm.align import align as find
 from nlm.checkpoint import atomic_path, read_tensors, refuse_existing
-from nlm.cli.align_data import barriers, mask_of, open_data
+from nlm.cli.align_data import barriers, is_padded, mask_of, open_data
 from nlm.cli.align_page import render
 from nlm.cli.progress import Report, progress_bar
 from nlm.cli.spec_page import proof
@@ -120,7 +120,7 @@ def _aligned(
     if data is None:
         return find(first.state, second.state, spec, "weights", seed=seed, progress=progress)
     assert first.model is not None and second.model is not None
-    mask = mask_of if any(mask_of(batch) is not None for batch in data) else None
+    mask = mask_of if all(map(is_padded, data)) else None
     return find(
         first.model, second.model, spec, "activations", data=data, mask=mask,
         max_samples=samples, progress=progress,

@@ -64,10 +64,14 @@ def _tokens(path: Path, folder: str) -> Tensor:
     return torch.tensor(found, dtype=torch.int64)
 
 
-def mask_of(batch: Any) -> Tensor | None:
+def is_padded(batch: Any) -> bool:
+    """Whether a batch says which of its positions count."""
+    return isinstance(batch, Mapping) and "attention_mask" in batch
+
+
+def mask_of(batch: Any) -> Tensor:
     """The positions of a padded batch that count."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return None if mask is None else mask.bool()
+    return batch["attention_mask"].bool()
 
 
 def barriers(
@@ -81,8 +85,9 @@ def barriers(
     Labels are the entry ``labels`` of a batch by name, the second of a pair, and the text itself
     for a model that generates text.
     """
-    labelled = [_labelled(model, batch) for batch in data]
-    if any(batch is None for batch in labelled):
+    batches = list(data)
+    labelled = [pair for batch in batches if (pair := _labelled(model, batch)) is not None]
+    if len(labelled) < len(batches):
         return None
     by_model = isinstance(labelled[0][0], Mapping)
     curves = {
@@ -109,7 +114,8 @@ def _labelled(model: nn.Module, batch: Any) -> tuple[Any, Tensor] | None:
         return None
     if "labels" in batch:
         return batch, batch["labels"]
-    generates = getattr(model, "can_generate", bool)() and not model.config.is_encoder_decoder
+    config: Any = getattr(model, "config", None)
+    generates = getattr(model, "can_generate", bool)() and not config.is_encoder_decoder
     if generates and "input_ids" in batch and "attention_mask" not in batch:
         return {**batch, "labels": batch["input_ids"]}, batch["input_ids"]
     return None
