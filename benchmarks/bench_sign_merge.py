@@ -55,7 +55,10 @@ def workloads() -> Iterator[Workload]:
                 compiled = torch.compile(fusible, dynamic=False)
                 make = torch.Generator().manual_seed(0)
                 base = torch.randn(size, generator=make).to(dtype)
-                experts = [torch.randn(size, generator=make).to(dtype) for _ in range(count)]
+                # The majority of all votes is +, which the expressions elect where a vote is 0.
+                experts = [
+                    torch.randn(size, generator=make).add_(0.1).to(dtype) for _ in range(count)
+                ]
                 thresholds, weights = torch.linspace(0.5, 1.0, count), torch.ones(count)
                 args = (base, experts, thresholds, weights, 0.4)
 
