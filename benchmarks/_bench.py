@@ -255,6 +255,13 @@ def run(
     return report
 
 
+def write(path: Path, report: Mapping[str, Any]) -> None:
+    """``report`` as JSON, and where it went."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {path}")
+
+
 def facts() -> dict[str, Any]:
     """What a report says of where it was made."""
     known = nlm.info()
@@ -296,6 +303,4 @@ def main(op: str, workloads: Source) -> None:
         {op: workloads}, threads=options.threads, part=options.workload, seconds=options.seconds
     )
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"written to {options.json}")
+        write(options.json, report)

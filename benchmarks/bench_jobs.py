@@ -12,7 +12,6 @@ and calibration. The demo's networks are trained, where the cache lacks them, be
 
 import argparse
 import copy
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import RESULTS, error, facts, machine, time_in_turns
+from _bench import RESULTS, error, facts, machine, time_in_turns, write
 from torch import Tensor, nn
 
 import nlm
@@ -188,10 +187,7 @@ def main() -> None:
                 f"{row['references_s']:8.3f} s  x{row['ratio']:.2f}  {row['difference']:.0e}",
                 flush=True,
             )
-    report = {**facts(), "threads": options.threads, "rows": rows}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {options.json}")
+    write(options.json, {**facts(), "threads": options.threads, "rows": rows})
 
 
 if __name__ == "__main__":

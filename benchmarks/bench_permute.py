@@ -81,10 +81,36 @@ def workloads() -> Iterator[Workload]:
                     compiled, *call
                 )
             yield Workload(name, dtype, providers, truth, 0.0, 2.0 * size, "copy")
+            yield written(name, *call, truth, 2.0 * size)
         yield added(name, *call, truth, 3.0 * size)
     yield heads()
     yield from state_dict("ViT-B/16", vit_base(), torch.float32)
     yield from state_dict("Llama 1.1 B", llama_1b(), torch.bfloat16)
+
+
+def select_into(
+    out: list[Tensor], tensors: list[Tensor], indices: list, axes: list
+) -> list[Tensor]:
+    """One axis after the other, the last one into ``out``."""
+    for target, x, own, own_axes in zip(out, tensors, indices, axes, strict=True):
+        if own_axes:
+            x = select(x, own[:-1], own_axes[:-1])
+            torch.index_select(x, own_axes[-1], own[-1], out=target)
+        else:
+            target.copy_(x)
+    return out
+
+
+def written(
+    name: str, tensors: list[Tensor], indices: list, axes: list, truth: tuple, size: float
+) -> Workload:
+    """Into memory that was written before, as the copy that it is held to."""
+    out, stock_out = [torch.zeros_like(x) for x in tensors], [torch.zeros_like(x) for x in tensors]
+    providers = {
+        "nlm": lambda: permute(tensors, indices, axes, out=out),
+        "index_select(out=)": lambda: select_into(stock_out, tensors, indices, axes),
+    }
+    return Workload(f"out=, {name}", tensors[0].dtype, providers, truth, 0.0, size, "copy")
 
 
 def added(
@@ -123,7 +149,8 @@ def heads() -> Workload:
 def state_dict(name: str, spec: PermutationSpec, dtype: torch.dtype) -> Iterator[Workload]:
     """A permutation of all groups applied to a whole model, and the same model copied.
 
-    The copy goes to fresh memory too: what it costs is the limit here, not that of a warm one.
+    Into new memory and into that of another model: the one is held to a copy into new memory
+    ("copied"), the other to the limit.
     """
     state, p = random_state(spec, dtype, MAKE), spec.random(1)
     tensors = list(state.values())
@@ -132,6 +159,12 @@ def state_dict(name: str, spec: PermutationSpec, dtype: torch.dtype) -> Iterator
     axes = [[gather.axis for gather in plan] for plan in plans]
     size = 2.0 * sum(x.numel() * x.element_size() for x in tensors)
     nothing: list = [[] for _ in tensors]
+    other, stock_out = ([torch.zeros_like(x) for x in tensors] for _ in range(2))
+    named = dict(zip(state, other, strict=True))
+    into = {
+        "nlm": lambda: list(spec.apply(p, state, out=named).values()),
+        "index_select(out=)": lambda: select_into(stock_out, tensors, indices, axes),
+    }
     moved = {
         "nlm": lambda: list(spec.apply(p, state).values()),
         "index_select per axis": lambda: per_tensor(select, tensors, indices, axes),
@@ -140,9 +173,18 @@ def state_dict(name: str, spec: PermutationSpec, dtype: torch.dtype) -> Iterator
         "nlm": lambda: permute(tensors, nothing, nothing),
         "clone": lambda: [x.clone() for x in tensors],
     }
+    copied_into = {
+        "nlm": lambda: permute(tensors, nothing, nothing, out=other),
+        "copy_": lambda: [y.copy_(x) for y, x in zip(stock_out, tensors, strict=True)],
+    }
     truth = tuple(per_tensor(select, tensors, indices, axes))
-    yield Workload(f"state dict, {name}", dtype, moved, truth, 0.0, size, "copy")
-    yield Workload(f"state dict, {name}, copied", dtype, copied, tuple(tensors), 0.0, size, "copy")
+    for what, providers, expected in (
+        (name, moved, truth),
+        (f"{name}, copied", copied, tuple(tensors)),
+        (f"{name}, out=", into, truth),
+        (f"{name}, copied, out=", copied_into, tuple(tensors)),
+    ):
+        yield Workload(f"state dict, {what}", dtype, providers, expected, 0.0, size, "copy")
 
 
 if __name__ == "__main__":

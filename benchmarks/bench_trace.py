@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import RESULTS, commit, machine
+from _bench import RESULTS, facts, machine, write
 from torch import nn
 
 import nlm
@@ -95,15 +95,7 @@ def main() -> None:
             f"{row['groups']} groups, {row['permutations']} permutations",
             flush=True,
         )
-    report = {
-        "machine": machine(),
-        "versions": nlm.info()["versions"],
-        "commit": commit(),
-        "rows": rows,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {options.json}")
+    write(options.json, {**facts(), "rows": rows})
     if missed := [
         row["model"]
         for row in rows

@@ -25,11 +25,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _bench import RESULTS, commit, machine
+from _bench import RESULTS, facts, machine, write
 from _state_dicts import random_state, specification, vit_base
 from torch import Tensor, nn
 
-import nlm
 from nlm._state_dict import is_statistic
 from nlm.align import weight_matching
 from nlm.symmetry import PermutationSpec, shipped
@@ -235,15 +234,7 @@ def main() -> None:
                     row["seconds_to_equal"] = there[0] if there else None
                 rows.append(row)
                 print(line(row), flush=True)
-    report = {
-        "machine": machine(),
-        "versions": nlm.info()["versions"],
-        "commit": commit(),
-        "rows": rows,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {options.json}")
+    write(options.json, {**facts(), "rows": rows})
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""Draws the pictures of symmetry.md and fills its table, from the specifications that are shipped.
+"""Draws the pictures of symmetry.md and fills its tables: from the shipped specifications and from
+what benchmarks/bench_trace.py and benchmarks/prove_shipped.py have left.
 
     python docs/pictures.py
 
@@ -18,6 +19,7 @@ from nlm.symmetry.layout import references
 HERE = Path(__file__).parent
 PAGE = HERE / "symmetry.md"
 [COSTS] = HERE.parent.glob("benchmarks/results/*/trace.json")
+[PROOFS] = HERE.parent.glob("benchmarks/results/*/proofs.json")
 DRAWN = ("bert-base", "qwen2-0.5b")
 
 
@@ -39,7 +41,23 @@ def filled(page: str) -> str:
             f"{_moved(spec)} of {len(spec.params)} |"
         )
     page = _between("shipped", lines, page)
+    page = _between("proofs", _proofs(), page)
     return _between("cost", _costs(), page)
+
+
+def _proofs() -> list[str]:
+    """What benchmarks/prove_shipped.py found."""
+    lines = [
+        "| name | computes in | outputs change by | where a symmetry is broken |",
+        "|---|---|---|---|",
+    ]
+    for row in json.loads(PROOFS.read_text())["rows"]:
+        if "dtype" in row:
+            found = f"{row['dtype']} | {row['max_error']:.1e} | {row['control']:.1e}"
+        else:
+            found = f"not proven: takes {row['needed_bytes'] / 2**30:.0f} GiB | | "
+        lines.append(f"| `{row['model']}` | {found} |")
+    return lines
 
 
 def _costs() -> list[str]:

@@ -142,8 +142,9 @@ def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(kernel)
     def guarded(*args: Any) -> Any:
-        first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
-        with torch.cuda.device_of(first):
+        lists = (value if isinstance(value, (list, tuple)) else (value,) for value in args)
+        tensors = (value for of in lists for value in of if isinstance(value, torch.Tensor))
+        with torch.cuda.device_of(next(tensors)):
             return kernel(*args)
 
     return guarded

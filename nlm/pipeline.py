@@ -128,7 +128,7 @@ def align_experts(
     moved = {}
     for task, (number, expert) in experts.items():
         moved[task] = copy.deepcopy(expert)
-        moved[task].load_state_dict(spec.apply(moves[number], expert.state_dict()))
+        spec.apply(moves[number], expert.state_dict(), out=moved[task].state_dict())
     return Aligned(start, moved, states, results)
 
 

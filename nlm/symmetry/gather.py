@@ -149,8 +149,15 @@ def gathers(layouts: Layouts, groups: Groups, permutation: Permutation) -> list[
     return Gathers(groups, permutation).of(layouts)
 
 
-def apply(tensors: Iterable[Tensor], plans: Iterable[list[Gather]]) -> list[Tensor]:
-    """Each tensor in its new order: new memory, without gradients, on the tensor's own device."""
+def apply(
+    tensors: Iterable[Tensor],
+    plans: Iterable[list[Gather]],
+    out: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """Each tensor in its new order: without gradients, on the tensor's own device.
+
+    Written to ``out`` where it is given, contiguous and of the same shapes and types.
+    """
     tensors, plans = [tensor.detach() for tensor in tensors], list(plans)
     return ops.permute(
         tensors,
@@ -160,6 +167,7 @@ def apply(tensors: Iterable[Tensor], plans: Iterable[list[Gather]]) -> list[Tens
         ],
         [[gather.axis for gather in plan] for plan in plans],
         [[gather.parents for gather in plan] for plan in plans],
+        out=out,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nlm.symmetry import gather, stacks
+from nlm.symmetry import application, stacks
 from nlm.symmetry import permutation as permutations
 from nlm.symmetry.blocks import blocks
 from nlm.symmetry.layout import Layout, is_name, pin, references, selectors
@@ -123,6 +123,8 @@ class PermutationSpec:
         permutation: Mapping[str, Tensor],
         state_dict: Mapping[str, Tensor],
         strict: bool = True,
+        *,
+        out: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """A state dict of the same function, with its units in another order.
 
@@ -134,22 +136,21 @@ class PermutationSpec:
             size than in the specification, since nothing moves along it: an expert may have other
             classes, a larger vocabulary or more positions. The result carries no gradients.
         strict : with False, entries that the specification does not know are copied.
+        out : a state dict of the same entries, shapes, types and devices, such as another model's
+            ``state_dict()``, that is written to instead of new memory. Its memory is apart from
+            ``state_dict``'s. Where experts follow one another this takes about half the time: the
+            system zeroes new memory before it is written to.
 
         Raises
         ------
         ValueError
-            A missing or an extra entry, a dimension with groups of another size, or an index array
-            that is no permutation.
+            A missing or an extra entry, a dimension with groups of another size, an index array
+            that is no permutation, or an ``out`` that does not fit or shares memory.
+        TypeError
+            An entry of ``out`` of another type.
         """
         self.check_state_dict(state_dict, strict=strict)
-        full = permutations.check(self.groups, permutation)
-        plans = gather.Gathers(self.groups, full)
-        state = stacks.joined(self.stacks, state_dict)
-        moved = gather.apply(
-            state.values(), [plans.of(self.params.get(name, ())) for name in state]
-        )
-        found = stacks.separated(self.stacks, dict(zip(state, moved, strict=True)))
-        return {name: found[name] for name in state_dict}
+        return application.apply(self, permutation, state_dict, out)
 
     def restrict(self, groups: Iterable[str]) -> "PermutationSpec":
         """The same specification with only the given groups free and the others pinned.

@@ -23,6 +23,7 @@ MAP_NORESERVE = 0x4000  # Linux's; a name of mmap's from Python 3.13 on
 LAUNCHERS = {
     "magnitude_threshold": ("_cuda", ()),
     "permute": ("_cuda", ()),
+    "permute_out_": ("_cuda_out", ()),
     "permute_add_": ("_cuda_add", ()),
     "scale_shift": ("_cuda", ()),
     "scale_shift_backward": ("_cuda_backward", (1, 2)),

@@ -1,6 +1,7 @@
-"""Conformance samples of permute and permute_add_."""
+"""Conformance samples of permute, permute_out_ and permute_add_."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from _compare import Case, Mistake, Sample
@@ -65,6 +66,13 @@ def samples() -> Iterator[Sample]:
             yield Sample(f"{name}, {str(dtype).removeprefix('torch.')}", (tensors, *flat))
 
 
+def samples_out() -> Iterator[Sample]:
+    for sample in samples():
+        tensors, *flat = sample.args
+        out = [torch.full(x.shape, 3).to(x.dtype) for x in tensors]
+        yield Sample(sample.name, (out, tensors, *flat))
+
+
 def samples_add() -> Iterator[Sample]:
     for name, grid in grids():
         for dtype in FLOATS if name in ("rows", "columns", "large") else (torch.float32,):
@@ -97,23 +105,17 @@ def mistakes() -> Iterator[Mistake]:
     yield Mistake(call, (deep, [[]], [[]]), ValueError, rule + "a tensor must have at most 16")
 
 
-def mistakes_add() -> Iterator[Mistake]:
-    call = ops.permute_add_
-    rule = "nlm.permute_add_: "
+def mistakes_out(op: str, call: Callable) -> Iterator[Mistake]:
+    """``call(out, tensors, indices, axes)``"""
+    rule = f"nlm.{op}: "
     x, index = torch.ones(2, 3), torch.arange(3)
     nothing: tuple = ([[]], [[]])
-    yield Mistake(
-        call, ([x.double()], [x], *nothing), TypeError, rule + "out and tensors must have the same"
-    )
-    yield Mistake(
-        call, ([x[:1]], [x], *nothing), ValueError, rule + "out must have the shape and device"
-    )
+    yield Mistake(call, ([x.double()], [x], *nothing), TypeError, rule + "out must have the type")
+    yield Mistake(call, ([x[:1]], [x], *nothing), ValueError, rule + "out must have the shape and")
     yield Mistake(
         call, ([torch.ones(3, 2).T], [x], *nothing), ValueError, rule + "out must be contiguous"
     )
-    yield Mistake(
-        call, ([], [x], *nothing), ValueError, rule + "out, tensors and weights must have one"
-    )
+    yield Mistake(call, ([], [x], *nothing), ValueError, rule + "out and tensors must have one")
     yield Mistake(
         call,
         ([x], [x], *nothing),
@@ -127,7 +129,21 @@ def mistakes_add() -> Iterator[Mistake]:
     )  # fmt: skip
 
 
+def into(out: list[Tensor], *args: Any) -> list[Tensor]:
+    return ops.permute(*args, out=out)
+
+
+def mistakes_add() -> Iterator[Mistake]:
+    yield from mistakes_out("permute_add_", ops.permute_add_)
+    whole = [torch.ones(2, dtype=torch.int64)]
+    yield Mistake(
+        ops.permute_add_, (whole, [whole[0].clone()], [[]], [[]]),
+        TypeError, "nlm.permute_add_: tensors must be float16",
+    )  # fmt: skip
+
+
 CASES = {
     "permute": Case(samples, mistakes),
+    "permute_out_": Case(samples_out, lambda: mistakes_out("permute_out_", into)),
     "permute_add_": Case(samples_add, mistakes_add),
 }

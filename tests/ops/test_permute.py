@@ -232,6 +232,32 @@ def test_add_takes_neighbours_in_one_storage() -> None:
     assert storage.tolist() == [4, 6, 8, 10, 4, 5, 6, 7, 12, 14, 16, 18]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_out_is_written_to_and_returned(dtype: torch.dtype) -> None:
+    tensors = [_random((13, 1037), dtype).T, _random((5,), dtype)]
+    rows, order = _permutation(1037), _permutation(5)
+    out = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors]
+    found = permute(tensors, [[rows], [order]], [[0], [0]], out=out)
+    assert all(a is b for a, b in zip(found, out, strict=True))
+    assert torch.equal(out[0], tensors[0][rows]) and torch.equal(out[1], tensors[1][order])
+    assert permute([], [], [], out=[]) == []
+
+
+def test_out_refuses_what_it_would_lose() -> None:
+    """Another length, memory that is read, a gradient; nothing is written then."""
+    x = torch.arange(4.0)
+    call = [x], [[]], [[]]
+    with pytest.raises(ValueError, match=r"nlm\.permute_out_: .* one length, got 0 and 1"):
+        permute(*call, out=[])
+    with pytest.raises(ValueError, match=r"nlm\.permute_out_: .* one length, got 1 and 0"):
+        permute([], [], [], out=[x])
+    with pytest.raises(ValueError, match=r"nlm\.permute_out_: .* overlap of out\[0\] with tensors"):
+        permute([x], [[torch.tensor([3, 2, 1, 0])]], [[0]], out=[x])
+    with pytest.raises(ValueError, match=r"nlm\.permute_out_: out\[0\] .*got requires_grad True"):
+        permute(*call, out=[torch.zeros(4, requires_grad=True)])
+    assert x.tolist() == [0, 1, 2, 3]
+
+
 def test_results_require_no_gradient() -> None:
     x, index = torch.ones(3, requires_grad=True), torch.tensor([2, 0, 1])
     assert not permute([x], [[index]], [[0]])[0].requires_grad
@@ -310,7 +336,7 @@ def test_errors_name_the_rule_and_the_values(
 @pytest.mark.parametrize(
     ("error", "out", "message"),
     [
-        (TypeError, torch.ones(2, 3).double(), "same type .* got torch.float64 and torch.float32"),
+        (TypeError, torch.ones(2, 3).double(), "type of its tensor, torch.float32, got torch.fl"),
         (ValueError, torch.ones(3, 2), r"shape and device .* \(2, 3\) on cpu, got \(3, 2\)"),
         (ValueError, torch.ones(3, 2).T, r"out must be contiguous, got strides \(1, 2\)"),
     ],
@@ -320,6 +346,8 @@ def test_add_errors_name_the_rule_and_the_values(
 ) -> None:
     with pytest.raises(error, match=r"nlm\.permute_add_: .*" + message):
         permute_add_([out], [torch.ones(2, 3)], [[]], [[]])
+    with pytest.raises(error, match=r"nlm\.permute_out_: .*" + message):
+        permute([torch.ones(2, 3)], [[]], [[]], out=[out])
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32, torch.float64])

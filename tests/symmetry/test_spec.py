@@ -40,6 +40,55 @@ def test_a_permuted_network_computes_the_same(build, data, seed):
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_a_permuted_state_goes_into_another_model(traced):
+    """Tied entries and a layout that the kernel does not write to included."""
+    model, permutation = convnet(), traced.random(3)
+    expected = traced.apply(permutation, model.state_dict())
+    other = convnet(1)
+    other[4].weight.data = other[4].weight.data.to(memory_format=torch.channels_last)
+    found = traced.apply(permutation, model.state_dict(), out=other.state_dict())
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, expected[name]) and torch.equal(found[name], expected[name])
+
+    spec = make({"g": (4, ())}, {"a": ["g:4", "3"], "b": ["g:4", "3"], "c": ["3", "g:4"]})
+    tied = torch.arange(12.0).view(4, 3)
+    state, out = {"a": tied, "b": tied, "c": torch.arange(12.0).view(3, 4)}, torch.zeros(4, 3)
+    moved = spec.apply(spec.random(0), state, out={"a": out, "b": out, "c": torch.zeros(3, 4)})
+    assert torch.equal(moved["b"], spec.apply(spec.random(0), state)["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda out, state: out.pop("0.bias"), ValueError, "1 missing and 0 extra.*'0.bias'"),
+        (lambda out, state: out.update(x=out["0.bias"]), ValueError, "0 missing and 1 extra.*'x'"),
+        (
+            lambda out, state: out.update({"0.bias": out["0.bias"].double()}),
+            TypeError, "got torch.float64 and torch.float32 for '0.bias'",
+        ),
+        (
+            lambda out, state: out.update({"0.bias": out["0.bias"][1:]}),
+            ValueError, r"got \[7\] on cpu and \[8\] on cpu for '0.bias'",
+        ),
+        (
+            lambda out, state: out.update({"0.bias": state["0.bias"]}),
+            ValueError, r"overlap of out\['0.bias'\] with '0.bias' of the state dict",
+        ),
+        (
+            lambda out, state: out.update({"1.bias": out["1.weight"]}),
+            ValueError, r"overlap of out\['1.bias'\] with out\['1.weight'\]",
+        ),
+    ],
+)  # fmt: skip
+def test_a_state_dict_that_cannot_be_written_to(traced, change, error, message):
+    state, other = convnet().state_dict(), convnet(1)
+    out, before = dict(other.state_dict()), {n: x.clone() for n, x in other.state_dict().items()}
+    change(out, state)
+    with pytest.raises(error, match=message):
+        traced.apply(traced.random(0), state, out=out)
+    assert all(torch.equal(x, before[n]) for n, x in other.state_dict().items())
+
+
 @pytest.mark.parametrize("spec", ["traced", "attention"])
 def test_inverse_and_composition(spec, traced):
     spec = traced if spec == "traced" else ATTENTION

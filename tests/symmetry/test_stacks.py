@@ -59,6 +59,9 @@ def test_applying_is_undone_by_the_inverse() -> None:
     assert all(torch.equal(back[name], state[name]) for name in state)
     places = {tensor.untyped_storage().data_ptr() for tensor in moved.values()}
     assert len(places) == len(moved)
+    other = Mixture(softmax)
+    spec.apply(permutation, state, out=other.state_dict())
+    assert all(torch.equal(other.state_dict()[name], moved[name]) for name in state)
 
 
 def test_errors() -> None:
