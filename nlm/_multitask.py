@@ -244,7 +244,7 @@ def tell_sizes(module: nn.Module) -> None:
         module.num_features = shape[0]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = shape[0]
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = shape

@@ -121,7 +121,7 @@ def _within(
     one_model = constant + sum(float(table[(-1,) * table.ndim]) for table in tables.values())
     cost = np.concatenate([table.ravel() for table in tables.values()]) / one_model
     lost = _TIE * cost
-    whole = np.zeros(len(cost))
+    whole = np.zeros(len(cost), dtype=np.int64)
     start = 0
     first: dict[str, int] = {}
     for key, table in tables.items():
@@ -157,7 +157,9 @@ def _tables(
     The groups on which they depend, once each -> float64 ``[grid points of each]``. Every group has
     a table of its own.
     """
-    tables = {(group,): np.zeros(len(counts)) for group, counts in grid.items()}
+    tables: dict[tuple[str, ...], np.ndarray] = {
+        (group,): np.zeros(len(counts)) for group, counts in grid.items()
+    }
     for key, times in widening.parameters().items():
         groups = tuple(dict.fromkeys(key))
         table = np.full([len(grid[group]) for group in groups], float(times))

@@ -90,7 +90,7 @@ def _clusters(correlation: Tensor, count: int) -> Tensor:
         return torch.zeros(len(correlation), dtype=torch.int64)
     distance = (1 - (correlation + correlation.T) / 2).clamp(min=0).fill_diagonal_(0)
     tree = linkage(squareform(distance.numpy(), checks=False), "complete")
-    labels = torch.from_numpy(cut_tree(tree, n_clusters=count)[:, 0]).long()
+    labels = torch.from_numpy(cut_tree(tree, n_clusters=[count])[:, 0]).long()
     first = torch.full((count,), len(labels)).scatter_reduce(
         0, labels, torch.arange(len(labels)), "amin"
     )

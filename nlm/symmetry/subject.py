@@ -69,7 +69,7 @@ class Subject:
                     f"nlm.symmetry: a specification is proven on finite inputs, got {bad} NaN or "
                     f"inf of {leaf.numel()}"
                 )
-        self._call = forward or _call
+        self._call = forward or call
         self._selected = tuple(outputs)
         self._stacks = stacks or {}
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -305,7 +305,7 @@ def _resize(tensor: Tensor, dim: int, size: int, step: int) -> Tensor:
     return torch.cat([tensor, first.roll(1, -1) if dim == 0 else first], dim)
 
 
-def _call(model: nn.Module, args: Any, **kwargs: Any) -> Any:
+def call(model: nn.Module, args: Any, **kwargs: Any) -> Any:
     return model(*args, **kwargs) if isinstance(args, tuple) else model(args, **kwargs)
 
 

@@ -12,20 +12,22 @@ they were; a row that all models share, an output among them, is their mean.
 
 Nothing says of a parameter where its units are written and where they are read. It is found by
 experiment: in a model whose units are pairs of copies, what is added to one of a pair and taken
-from the other changes nothing where they are read. Then it is proven that a group can be widened: a
-model with copies of every second unit computes what it did. A norm over the units, a softmax, a
-fixed number of heads do not pass.
+from the other changes nothing in what a module computes that reads them. Then it is proven that a
+group can be widened: a model with copies of every second unit computes what it did. A norm over the
+units, a softmax, a fixed number of heads do not pass.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nlm._multitask import tell_sizes, with_state
 from nlm._state_dict import StateDict, is_statistic
@@ -34,8 +36,8 @@ from nlm.symmetry.blocks import blocks
 from nlm.symmetry.layout import Layout, Product, Ref, Sum, references, selectors
 from nlm.symmetry.proof import SymmetryError
 from nlm.symmetry.spec import PermutationSpec
-from nlm.symmetry.stacks import joined, separated
-from nlm.symmetry.subject import Subject
+from nlm.symmetry.stacks import entries, joined, separated
+from nlm.symmetry.subject import Subject, call
 
 Place = tuple[str, int]  # a dimension of a parameter
 Units = Mapping[str, Tensor]  # group -> the wide unit of each unit, int64 [models, size]
@@ -84,12 +86,13 @@ class Widening:
                 "(spec.verify), got one that is not"
             )
         example = example_inputs, dict(kwargs or {})
-        subject = Subject(model, [example], (), forward, spec.outputs, spec.stacks)
+        watched = _Watched(forward)
+        subject = Subject(model, [example], (), watched, spec.outputs, spec.stacks)
         found = cls(spec)
         for group in spec.free:
             reason = _obstacle(spec, group)
             if reason is None:
-                found.written[group] = _written(spec, subject, group)
+                found.written[group] = _written(spec, subject, watched, group)
                 reason = found._refuted(subject)
             if reason is not None:
                 found.written.pop(group, None)
@@ -282,7 +285,30 @@ def _has_family(layout: Layout) -> bool:
     return next(selectors(layout), None) is not None
 
 
-def _written(spec: PermutationSpec, subject: Subject, group: str) -> frozenset[Place]:
+class _Watched:
+    """Runs a model; with ``entries``, what the modules of these put out is part of its outputs."""
+
+    def __init__(self, forward: Callable[..., Any] | None) -> None:
+        self._forward = forward or call
+        self.entries: list[str] = []
+
+    def __call__(self, model: nn.Module, args: Any, **kwargs: Any) -> Any:
+        seen: list[Any] = []
+        with ExitStack() as stack:
+            for owner in {name.rpartition(".")[0] for name in self.entries}:
+                hook = model.get_submodule(owner).register_forward_hook(
+                    lambda module, inputs, output: seen.append(
+                        tree_map_only(Tensor, Tensor.clone, output)
+                    )
+                )
+                stack.callback(hook.remove)
+            outputs = self._forward(model, args, **kwargs)
+        return {"outputs": outputs, "modules": seen} if seen else outputs
+
+
+def _written(
+    spec: PermutationSpec, subject: Subject, watched: _Watched, group: str
+) -> frozenset[Place]:
     """Where the units of a group are written: noise there, opposite in two copies, has effects."""
     index = torch.arange(spec.groups[group].size)
     partner = (index ^ 1).where((index ^ 1) < len(index), index)
@@ -306,8 +332,10 @@ def _written(spec: PermutationSpec, subject: Subject, group: str) -> frozenset[P
         size = tensor.double().square().mean().sqrt().to(tensor)
         noisy = tensor + size * (noise - swapped)
         moved = {**pairs, **dict.fromkeys(subject.aliases[name], noisy)}
+        watched.entries = list(entries(spec.stacks, subject.aliases[name]))
         if subject.change(moved, since=pairs) > subject.tolerance:
             found.add((name, dim))
+    watched.entries = []
     return frozenset(found)
 
 

@@ -99,6 +99,10 @@ def test_a_unit_that_models_share_reads_both_and_one_of_its_own_reads_its_own():
 @pytest.mark.parametrize("case", CASES)
 def test_the_more_is_kept_apart_the_closer_the_outputs(case):
     models, widening, x = pair(case)
+    models["b"].load_state_dict(models["a"].state_dict())
+    with torch.no_grad():
+        for parameter in models["b"].parameters():
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape)
     distances = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.0):
         model = merge_partial(models, widening, split(widening, share), heads=CASES[case][2])
