@@ -248,3 +248,5 @@ def tell_sizes(module: nn.Module) -> None:
         module.normalized_shape = shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = shape
+    elif isinstance(getattr(module, "nf", None), int):  # transformers' Conv1D
+        module.nx, module.nf = shape  # type: ignore[assignment]

@@ -10,8 +10,9 @@ for the whole network, as many of each group as minimise
 (Nasery et al., PLeaS, arXiv:2407.02447, whose layers compete by measured accuracies). The number of
 parameters is a polynomial in the widths, with products of a layer's own and those that it reads. On
 a grid of shares it becomes linear, with a variable for each combination of the widths that are
-multiplied, tied to those of the single widths by their margins: the integer program that SciPy's
-HiGHS solves to optimality.
+multiplied, tied to those of the single widths by their margins: an integer program, which SciPy's
+HiGHS solves to a ten-thousandth of the best value (ResNet-50, 37 groups in steps of 1/8: in 4 to 9
+seconds).
 """
 
 from collections.abc import Mapping

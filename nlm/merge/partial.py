@@ -8,7 +8,13 @@ by :mod:`nlm.symmetry.widening`. What is shared ends where the models' heads beg
 and reads of the wide features those that are its own; without heads the outputs are the models'
 mean.
 
-Running statistics of a merged unit are means of the models', to be re-estimated.
+Running statistics of a merged unit are means of the models', to be re-estimated. The whole way:
+
+    found = nlm.align(a, b, spec, "activations", data=[images])
+    aligned_b.load_state_dict(spec.apply(found.permutation, b.state_dict()))
+    widening = nlm.symmetry.Widening.find(a, spec, images)
+    units = nlm.align.partial_matching(found, widening, budget=1.5)
+    model = nlm.merge.merge_partial({"a": a, "b": aligned_b}, widening, units, heads="head")
 """
 
 from collections.abc import Mapping, Sequence

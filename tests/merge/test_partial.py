@@ -6,12 +6,39 @@ import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import nlm
 from nlm.merge import merge_partial
 from nlm.symmetry import Widening
 
-CASES = {"mlp": (mlp, vectors, "4"), "convnet": (convnet, images, "10")}
+
+class Attention(nn.Module):
+    """Heads of five units on [n, t, 6], as many as its weights have."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.q, self.k, self.v = (nn.Linear(6, 4 * 5) for _ in range(3))
+        self.out, self.head = nn.Linear(4 * 5, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part(x).unflatten(-1, (-1, 5)).transpose(1, 2) for part in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(F.gelu(self.out(mixed)))
+
+
+def sequences(count: int = 8) -> Tensor:
+    return torch.randn(count, 4, 6, generator=torch.Generator().manual_seed(0))
+
+
+CASES = {
+    "mlp": (mlp, vectors, "4"),
+    "convnet": (convnet, images, "10"),
+    "attention": (Attention, sequences, "head"),
+}
 
 
 def pair(case: str) -> tuple[dict[str, nn.Module], Widening, Tensor]:
@@ -139,8 +166,9 @@ def test_copies_within_a_model_merge_without_loss(case):
     wide_spec = nlm.trace(wide, x[:8])
     in_wide = Widening.find(wide, wide_spec, x[:8])
     back = {
-        group: torch.arange(wide_spec.groups[group].size)[None] % (of.size // 2)
-        for group, of in wide_spec.groups.items()
+        group: torch.arange(size)[None] % (size // 2)
+        for group in in_wide.written
+        for size in [wide_spec.groups[group].size]
     }
     small = merge_partial({"a": wide}, in_wide, back).for_task("a")
     assert {n: t.shape for n, t in small.state_dict().items()} == {
