@@ -182,7 +182,7 @@ def with_state(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     filled = _copy_with(network, state)
     for module in filled.modules():
-        _tell_sizes(module)
+        tell_sizes(module)
     return filled
 
 
@@ -228,7 +228,7 @@ def _copy_with(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     return filled
 
 
-def _tell_sizes(module: nn.Module) -> None:
+def tell_sizes(module: nn.Module) -> None:
     """The sizes that a module says it has, from its weight."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
@@ -244,7 +244,9 @@ def _tell_sizes(module: nn.Module) -> None:
         module.num_features = shape[0]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = shape[0]
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = shape
+    elif isinstance(getattr(module, "nf", None), int):  # transformers' Conv1D
+        module.nx, module.nf = shape  # type: ignore[assignment]

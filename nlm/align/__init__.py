@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from nlm._state_dict import state_of
 from nlm.align.activations import activation_matching
 from nlm.align.orthogonal import OrthogonalAlignment, orthogonal_matching
+from nlm.align.partial import partial_matching
 from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.align.weights import weight_matching
+from nlm.align.zipping import zip_matching
 from nlm.gauge import find
 from nlm.statistics import Data, Forward, Mask, batches, run
 from nlm.symmetry import PermutationSpec, SymmetryError
@@ -22,7 +24,9 @@ __all__ = [
     "activation_matching",
     "align",
     "orthogonal_matching",
+    "partial_matching",
     "weight_matching",
+    "zip_matching",
 ]
 
 _METHODS = ("weights", "activations", "orthogonal")

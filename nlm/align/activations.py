@@ -109,7 +109,6 @@ def activation_matching(
     descent = Descent(spec.groups, comparisons)
     descent.run()
     permutation, similarity = descent.permutation, descent.agreement()
-    agreement, histogram = means(similarity), histograms(similarity)
     objective = descent.objective[-1:]
     unseen = [group for group in spec.free if group not in samples]
     if unseen:
@@ -119,19 +118,18 @@ def activation_matching(
             progress=None if points else progress,
         )  # fmt: skip
         permutation = spec.compose(permutation, rest.permutation)
-        agreement |= {group: rest.report.correlation[group] for group in unseen}
-        histogram |= {group: rest.report.histogram[group] for group in unseen}
+        similarity |= {group: rest.similarity[group] for group in unseen}
         objective = objective if points else rest.report.objective
     report = AlignmentReport(
         "activations",
         objective,
-        agreement,
+        means(similarity),
         time.perf_counter() - started,
         samples,
         by_weights=unseen,
-        histogram=histogram,
+        histogram=histograms(similarity),
     )
-    return AlignmentResult(permutation, report)
+    return AlignmentResult(permutation, report, similarity=similarity)
 
 
 def _sites(

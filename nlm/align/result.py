@@ -10,6 +10,7 @@ from torch import Tensor
 from nlm.symmetry.permutation import Permutation
 
 BINS = 40
+_SIMILARITY = "similarity:"  # in names of tensors in a file, which no group is called by
 
 
 @dataclass
@@ -45,25 +46,39 @@ class AlignmentReport:
 
 @dataclass
 class AlignmentResult:
-    """A permutation of the second model's units, and the report on how it was found."""
+    """A permutation of the second model's units, and the report on how it was found.
+
+    Attributes
+    ----------
+    similarity : group -> similarity of each of its matched units, float64 ``[*parent sizes, n]``;
+        empty where the alignment is no permutation alone ("orthogonal").
+    """
 
     permutation: Permutation
     report: AlignmentReport
+    similarity: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes the permutation as safetensors, the report in its header."""
+        """Writes permutation and similarity as safetensors, the report in the header."""
         from nlm.checkpoint import write_tensors
 
         report = json.dumps(asdict(self.report))
-        write_tensors(path, self.permutation, {"nlm": "AlignmentResult", "report": report}, force)
+        tensors = self.permutation | {f"{_SIMILARITY}{n}": t for n, t in self.similarity.items()}
+        write_tensors(path, tensors, {"nlm": "AlignmentResult", "report": report}, force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AlignmentResult":
         """Reads what :meth:`save` wrote."""
         from nlm.checkpoint import read_kind
 
-        permutation, metadata = read_kind(path, cls.__name__, "nlm.align")
-        return cls(permutation, AlignmentReport(**json.loads(metadata["report"])))
+        tensors, metadata = read_kind(path, cls.__name__, "nlm.align")
+        similarity = {
+            name.removeprefix(_SIMILARITY): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith(_SIMILARITY)
+        }
+        report = AlignmentReport(**json.loads(metadata["report"]))
+        return cls(tensors, report, similarity=similarity)
 
 
 def means(similarity: Mapping[str, Tensor]) -> dict[str, float]:

@@ -94,7 +94,7 @@ def weight_matching(
         histogram=histograms(similarity),
         descents=descents,
     )
-    return AlignmentResult(best.permutation, report)
+    return AlignmentResult(best.permutation, report, similarity=similarity)
 
 
 def _comparisons(

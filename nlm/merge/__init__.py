@@ -16,6 +16,7 @@ from nlm._state_dict import (
 )
 from nlm.merge.dare import RESCALES, dropped
 from nlm.merge.linear import linear
+from nlm.merge.partial import merge_partial
 from nlm.merge.result import Merged
 from nlm.merge.tall_mask import consensus, tall_masks
 from nlm.merge.task_arithmetic import task_arithmetic
@@ -30,6 +31,7 @@ __all__ = [
     "dropped",
     "linear",
     "merge",
+    "merge_partial",
     "tall_masks",
     "task_arithmetic",
     "ties",

@@ -6,6 +6,7 @@ from nlm.symmetry.pretrained import trace_config
 from nlm.symmetry.proof import SymmetryError, VacuousError, Verification
 from nlm.symmetry.spec import PermutationSpec, Site
 from nlm.symmetry.trace import trace
+from nlm.symmetry.widening import Widening
 
 __all__ = [
     "AxisGroup",
@@ -21,6 +22,7 @@ __all__ = [
     "SymmetryError",
     "VacuousError",
     "Verification",
+    "Widening",
     "parse",
     "trace",
     "trace_config",

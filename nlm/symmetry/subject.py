@@ -39,6 +39,7 @@ class Subject:
 
     Attributes
     ----------
+    model : the copy.
     state : name -> perturbed weights; the same tensor under all names of a shared parameter, the
         members of a stack as one.
     aliases : name -> all names of the same parameter.
@@ -68,13 +69,13 @@ class Subject:
                     f"nlm.symmetry: a specification is proven on finite inputs, got {bad} NaN or "
                     f"inf of {leaf.numel()}"
                 )
-        self._call = forward or _call
+        self._call = forward or call
         self._selected = tuple(outputs)
         self._stacks = stacks or {}
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         types = dict.fromkeys((torch.float64, torch.float32, own))
         for dtype in types:
-            self._model = _copied(model, dtype).eval()
+            self.model = _copied(model, dtype).eval()
             self._examples = [_to(dtype, example) for example in examples]
             try:
                 if _size(self._run(self._examples[0])) < math.inf or dtype == list(types)[-1]:
@@ -86,7 +87,7 @@ class Subject:
         for other in others:
             if len(self._examples) < len(examples) + _OTHER_SHAPES:
                 self._add(_to(dtype, other))
-        precision = _Precision(self._model.state_dict().values(), dtype)
+        precision = _Precision(self.model.state_dict().values(), dtype)
         try:
             with precision:
                 self._run(self._examples[0])
@@ -112,10 +113,10 @@ class Subject:
 
     def _prepare(self) -> None:
         """Perturbs the weights as strongly as the model bears, and keeps what it then computes."""
-        before = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         for perturb in (_strongly, _mildly):
-            self._live = self._model.state_dict()
-            again = self._model.state_dict()
+            self._live = self.model.state_dict()
+            again = self.model.state_dict()
             self._in_place = all(self._live[n].data_ptr() == again[n].data_ptr() for n in again)
             self.aliases = _aliases(self._live)
             self.state = {**before}
@@ -139,7 +140,7 @@ class Subject:
                 f"nlm.symmetry: a specification is proven on finite outputs that are not all zero, "
                 f"got a largest output of {scale}{where}"
             )
-        after = self._model.state_dict()
+        after = self.model.state_dict()
         self._writes = any(not torch.equal(after[name], self.state[name]) for name in after)
         self.state = joined(self._stacks, self.state)
         self.aliases |= {name: [name] for name in self._stacks}
@@ -156,8 +157,11 @@ class Subject:
             self._examples.append(example)
             self._outputs.append(outputs)
 
-    def change(self, moved: Mapping[str, Tensor], examples: slice = slice(1)) -> float:
-        """The relative change of the outputs when some entries of the state are replaced."""
+    def change(
+        self, moved: Mapping[str, Tensor], examples: slice = slice(1),
+        since: Mapping[str, Tensor] | None = None,
+    ) -> float:  # fmt: skip
+        """The relative change of the outputs with other entries, from ``since`` where given."""
         if self._writes:
             moved = {**self.state, **moved}
         worst = 0.0
@@ -165,11 +169,22 @@ class Subject:
             for example, outputs in zip(
                 self._examples[examples], self._outputs[examples], strict=True
             ):
+                if since is not None:
+                    self._load({**self.state, **since})
+                    outputs = self._run(example)
                 self._load(moved)
                 worst = max(worst, _distance(self._run(example), outputs))
         finally:
             self._load({name: self.state[name] for name in moved})
         return worst
+
+    def difference(self, model: nn.Module) -> float:
+        """The relative difference between what another model computes and what this one does."""
+        own, self.model = self.model, model
+        try:
+            return max(map(_distance, map(self._run, self._examples), self._outputs))
+        finally:
+            self.model = own
 
     def _expected(self, example: Example) -> list[Tensor]:
         """What the perturbed model computes; it may write into its buffers."""
@@ -181,7 +196,7 @@ class Subject:
             state = {**self.state, **state}
         state = separated(self._stacks, state)
         if not self._in_place:
-            self._model.load_state_dict(state)
+            self.model.load_state_dict(state)
             return
         with torch.no_grad():
             for name, tensor in state.items():
@@ -192,7 +207,7 @@ class Subject:
         args, kwargs = tree_map_only(Tensor, torch.clone, example)
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            outputs = named_tensors(self._call(self._model, args, **kwargs))
+            outputs = named_tensors(self._call(self.model, args, **kwargs))
         outputs = {name: tensor.detach() for name, tensor in outputs.items()}
         parts = tuple(f"{name}." for name in self._selected)
         chosen = [
@@ -290,7 +305,7 @@ def _resize(tensor: Tensor, dim: int, size: int, step: int) -> Tensor:
     return torch.cat([tensor, first.roll(1, -1) if dim == 0 else first], dim)
 
 
-def _call(model: nn.Module, args: Any, **kwargs: Any) -> Any:
+def call(model: nn.Module, args: Any, **kwargs: Any) -> Any:
     return model(*args, **kwargs) if isinstance(args, tuple) else model(args, **kwargs)
 
 
