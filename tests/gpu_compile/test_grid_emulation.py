@@ -25,6 +25,7 @@ LAUNCHERS = {
     "permute": ("_cuda", ()),
     "permute_add_": ("_cuda_add", ()),
     "scale_shift": ("_cuda", ()),
+    "scale_shift_out_": ("_cuda_out", ()),
     "scale_shift_backward": ("_cuda_backward", (1, 2)),
     "sign_merge": ("_cuda", ()),
     "tall_mask": ("_cuda", ()),
