@@ -208,7 +208,8 @@ void sum_rows(const View3& x, const Mask2& mask, const RowPlan& plan, const doub
   const int64_t padded = column_blocks * kBlockColumns;
 
   const Scratch<double> shifts(padded);
-  for (int64_t j = 0; j < padded; ++j) shifts.data()[j] = shift[(j / plan.run) % x.channels];
+  plan.for_columns(padded, x.channels,
+                   [&](int64_t j, int64_t c) { shifts.data()[j] = shift[c]; });
   const Scratch<double> partials(blocks * 2 * padded);
 
   parallel_for(blocks * column_blocks, threads, [&](int64_t task, int) {
@@ -249,10 +250,10 @@ void sum_rows(const View3& x, const Mask2& mask, const RowPlan& plan, const doub
     const double* partial = partials.data() + block * 2 * padded;
     for (int64_t j = 0; j < 2 * padded; ++j) partials.data()[j] += partial[j];
   }
-  for (int64_t j = 0; j < plan.width; ++j) {
-    sum[(j / plan.run) % x.channels] += partials.data()[j];
-    square[(j / plan.run) % x.channels] += partials.data()[padded + j];
-  }
+  plan.for_columns(plan.width, x.channels, [&](int64_t j, int64_t c) {
+    sum[c] += partials.data()[j];
+    square[c] += partials.data()[padded + j];
+  });
 }
 
 template <class T>

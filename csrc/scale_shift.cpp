@@ -36,7 +36,8 @@ void spread(const void* parameters, const RowPlan& plan, int64_t channels, int64
             int64_t padded, S* columns) {
   for (int64_t t = 0; t < tasks; ++t) {
     const S* source = static_cast<const S*>(parameters) + t * channels;
-    for (int64_t j = 0; j < padded; ++j) columns[t * padded + j] = source[j / plan.run % channels];
+    plan.for_columns(padded, channels,
+                     [&](int64_t j, int64_t c) { columns[t * padded + j] = source[c]; });
   }
 }
 
@@ -271,11 +272,10 @@ void backward_rows(const View3& grad, const View3& x, const View3& grad_x, const
     for (int64_t j = 0; j < sums; ++j) products[j] += products[block * sums + j];
   }
   for (int64_t t = 0; t < tasks.count; ++t) {
-    for (int64_t j = 0; j < plan.width; ++j) {
-      const int64_t target = t * x.channels + j / plan.run % x.channels;
-      grad_scale[target] += products[t * padded + j];
-      grad_shift[target] += grads[t * padded + j];
-    }
+    plan.for_columns(plan.width, x.channels, [&](int64_t j, int64_t c) {
+      grad_scale[t * x.channels + c] += products[t * padded + j];
+      grad_shift[t * x.channels + c] += grads[t * padded + j];
+    });
   }
 }
 
@@ -306,21 +306,18 @@ void backward_runs(const View3& grad, const View3& x, const View3& grad_x, const
       const T* grad_run = grad.at<T>(o, c, first);
       const T* x_run = x.at<T>(o, c, first);
       T* out_run = grad_x.at<T>(o, c, first);
-      const bool packed = grad.inner_stride == 1 && x.inner_stride == 1 && grad_x.inner_stride == 1;
-      const bool streamed = packed && streams(out_run, bytes, Lanes<T>::count);
+      const bool streamed = grad_x.inner_stride == 1 && streams(out_run, bytes, Lanes<T>::count);
       vdouble product[kParts] = {}, sum[kParts] = {};
       for (int64_t i = 0; i < length; i += Lanes<T>::count) {
         const int64_t count = smaller(Lanes<T>::count, length - i);
-        if (packed && count == Lanes<T>::count) {
-          const auto g = load(grad_run + i);
-          store(out_run + i, g * a, streamed);
-          add_products<T>(g, load(x_run + i), product, sum);
+        const auto g = load_strided(grad_run + i * grad.inner_stride, grad.inner_stride, count);
+        const auto v = load_strided(x_run + i * x.inner_stride, x.inner_stride, count);
+        if (streamed && count == Lanes<T>::count) {
+          store(out_run + i, g * a, true);
         } else {
-          const auto g = load_strided(grad_run + i * grad.inner_stride, grad.inner_stride, count);
-          const auto v = load_strided(x_run + i * x.inner_stride, x.inner_stride, count);
           store_strided(out_run + i * grad_x.inner_stride, grad_x.inner_stride, g * a, count);
-          add_products<T>(g, v, product, sum);
         }
+        add_products<T>(g, v, product, sum);
       }
       for (int p = 0; p < kParts; ++p) {
         products[parameter] += sum_lanes(product[p]);

@@ -11,10 +11,11 @@ so that m2 / count is the biased variance, and two results a, b merge without th
 
 Bytes: one read of x (and of the mask). Flops: 3 per element.
 Numerics: float64 sums, with fused multiply-adds where the instruction set has them, of deviations
-from the mean of the channel's first eight counted values; of 16-bit values themselves, whose squares
-and their sums float64 holds exactly unless some are far smaller than others. The same bits for any
-number of threads. No position counted: 0, 0, 0. Any finite float32 is in range; of float64 the deviations must stay below
-about 1e150, as their squares are summed in float64.
+from the mean of the channel's first eight counted values. 16-bit values are summed as they are:
+float64 holds their squares and the sums of these exactly, unless some are far smaller than others.
+The same bits for any number of threads. No position counted: 0, 0, 0. Any finite float32 is in
+range; of float64 the deviations must stay below about 1e150, as their squares are summed in
+float64.
 Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
 variances", 1979.
 """

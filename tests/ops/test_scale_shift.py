@@ -88,7 +88,7 @@ def test_out_takes_no_part_in_a_graph() -> None:
     assert torch.equal(out, x + 1) and out._version > version
 
 
-.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_of_the_plain_expression(dtype: torch.dtype) -> None:
     ids = torch.tensor([1, 0, 1, 1])
     leaves = [random(4, 3, 6, 6).to(dtype), random(2, 3, seed=1), random(2, 3, seed=2)]
