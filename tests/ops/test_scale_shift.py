@@ -83,6 +83,8 @@ def test_out_takes_no_part_in_a_graph() -> None:
         torch.func.grad(lambda x: scale_shift(x, one, one, out=out).sum())(x)
     with pytest.raises(TypeError, match=r"nlm\.scale_shift: out must be a tensor, got list"):
         scale_shift(x, one, one, out=[0.0])
+    with pytest.raises(ValueError, match=r"nlm\.scale_shift: .* got \(4, 3\) .* strides \(0, 1\)"):
+        scale_shift(one.expand(4, 3), one, one, out=one.expand(4, 3))
     version = out._version
     torch.compile(scale_shift, backend="eager", fullgraph=True)(x, one, one, out=out)
     assert torch.equal(out, x + 1) and out._version > version
