@@ -41,7 +41,7 @@ void spread(const void* parameters, const RowPlan& plan, int64_t channels, int64
   }
 }
 
-// Bytes of a result of x's shape that may be streamed: none of one in place, which is in the caches.
+// Bytes of a result that may be streamed: none of one in place, which the caches hold already.
 template <class T>
 int64_t bytes_of(const View3& x, const View3& result) {
   if (x.data == result.data) return 0;

@@ -159,7 +159,8 @@ NLM_INLINE auto half_of(V value) {
   using scalar = std::remove_cv_t<std::remove_reference_t<decltype(value[0])>>;
   typedef scalar half __attribute__((vector_size(sizeof(V) / 2)));
 #if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) return (half)_mm512_maskz_extracti64x4_epi64(255, (__m512i)value, kHalf);
+  if constexpr (sizeof(V) == 64)
+    return (half)_mm512_maskz_extracti64x4_epi64(255, (__m512i)value, kHalf);
 #endif
 #if defined(__AVX2__)
   if constexpr (sizeof(V) == 32) return (half)_mm256_extracti128_si256((__m256i)value, kHalf);

@@ -41,7 +41,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int) -> Tensor:
+def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int, *, sums: Iterable[Tensor] = (),| None, dim: int) -> Tensor:
     """``[C]`` or ``[T, C]`` parameters, as they broadcast against x, in the computing type.
 
     NaN for an id out of range, which nothing refuses where the expression is compiled.
@@ -222,7 +222,7 @@ def _cpu_backward(grad: Tensor, x: Tensor, scale: Tensor, *chosen: Any) -> tuple
     _check_ids(x, scale, scale, *chosen)
     sums = scale.new_empty((2, 1, *scale.shape), dtype=torch.float64)
     kernel, tensors = _native.cpu.scale_shift_backward, (grad, x, grad_x)
-    _launch(kernel, _native.threads(), tensors, (scale,), *chosen, sums)
+    _launch(kernel, _native.threads(), tensors, (scale,), *chosen, sums=sums)
     return grad_x, *_sums(sums, scale)
 
 
@@ -245,7 +245,7 @@ def _cuda_backward(grad: Tensor, x: Tensor, scale: Tensor, *chosen: Any) -> tupl
     rows = _native.cuda.scale_shift_partial_rows(x3, len(torch.atleast_2d(scale)))
     sums = scale.new_empty((2, rows, *scale.shape), dtype=torch.float64)
     kernel, tensors = _native.cuda.scale_shift_backward, (grad, x, grad_x)
-    _launch(kernel, _native.stream(x), tensors, (scale,), *chosen, sums)
+    _launch(kernel, _native.stream(x), tensors, (scale,), *chosen, sums=sums)
     return grad_x, *_sums(sums, scale)
 
 
