@@ -41,7 +41,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int, *, sums: Iterable[Tensor] = (),| None, dim: int) -> Tensor:
+def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int) -> Tensor:
     """``[C]`` or ``[T, C]`` parameters, as they broadcast against x, in the computing type.
 
     NaN for an id out of range, which nothing refuses where the expression is compiled.
@@ -182,7 +182,7 @@ def _task_arguments(task: Tensor | None, scale: Tensor, x: Tensor, dim: int) -> 
 
 def _launch(
     kernel: Callable[..., None], runs_on: int, tensors: tuple[Tensor, ...],
-    parameters: tuple[Tensor, ...], task: Tensor | None, dim: int, sums: Iterable[Tensor] = (),
+    parameters: tuple[Tensor, ...], task: Tensor | None, dim: int, *, sums: Iterable[Tensor] = (),
 ) -> None:  # fmt: skip
     """Runs a kernel on so many threads, or on this stream. x is the last tensor but one."""
     x = tensors[-2]
