@@ -25,6 +25,10 @@ def expression(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x * scale + shift
 
 
+def expression_into(out: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return out.copy_(x * scale + shift)
+
+
 def addcmul(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x, scale)
 
@@ -36,7 +40,7 @@ def workloads() -> Iterator[Workload]:
         scale, shift = torch.randn(2, tasks, shape[dim], generator=make)
         task = torch.randint(tasks, shape[:1], generator=make) if tasks > 1 else None
         for dtype in (torch.float32, torch.bfloat16):
-            yield forward(name, x32.to(dtype), scale, shift, task, dim)
+            yield from forward(name, x32.to(dtype), scale, shift, task, dim)
             yield backward(name, x32.to(dtype), scale, shift, task, dim, make)
 
 
@@ -50,8 +54,11 @@ def per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int) -> 
 
 def forward(
     name: str, x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int
-) -> Workload:
-    """The peers get their parameters chosen, shaped and converted beforehand."""
+) -> Iterator[Workload]:
+    """Into new memory, and into memory that was written before, as the copy that it is held to.
+
+    The peers get their parameters chosen, shaped and converted beforehand.
+    """
     chosen = [per_sample(parameters, x, task, dim) for parameters in (scale, shift)]
     compiled = torch.compile(expression, dynamic=False)
     providers = {
@@ -63,7 +70,17 @@ def forward(
     reference = operations()["scale_shift"].reference
     truth = (reference(x.double(), scale.double(), shift.double(), task, dim),)
     most, amount = torch.finfo(x.dtype).eps, 2.0 * x.numel() * x.element_size()
-    return Workload(name, x.dtype, providers, truth, most, amount, "copy")
+    yield Workload(name, x.dtype, providers, truth, most, amount, "copy")
+
+    out, stock_out = torch.zeros_like(x), torch.zeros_like(x)
+    compiled_into = torch.compile(expression_into, dynamic=False)
+    into = {
+        "nlm": lambda: scale_shift(x, scale, shift, task, dim, out=out),
+        "torch.mul(out=), add_": lambda: torch.mul(x, chosen[0], out=stock_out).add_(chosen[1]),
+        "torch.addcmul(out=)": lambda: torch.addcmul(chosen[1], x, chosen[0], out=stock_out),
+        "torch.compile": lambda: compiled_into(stock_out, x, *chosen),
+    }
+    yield Workload(f"out=, {name}", x.dtype, into, truth, most, amount, "copy")
 
 
 def backward(

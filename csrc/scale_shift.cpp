@@ -6,7 +6,7 @@
 //
 // Rows (core/rows.h) take the parameters as vectors along the columns, with the parameters of a
 // channel repeated for each of its columns; other layouts are walked run by run with the parameters
-// of one channel in registers.
+// of one channel in registers, and whole pieces of memory where the runs lie one after the other.
 //
 // The sums of the backward pass are taken in float64, per block of rows or runs and per task, and
 // the blocks are added in order: no atomics, the same bits for any number of threads.
@@ -36,12 +36,15 @@ void spread(const void* parameters, const RowPlan& plan, int64_t channels, int64
             int64_t padded, S* columns) {
   for (int64_t t = 0; t < tasks; ++t) {
     const S* source = static_cast<const S*>(parameters) + t * channels;
-    for (int64_t j = 0; j < padded; ++j) columns[t * padded + j] = source[j / plan.run % channels];
+    plan.for_columns(padded, channels,
+                     [&](int64_t j, int64_t c) { columns[t * padded + j] = source[c]; });
   }
 }
 
+// Bytes of a result that may be streamed: none of one in place, which the caches hold already.
 template <class T>
-int64_t bytes_of(const View3& x) {
+int64_t bytes_of(const View3& x, const View3& result) {
+  if (x.data == result.data) return 0;
   return x.outer * x.channels * x.inner * static_cast<int64_t>(sizeof(T));
 }
 
@@ -78,7 +81,7 @@ void scale_rows(const View3& x, const View3& y, const void* scale, const void* s
 
   const int64_t rows = plan.rows + (plan.rest > 0);
   const int64_t block_rows = larger(1, kTaskElements / plan.width);
-  const int64_t bytes = bytes_of<T>(y);
+  const int64_t bytes = bytes_of<T>(x, y);
   parallel_for(ceil_div(rows, block_rows), threads, [&](int64_t block, int) {
     const int64_t first = block * block_rows;
     for_rows(plan, first, smaller(first + block_rows, rows),
@@ -120,7 +123,7 @@ void scale_runs(const View3& x, const View3& y, const void* scale, const void* s
   const int64_t pieces = ceil_div(x.inner, run);
   const int64_t runs = x.outer * x.channels * pieces;
   const int64_t block_runs = larger(1, kTaskElements / run);
-  const int64_t bytes = bytes_of<T>(y);
+  const int64_t bytes = bytes_of<T>(x, y);
   parallel_for(ceil_div(runs, block_runs), threads, [&](int64_t block, int) {
     const int64_t last = smaller((block + 1) * block_runs, runs);
     for (int64_t r = block * block_runs; r < last; ++r) {
@@ -131,6 +134,61 @@ void scale_runs(const View3& x, const View3& y, const void* scale, const void* s
       scale_run(x.at<T>(o, c, i), x.inner_stride, y.at<T>(o, c, i), y.inner_stride,
                 static_cast<const S*>(scale)[parameter], static_cast<const S*>(shift)[parameter],
                 smaller(run, x.inner - i), bytes);
+    }
+    end_stream(bytes >= kStreamedBytes);
+  });
+}
+
+// Whether every outer index is one piece of memory, its channels one after the other.
+bool has_packed_channels(const View3& view) {
+  return (view.inner_stride == 1 || view.inner == 1) &&
+         (view.channel_stride == view.inner || view.channels == 1);
+}
+
+// Pieces of memory, one for each outer index or one in all, by vectors that lie at multiples of
+// their size from its beginning, whatever the length of a run: the one that two runs share takes
+// the parameters of each in its lanes. Runs are no shorter than a vector.
+template <class T>
+void scale_packed(const View3& x, const View3& y, const void* scale, const void* shift,
+                  const Tasks& tasks, int threads) {
+  using S = typename Lanes<T>::scalar;
+  constexpr int kLanes = Lanes<T>::count;
+  const int64_t piece = x.channels * x.inner;
+  const bool whole = x.outer == 1 || (x.outer_stride == piece && y.outer_stride == piece);
+  const int64_t size = whole ? x.outer * piece : piece;
+  const int64_t parts = ceil_div(size, kTaskElements);
+  const int64_t bytes = bytes_of<T>(x, y);
+  parallel_for((whole ? 1 : x.outer) * parts, threads, [&](int64_t task, int) {
+    const int64_t outer = task / parts;
+    const T* source = x.at<T>(outer, 0, 0);
+    T* target = y.at<T>(outer, 0, 0);
+    const bool streamed = streams(target, bytes, kLanes);
+    int64_t i = task % parts * kTaskElements;
+    int64_t run = i / x.inner;
+    const auto parameter = [&] {  // of the run; behind the last one it is not used
+      const int64_t o = smaller(outer + run / x.channels, x.outer - 1);
+      return task_of(tasks, o) * x.channels + run % x.channels;
+    };
+    const auto read = [&](const void* parameters, int64_t at) {
+      return broadcast(static_cast<const S*>(parameters)[at]);
+    };
+    auto a = read(scale, parameter()), b = read(shift, parameter());
+    const int64_t last = smaller(i + kTaskElements, size);
+    while (i < last) {
+      const int64_t end = smaller(++run * x.inner, last);
+      for (; i + kLanes <= end; i += kLanes) store(target + i, load(source + i) * a + b, streamed);
+      const int64_t next = parameter();
+      const auto next_a = read(scale, next), next_b = read(shift, next);
+      if (i < end && end < last) {
+        const auto own = first_lanes<T>(end - i);
+        store(target + i, load(source + i) * (own ? a : next_a) + (own ? b : next_b), streamed);
+        i += kLanes;
+      } else if (i < end) {
+        store_first(target + i, load_first(source + i, end - i) * a + b, end - i);
+        i = end;
+      }
+      a = next_a;
+      b = next_b;
     }
     end_stream(bytes >= kStreamedBytes);
   });
@@ -191,7 +249,7 @@ void backward_rows(const View3& grad, const View3& x, const View3& grad_x, const
 
   const int64_t rows = plan.rows + (plan.rest > 0);
   const int64_t sums = 2 * tasks.count * padded;  // per block: [products, grads][task][column]
-  const int64_t bytes = bytes_of<T>(grad_x);
+  const int64_t bytes = bytes_of<T>(x, grad_x);
   const Blocks blocks = cut(rows, plan.width, sums);
   const Scratch<double> partials(blocks.count * sums);
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
@@ -214,11 +272,10 @@ void backward_rows(const View3& grad, const View3& x, const View3& grad_x, const
     for (int64_t j = 0; j < sums; ++j) products[j] += products[block * sums + j];
   }
   for (int64_t t = 0; t < tasks.count; ++t) {
-    for (int64_t j = 0; j < plan.width; ++j) {
-      const int64_t target = t * x.channels + j / plan.run % x.channels;
-      grad_scale[target] += products[t * padded + j];
-      grad_shift[target] += grads[t * padded + j];
-    }
+    plan.for_columns(plan.width, x.channels, [&](int64_t j, int64_t c) {
+      grad_scale[t * x.channels + c] += products[t * padded + j];
+      grad_shift[t * x.channels + c] += grads[t * padded + j];
+    });
   }
 }
 
@@ -231,7 +288,7 @@ void backward_runs(const View3& grad, const View3& x, const View3& grad_x, const
   const int64_t pieces = ceil_div(x.inner, run);
   const int64_t runs = x.outer * x.channels * pieces;
   const int64_t sums = 2 * tasks.count * x.channels;
-  const int64_t bytes = bytes_of<T>(grad_x);
+  const int64_t bytes = bytes_of<T>(x, grad_x);
   const Blocks blocks = cut(runs, run, sums);
   const Scratch<double> partials(blocks.count * sums);
   parallel_for(blocks.count, threads, [&](int64_t block, int) {
@@ -249,21 +306,18 @@ void backward_runs(const View3& grad, const View3& x, const View3& grad_x, const
       const T* grad_run = grad.at<T>(o, c, first);
       const T* x_run = x.at<T>(o, c, first);
       T* out_run = grad_x.at<T>(o, c, first);
-      const bool packed = grad.inner_stride == 1 && x.inner_stride == 1 && grad_x.inner_stride == 1;
-      const bool streamed = packed && streams(out_run, bytes, Lanes<T>::count);
+      const bool streamed = grad_x.inner_stride == 1 && streams(out_run, bytes, Lanes<T>::count);
       vdouble product[kParts] = {}, sum[kParts] = {};
       for (int64_t i = 0; i < length; i += Lanes<T>::count) {
         const int64_t count = smaller(Lanes<T>::count, length - i);
-        if (packed && count == Lanes<T>::count) {
-          const auto g = load(grad_run + i);
-          store(out_run + i, g * a, streamed);
-          add_products<T>(g, load(x_run + i), product, sum);
+        const auto g = load_strided(grad_run + i * grad.inner_stride, grad.inner_stride, count);
+        const auto v = load_strided(x_run + i * x.inner_stride, x.inner_stride, count);
+        if (streamed && count == Lanes<T>::count) {
+          store(out_run + i, g * a, true);
         } else {
-          const auto g = load_strided(grad_run + i * grad.inner_stride, grad.inner_stride, count);
-          const auto v = load_strided(x_run + i * x.inner_stride, x.inner_stride, count);
           store_strided(out_run + i * grad_x.inner_stride, grad_x.inner_stride, g * a, count);
-          add_products<T>(g, v, product, sum);
         }
+        add_products<T>(g, v, product, sum);
       }
       for (int p = 0; p < kParts; ++p) {
         products[parameter] += sum_lanes(product[p]);
@@ -296,6 +350,8 @@ void scale_shift(const View3& x, const View3& y, const void* scale, const void* 
     using T = decltype(type);
     if (plan.rows > 0) {
       scale_rows<T>(x, y, scale, shift, tasks, plan, threads);
+    } else if (x.inner >= Lanes<T>::count && has_packed_channels(x) && has_packed_channels(y)) {
+      scale_packed<T>(x, y, scale, shift, tasks, threads);
     } else {
       scale_runs<T>(x, y, scale, shift, tasks, threads);
     }

@@ -1,4 +1,4 @@
-// y = x * scale[t, c] + shift[t, c] and its gradients on the GPU. The work is scale_shift_body.h's.
+// y = x * scale[t, c] + shift[t, c] and its gradients on the GPU. The work is in the bodies.
 //
 // One read of x and one write of y; backward two reads and one write. Multiplication and addition
 // round separately, as on the CPU.
@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include "scale_shift_backward_body.h"
 #include "scale_shift_body.h"
 
 namespace nlm {

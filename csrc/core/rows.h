@@ -24,6 +24,17 @@ struct RowPlan {
   int64_t rest_width() const { return width / joined * rest; }
   NLM_INLINE int64_t outer_of(int64_t row) const { return row / inner * joined; }
   NLM_INLINE int64_t inner_of(int64_t row) const { return row % inner; }
+  // body(column, channel) for the first columns of a row: without a division for each of them.
+  template <class Body>
+  NLM_INLINE void for_columns(int64_t columns, int64_t channels, const Body& body) const {
+    for (int64_t j = 0, c = 0, next = run; j < columns; ++j) {
+      if (j == next) {
+        next += run;
+        c = c + 1 < channels ? c + 1 : 0;
+      }
+      body(j, c);
+    }
+  }
 };
 
 // A plan that holds for all views, which have one shape. `whole` allows rows over several

@@ -53,23 +53,57 @@ NLM_INLINE void store(bfloat16* target, vfloat value) { narrow(target, value); }
 NLM_INLINE void store(float16* target, vfloat value) { narrow(target, value); }
 
 // The first `count` lanes, 0 < count < Lanes<T>::count; the other lanes read as zero, and memory
-// behind them is not touched.
+// behind them is not touched. AVX-512 does it in one instruction.
 template <class T>
 NLM_INLINE typename Lanes<T>::vector load_first(const T* source, int64_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const unsigned lanes = (1u << count) - 1;
+  if constexpr (sizeof(T) == 2) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), source);
+    return load(reinterpret_cast<const T*>(&bits));
+  } else if constexpr (sizeof(T) == 4) {
+    return (vfloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), source);
+  } else {
+    return (vdouble)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), source);
+  }
+#else
   T block[Lanes<T>::count] = {};
   std::memcpy(block, source, static_cast<size_t>(count) * sizeof(T));
   return load(block);
+#endif
 }
 template <class T>
 NLM_INLINE void store_first(T* target, typename Lanes<T>::vector value, int64_t count) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const unsigned lanes = (1u << count) - 1;
+  if constexpr (sizeof(T) == 2) {
+    __m256i bits;
+    store(reinterpret_cast<T*>(&bits), value);
+    _mm256_mask_storeu_epi16(target, static_cast<__mmask16>(lanes), bits);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(target, static_cast<__mmask16>(lanes), (__m512)value);
+  } else {
+    _mm512_mask_storeu_pd(target, static_cast<__mmask8>(lanes), (__m512d)value);
+  }
+#else
   T block[Lanes<T>::count];
   store(block, value);
   std::memcpy(target, block, static_cast<size_t>(count) * sizeof(T));
+#endif
+}
+
+// Lane by lane, all bits of an integer: whether it is one of the first `count`, 0 <= count.
+template <class T>
+NLM_INLINE auto first_lanes(int64_t count) {
+  std::conditional_t<std::is_same_v<T, double>, vint64, vint32> lanes = {};
+  for (int i = 0; i < Lanes<T>::count; ++i) lanes[i] = i;
+  return lanes < (lanes * 0 + static_cast<int>(count));
 }
 
 // Lanes from `count` elements (1 <= count <= Lanes<T>::count) that lie `stride` apart.
 template <class T>
 NLM_INLINE typename Lanes<T>::vector load_strided(const T* source, int64_t stride, int64_t count) {
+  if (stride == 1) return count < Lanes<T>::count ? load_first(source, count) : load(source);
   T block[Lanes<T>::count] = {};
   for (int64_t i = 0; i < count; ++i) block[i] = source[i * stride];
   return load(block);
@@ -77,6 +111,9 @@ NLM_INLINE typename Lanes<T>::vector load_strided(const T* source, int64_t strid
 template <class T>
 NLM_INLINE void store_strided(T* target, int64_t stride, typename Lanes<T>::vector value,
                               int64_t count) {
+  if (stride == 1) {
+    return count < Lanes<T>::count ? store_first(target, value, count) : store(target, value);
+  }
   T block[Lanes<T>::count];
   store(block, value);
   for (int64_t i = 0; i < count; ++i) target[i * stride] = block[i];
@@ -114,6 +151,42 @@ NLM_INLINE vdouble fma(vdouble a, vdouble b, vdouble c) {
 #endif
 }
 
+// The lower (kHalf = 0) or the upper half of a vector. By intrinsics where there are: GCC 12 sends
+// what is copied in part through memory, and converts a quarter at a time. (maskz: its header reads
+// an undefined vector elsewhere.)
+template <int kHalf, class V>
+NLM_INLINE auto half_of(V value) {
+  using scalar = std::remove_cv_t<std::remove_reference_t<decltype(value[0])>>;
+  typedef scalar half __attribute__((vector_size(sizeof(V) / 2)));
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64)
+    return (half)_mm512_maskz_extracti64x4_epi64(255, (__m512i)value, kHalf);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return (half)_mm256_extracti128_si256((__m256i)value, kHalf);
+#endif
+  half result;
+  std::memcpy(&result, reinterpret_cast<const char*>(&value) + kHalf * sizeof result,
+              sizeof result);
+  return result;
+}
+
+typedef float vhalf __attribute__((vector_size(kVectorBytes / 2)));
+NLM_INLINE vdouble widen(vhalf value) {
+#if defined(__AVX512F__)
+  return (vdouble)_mm512_maskz_cvtps_pd(255, (__m256)value);
+#elif defined(__AVX2__)
+  return (vdouble)_mm256_cvtps_pd((__m128)value);
+#else
+  return __builtin_convertvector(value, vdouble);
+#endif
+}
+
+// A float64 vector of elements: half as many of float32 as load() takes. A load that converts costs
+// less than to_float64() of a vector.
+NLM_INLINE vdouble load_float64(const float* source) { return widen(load_vector<vhalf>(source)); }
+NLM_INLINE vdouble load_float64(const double* source) { return load(source); }
+
 // A vector as `kParts` float64 vectors: its lower and its upper half, or itself.
 template <class T>
 struct Wide {
@@ -125,20 +198,15 @@ NLM_INLINE Wide<T> to_float64(typename Lanes<T>::vector value) {
   if constexpr (std::is_same_v<T, double>) {
     return {{value}};
   } else {
-    typedef float half_vector __attribute__((vector_size(kVectorBytes / 2)));
-    half_vector low, high;
-    std::memcpy(&low, &value, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof low, sizeof high);
-    return {{__builtin_convertvector(low, vdouble), __builtin_convertvector(high, vdouble)}};
+    return {{widen(half_of<0>(value)), widen(half_of<1>(value))}};
   }
 }
 
 // The inverse of to_float64, rounded to nearest.
 NLM_INLINE vdouble from_float64(const Wide<double>& wide) { return wide.part[0]; }
 NLM_INLINE vfloat from_float64(const Wide<float>& wide) {
-  typedef float half_vector __attribute__((vector_size(kVectorBytes / 2)));
-  const half_vector low = __builtin_convertvector(wide.part[0], half_vector);
-  const half_vector high = __builtin_convertvector(wide.part[1], half_vector);
+  const vhalf low = __builtin_convertvector(wide.part[0], vhalf);
+  const vhalf high = __builtin_convertvector(wide.part[1], vhalf);
   vfloat value;
   std::memcpy(&value, &low, sizeof low);
   std::memcpy(reinterpret_cast<char*>(&value) + sizeof low, &high, sizeof high);
@@ -152,11 +220,7 @@ NLM_INLINE auto sum_lanes(V value) {
   if constexpr (sizeof(V) == 2 * sizeof(scalar)) {
     return static_cast<scalar>(value[0] + value[1]);
   } else {
-    typedef scalar half __attribute__((vector_size(sizeof(V) / 2)));
-    half low, high;
-    std::memcpy(&low, &value, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof low, sizeof high);
-    return sum_lanes(low + high);
+    return sum_lanes(half_of<0>(value) + half_of<1>(value));
   }
 }
 

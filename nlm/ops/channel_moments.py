@@ -10,10 +10,12 @@ so that m2 / count is the biased variance, and two results a, b merge without th
     mean = mean_a + delta n_b / n,   m2 = m2_a + m2_b + delta^2 n_a n_b / n .
 
 Bytes: one read of x (and of the mask). Flops: 3 per element.
-Numerics: float64 sums of deviations from the mean of the channel's first eight counted values, with
-fused multiply-adds where the instruction set has them. The same bits for any number of threads. No
-position counted: 0, 0, 0. Any finite float32 is in range; of float64 the deviations must stay below
-about 1e150, as their squares are summed in float64.
+Numerics: float64 sums, with fused multiply-adds where the instruction set has them, of deviations
+from the mean of the channel's first eight counted values. 16-bit values are summed as they are:
+float64 holds their squares and the sums of these exactly, unless some are far smaller than others.
+The same bits for any number of threads. No position counted: 0, 0, 0. Any finite float32 is in
+range; of float64 the deviations must stay below about 1e150, as their squares are summed in
+float64.
 Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
 variances", 1979.
 """

@@ -18,6 +18,7 @@ a task id out of range, an error in eager code on the CPU, gives NaN there. The 
 """
 
 import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from nlm import _native
 from nlm._registry import register
-from nlm.ops._arguments import check_tensor, is_transformed
+from nlm.ops._arguments import check_apart, check_tensor, is_transformed, without_gradient
 from nlm.ops._channels import (
     channels_view,
     check_device,
@@ -62,6 +63,11 @@ def reference(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim:
     dim %= x.dim()
     y = x.to(_compute_dtype(x)) * _per_sample(scale, x, task, dim)
     return (y + _per_sample(shift, x, task, dim)).to(x.dtype)
+
+
+def reference_out(out: Tensor, x: Tensor, *args: Any) -> None:
+    _check_memory(out, x, *args)
+    out.copy_(reference(x, *args))
 
 
 def reference_backward(
@@ -133,6 +139,26 @@ def _out(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int)
     return empty_like(x, _check(x, scale, shift, task, dim))
 
 
+def _out_into(out: Tensor, x: Tensor, *args: Any) -> None:
+    dim = _check(x, *args)
+    is_like_x = (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
+    if not is_like_x or not (out.is_contiguous() or out.stride() == empty_like(x, dim).stride()):
+        raise ValueError(
+            "nlm.scale_shift: out must have the shape, type and device of x and be contiguous or "
+            f"laid out as x, {tuple(x.shape)} {x.dtype} on {x.device} with strides {x.stride()}, "
+            f"got {tuple(out.shape)} {out.dtype} on {out.device} with strides {out.stride()}"
+        )
+
+
+def _check_memory(out: Tensor, x: Tensor, *args: Any) -> None:
+    """``out`` is x, element by element, or apart from it, and apart from all other tensors."""
+    others = zip(("scale", "shift", "task"), args, strict=False)
+    read = [(label, other) for label, other in others if other is not None]
+    if (out.data_ptr(), out.stride()) != (x.data_ptr(), x.stride()):
+        read.append(("x", x))
+    check_apart("scale_shift", [("out", out)], read)
+
+
 def _out_backward(
     grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,83 +173,80 @@ def _out_backward(
     return empty_like(x, dim), grads, torch.empty_like(grads)
 
 
-def _parameters(parameters: Tensor, x: Tensor) -> Tensor:
-    return parameters.to(_compute_dtype(x)).contiguous()
-
-
-def _task_arguments(
-    x: Tensor, scale: Tensor, task: Tensor | None, dim: int
-) -> tuple[int, int, int]:
+def _task_arguments(task: Tensor | None, scale: Tensor, x: Tensor, dim: int) -> tuple[int, ...]:
     """Address of the ids, number of tasks, outer indices per sample."""
     if task is None:
         return 0, 1, 1
-    return task.data_ptr(), scale.shape[0] if scale.dim() == 2 else 1, x.shape[1:dim].numel()
+    return task.data_ptr(), len(torch.atleast_2d(scale)), x.shape[1:dim].numel()
+
+
+def _launch(
+    kernel: Callable[..., None], runs_on: int, tensors: tuple[Tensor, ...],
+    parameters: tuple[Tensor, ...], task: Tensor | None, dim: int, *, sums: Iterable[Tensor] = (),
+) -> None:  # fmt: skip
+    """Runs a kernel on so many threads, or on this stream. x is the last tensor but one."""
+    x = tensors[-2]
+    dim %= x.dim()
+    views = [channels_view(tensor, dim) for tensor in tensors]
+    wide = [each.to(_compute_dtype(x)).contiguous() for each in parameters]
+    task = None if task is None else task.contiguous()
+    kernel(
+        *map(_native.view3, views), *(each.data_ptr() for each in wide),
+        *_task_arguments(task, parameters[0], x, dim), *(each.data_ptr() for each in sums), runs_on,
+    )  # fmt: skip
 
 
 def _cpu(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> Tensor:
     y = _native.fresh(_out(x, scale, shift, task, dim))
     _check_ids(x, scale, shift, task, dim)
-    dim %= x.dim()
-    x3, y3 = channels_view(x, dim), channels_view(y, dim)
-    scale, shift = _parameters(scale, x), _parameters(shift, x)
-    task = None if task is None else task.contiguous()
-    _native.cpu.scale_shift(
-        _native.view3(x3), _native.view3(y3), scale.data_ptr(), shift.data_ptr(),
-        *_task_arguments(x, scale, task, dim), _native.threads(),
-    )  # fmt: skip
+    _launch(_native.cpu.scale_shift, _native.threads(), (x, y), (scale, shift), task, dim)
     return y
 
 
-def _cpu_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, grad_scale, _ = _out_backward(grad, x, scale, task, dim)
+def _cpu_out(out: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *chosen: Any) -> None:
+    _out_into(out, x, scale, shift, *chosen)
+    _check_ids(x, scale, shift, *chosen)
+    _check_memory(out, x, scale, shift, *chosen)
+    _launch(_native.cpu.scale_shift, _native.threads(), (x, out), (scale, shift), *chosen)
+
+
+def _sums(partial: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 ``[2, rows, ...]`` added up by rows, as the gradients of scale and shift."""
+    scale, shift = partial.sum(1)
+    return scale.to(like.dtype, copy=True), shift.to(like.dtype, copy=True)
+
+
+def _cpu_backward(grad: Tensor, x: Tensor, scale: Tensor, *chosen: Any) -> tuple[Tensor, ...]:
+    grad_x, _, _ = _out_backward(grad, x, scale, *chosen)
     _native.fresh(grad_x)
-    _check_ids(x, scale, scale, task, dim)
-    dim %= x.dim()
-    views = [channels_view(tensor, dim) for tensor in (grad, x, grad_x)]
-    wide = _parameters(scale, x)
-    task = None if task is None else task.contiguous()
-    sums = grad_scale.new_empty((2, *grad_scale.shape), dtype=torch.float64)
-    _native.cpu.scale_shift_backward(
-        *map(_native.view3, views), wide.data_ptr(), *_task_arguments(x, scale, task, dim),
-        sums[0].data_ptr(), sums[1].data_ptr(), _native.threads(),
-    )  # fmt: skip
-    return grad_x, sums[0].to(scale.dtype, copy=True), sums[1].to(scale.dtype, copy=True)
+    _check_ids(x, scale, scale, *chosen)
+    sums = scale.new_empty((2, 1, *scale.shape), dtype=torch.float64)
+    kernel, tensors = _native.cpu.scale_shift_backward, (grad, x, grad_x)
+    _launch(kernel, _native.threads(), tensors, (scale,), *chosen, sums=sums)
+    return grad_x, *_sums(sums, scale)
 
 
 # An id out of range gives NaN on the GPU: an error would make the host wait for every call.
 def _cuda(x: Tensor, scale: Tensor, shift: Tensor, task: Tensor | None, dim: int) -> Tensor:
     y = _out(x, scale, shift, task, dim)
-    dim %= x.dim()
-    x3, y3 = channels_view(x, dim), channels_view(y, dim)
-    scale, shift = _parameters(scale, x), _parameters(shift, x)
-    task = None if task is None else task.contiguous()
-    _native.cuda.scale_shift(
-        _native.view3(x3), _native.view3(y3), scale.data_ptr(), shift.data_ptr(),
-        *_task_arguments(x, scale, task, dim), _native.stream(x),
-    )  # fmt: skip
+    _launch(_native.cuda.scale_shift, _native.stream(x), (x, y), (scale, shift), task, dim)
     return y
 
 
-def _cuda_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, task: Tensor | None, dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, _, _ = _out_backward(grad, x, scale, task, dim)
-    dim %= x.dim()
-    views = [channels_view(tensor, dim) for tensor in (grad, x, grad_x)]
-    wide = _parameters(scale, x)
-    task = None if task is None else task.contiguous()
-    ids, tasks, outer_per_sample = _task_arguments(x, scale, task, dim)
-    grad3, x3, grad_x3 = map(_native.view3, views)
-    rows = _native.cuda.scale_shift_partial_rows(x3, tasks)
-    partial = wide.new_empty((2, rows, *scale.shape), dtype=torch.float64)
-    _native.cuda.scale_shift_backward(
-        grad3, x3, grad_x3, wide.data_ptr(), ids, tasks, outer_per_sample,
-        partial[0].data_ptr(), partial[1].data_ptr(), _native.stream(x),
-    )  # fmt: skip
-    sums = partial.sum(1)
-    return grad_x, sums[0].to(scale.dtype, copy=True), sums[1].to(scale.dtype, copy=True)
+def _cuda_out(out: Tensor, x: Tensor, scale: Tensor, shift: Tensor, *chosen: Any) -> None:
+    _out_into(out, x, scale, shift, *chosen)
+    _check_memory(out, x, scale, shift, *chosen)
+    _launch(_native.cuda.scale_shift, _native.stream(x), (x, out), (scale, shift), *chosen)
+
+
+def _cuda_backward(grad: Tensor, x: Tensor, scale: Tensor, *chosen: Any) -> tuple[Tensor, ...]:
+    grad_x, _, _ = _out_backward(grad, x, scale, *chosen)
+    x3 = _native.view3(channels_view(x, chosen[1] % x.dim()))
+    rows = _native.cuda.scale_shift_partial_rows(x3, len(torch.atleast_2d(scale)))
+    sums = scale.new_empty((2, rows, *scale.shape), dtype=torch.float64)
+    kernel, tensors = _native.cuda.scale_shift_backward, (grad, x, grad_x)
+    _launch(kernel, _native.stream(x), tensors, (scale,), *chosen, sums=sums)
+    return grad_x, *_sums(sums, scale)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -267,6 +290,17 @@ _FORWARD = register(
     backward=_backward,
     setup_context=_setup_context,
 )
+_FORWARD_OUT = register(
+    "scale_shift_out_(Tensor(a!) out, Tensor x, Tensor scale, Tensor shift, Tensor? task, int dim)"
+    " -> ()",
+    stem="scale_shift",
+    reference=reference_out,
+    out=_out_into,
+    cpu=_cpu_out,
+    cuda=_cuda_out,
+    missing={"cpu": _native.cpu_missing, "cuda": _native.cuda_missing},
+    check_values=lambda out, *args: _check_ids(*args),
+)
 
 
 def _task_number(task: Any) -> int:
@@ -287,6 +321,8 @@ def scale_shift(
     shift: Tensor,
     task: Tensor | int | None = None,
     dim: int = 1,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``x * scale + shift`` per channel, with the parameters of each sample's task.
 
@@ -300,6 +336,10 @@ def scale_shift(
         A task id for each sample along dim 0, or one for all. None where there is one task.
     dim : int
         The channel dimension.
+    out : Tensor, optional
+        What is written to and returned instead of a new tensor: x itself, or in memory apart from
+        all arguments; of the shape and type of x, contiguous or laid out as x. Into large memory
+        that was written before takes about half the time. No argument may require a gradient.
 
     Returns
     -------
@@ -315,9 +355,20 @@ def scale_shift(
     [[3.0, 4.0], [1.0, 2.0]]
     >>> scale_shift(x, scale, shift, task=1).tolist()
     [[3.0, 4.0], [3.0, 4.0]]
+    >>> scale_shift(x, scale[0], shift[0], out=x) is x
+    True
     """
-    for label, value in (("x", x), ("scale", scale), ("shift", shift)):
+    given = {"x": x, "scale": scale, "shift": shift} | ({} if out is None else {"out": out})
+    for label, value in given.items():
         check_tensor("scale_shift", label, value)
+        if out is None:
+            continue
+        without_gradient("scale_shift", value)
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"nlm.scale_shift: where out is given, {label} must not require a gradient outside "
+                "of torch.no_grad(), got requires_grad True"
+            )
     if task is not None and not isinstance(task, Tensor):
         task = _task_number(task)
         tasks = scale.shape[0] if scale.dim() == 2 else 1
@@ -326,6 +377,14 @@ def scale_shift(
         if scale.dim() == 2 and shift.shape == scale.shape:
             scale, shift = scale[task], shift[task]
         task = None
-    if torch.compiler.is_compiling() or any(map(is_transformed, (x, scale, shift))):
-        return reference(x, scale, shift, task, _check(x, scale, shift, task, dim))
-    return _FORWARD.default(x, scale, shift, task, dim)
+    args = (x, scale, shift, task, dim)
+    if torch.compiler.is_compiling() or any(map(is_transformed, given.values())):
+        y = reference(*args[:-1], _check(*args))
+        if out is None:
+            return y
+        _out_into(out, *args)
+        return out.copy_(y)
+    if out is None:
+        return _FORWARD.default(*args)
+    _FORWARD_OUT.default(out, *args)
+    return out

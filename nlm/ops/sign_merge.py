@@ -22,7 +22,7 @@ byte for each 64 entries: whether there are such votes among them. Only where th
 list is negative does `sign_merge` merge these groups again, with -.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -192,67 +192,6 @@ def _check_memory(
     check_apart("sign_merge_tied_", [("merged", merged)], read)
 
 
-def _arguments(
-    base: Tensor,
-    experts: list[Tensor],
-    thresholds: Tensor,
-    weights: list[float],
-    numbers: tuple[float, int],
-    target: Tensor,
-    contested: Tensor,
-    again: bool,
-) -> tuple[tuple, list[tuple[int, int, float]], list[Tensor]]:
-    """The item and the experts of csrc/sign_merge.h, and the tensors that must outlive the call."""
-    limits = _thresholds(thresholds, _compute_dtype(base, experts))
-    alive = [x.contiguous() for x in (base, *experts)]
-    item = (
-        alive[0].data_ptr(), target.data_ptr(), _native.DTYPES[base.dtype], base.numel(),
-        limits.data_ptr(), *numbers, contested.data_ptr(), again,
-    )  # fmt: skip
-    each = [
-        (x.data_ptr(), _native.DTYPES[x.dtype], w) for x, w in zip(alive[1:], weights, strict=True)
-    ]
-    return item, each, [*alive, limits]
-
-
-def _cpu(
-    base: Tensor,
-    experts: list[Tensor],
-    thresholds: Tensor,
-    weights: list[float],
-    scale: float,
-    dialect: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    merged, ballot, contested = _out(base, experts, thresholds, weights, scale, dialect)
-    _native.fresh(merged)
-    if dialect != "global":
-        contested.zero_()
-    numbers = (scale, DIALECTS.index(dialect))
-    item, each, _alive = _arguments(
-        base, experts, thresholds, weights, numbers, merged, contested, False
-    )
-    _native.cpu.sign_merge(item, each, ballot.data_ptr(), _native.threads())
-    return merged, ballot, contested
-
-
-def _cpu_tied(
-    merged: Tensor,
-    base: Tensor,
-    experts: list[Tensor],
-    thresholds: Tensor,
-    weights: list[float],
-    scale: float,
-    contested: Tensor,
-) -> None:
-    _out_tied(merged, base, experts, thresholds, weights, scale, contested)
-    _check_memory(merged, base, experts, thresholds, contested)
-    flags = contested.contiguous()
-    item, each, _alive = _arguments(
-        base, experts, thresholds, weights, (scale, 0), merged, flags, True
-    )
-    _native.cpu.sign_merge(item, each, 0, _native.threads())
-
-
 def _alike(base: Tensor, experts: list[Tensor]) -> list[Tensor]:
     """The base and the experts in one type: theirs, or else the one that is computed in."""
     if all(x.dtype == base.dtype for x in experts):
@@ -261,45 +200,79 @@ def _alike(base: Tensor, experts: list[Tensor]) -> list[Tensor]:
     return [x.to(dtype) for x in (base, *experts)]
 
 
-def _cuda(
-    base: Tensor,
-    experts: list[Tensor],
-    thresholds: Tensor,
-    weights: list[float],
-    scale: float,
+def _launch(
+    kernel: Callable[..., None], runs_on: int, models: list[Tensor], thresholds: Tensor,
+    weights: list[float], numbers: tuple[float, int], merged: Tensor, contested: Tensor,
+    ballot: Tensor | None,
+) -> None:  # fmt: skip
+    """Runs a kernel for the base and the experts on so many threads, or on this stream. Without a
+    ballot it merges the contested groups again."""
+    limits = _thresholds(thresholds, _compute_dtype(models[0], models[1:]))
+    base, *experts = (x.contiguous() for x in models)
+    target = merged if base.dtype == merged.dtype else merged.to(base.dtype)
+    item = (
+        base.data_ptr(), target.data_ptr(), _native.DTYPES[base.dtype], base.numel(),
+        limits.data_ptr(), *numbers, contested.data_ptr(), ballot is None,
+    )  # fmt: skip
+    each = [
+        (x.data_ptr(), _native.DTYPES[x.dtype], w) for x, w in zip(experts, weights, strict=True)
+    ]
+    kernel(item, each, 0 if ballot is None else ballot.data_ptr(), runs_on)
+    if target is not merged:
+        merged.copy_(target)
+
+
+def _cpu(
+    base: Tensor, experts: list[Tensor], thresholds: Tensor, weights: list[float], scale: float,
     dialect: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     merged, ballot, contested = _out(base, experts, thresholds, weights, scale, dialect)
-    start, *models = _alike(base, experts)
-    target = merged if start.dtype == base.dtype else merged.to(start.dtype)
-    numbers = (scale, DIALECTS.index(dialect))
-    item, each, _alive = _arguments(
-        start, models, thresholds, weights, numbers, target, contested.zero_(), False
-    )
-    _native.cuda.sign_merge(item, each, ballot.zero_().data_ptr(), _native.stream(base))
-    return (merged if target is merged else merged.copy_(target)), ballot, contested
+    _native.fresh(merged)
+    if dialect != "global":
+        contested.zero_()
+    kernel, numbers = _native.cpu.sign_merge, (scale, DIALECTS.index(dialect))
+    _launch(
+        kernel, _native.threads(), [base, *experts], thresholds, weights, numbers,
+        merged, contested, ballot,
+    )  # fmt: skip
+    return merged, ballot, contested
+
+
+def _cuda(
+    base: Tensor, experts: list[Tensor], thresholds: Tensor, weights: list[float], scale: float,
+    dialect: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    merged, ballot, contested = _out(base, experts, thresholds, weights, scale, dialect)
+    kernel, numbers = _native.cuda.sign_merge, (scale, DIALECTS.index(dialect))
+    _launch(
+        kernel, _native.stream(base), _alike(base, experts), thresholds, weights, numbers,
+        merged, contested.zero_(), ballot.zero_(),
+    )  # fmt: skip
+    return merged, ballot, contested
+
+
+def _cpu_tied(
+    merged: Tensor, base: Tensor, experts: list[Tensor], thresholds: Tensor, weights: list[float],
+    scale: float, contested: Tensor,
+) -> None:  # fmt: skip
+    _out_tied(merged, base, experts, thresholds, weights, scale, contested)
+    _check_memory(merged, base, experts, thresholds, contested)
+    _launch(
+        _native.cpu.sign_merge, _native.threads(), [base, *experts], thresholds, weights,
+        (scale, 0), merged, contested.contiguous(), None,
+    )  # fmt: skip
 
 
 def _cuda_tied(
-    merged: Tensor,
-    base: Tensor,
-    experts: list[Tensor],
-    thresholds: Tensor,
-    weights: list[float],
-    scale: float,
-    contested: Tensor,
-) -> None:
+    merged: Tensor, base: Tensor, experts: list[Tensor], thresholds: Tensor, weights: list[float],
+    scale: float, contested: Tensor,
+) -> None:  # fmt: skip
     _out_tied(merged, base, experts, thresholds, weights, scale, contested)
     _check_memory(merged, base, experts, thresholds, contested)
-    start, *models = _alike(base, experts)
-    target = merged if start.dtype == base.dtype else merged.to(start.dtype)
-    flags = contested.contiguous()
-    item, each, _alive = _arguments(
-        start, models, thresholds, weights, (scale, 0), target, flags, True
-    )
-    _native.cuda.sign_merge(item, each, 0, _native.stream(base))
-    if target is not merged:
-        merged.copy_(target)
+    _launch(
+        _native.cuda.sign_merge, _native.stream(base), _alike(base, experts), thresholds, weights,
+        (scale, 0), merged, contested.contiguous(), None,
+    )  # fmt: skip
 
 
 _MISSING = {"cpu": _native.cpu_missing, "cuda": _native.cuda_missing}

@@ -3,6 +3,7 @@
 
 #include "emulation.h"
 #include "permute_body.h"
+#include "scale_shift_backward_body.h"
 #include "scale_shift_body.h"
 
 using namespace nlm;

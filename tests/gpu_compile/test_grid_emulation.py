@@ -26,6 +26,7 @@ LAUNCHERS = {
     "permute_out_": ("_cuda_out", ()),
     "permute_add_": ("_cuda_add", ()),
     "scale_shift": ("_cuda", ()),
+    "scale_shift_out_": ("_cuda_out", ()),
     "scale_shift_backward": ("_cuda_backward", (1, 2)),
     "sign_merge": ("_cuda", ()),
     "tall_mask": ("_cuda", ()),

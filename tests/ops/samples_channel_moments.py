@@ -27,6 +27,7 @@ def layouts() -> Iterator[tuple[str, Tensor, int]]:
     yield "tokens", random(4, 13, 40), -1
     yield "tokens transposed", random(4, 13, 40).transpose(1, 2), 1
     yield "channels first", random(17, 203), 0
+    yield "some channels", random(3, 8, 70)[:, 2:5], 1
     yield "every second", random(40, 9, 14)[::2, :, ::2], 1
     yield "no common stride", random(4, 6, 5, 7).transpose(0, 2), 1
     yield "expanded", random(1, 9, 1).expand(3, 9, 35), 1

@@ -1,6 +1,8 @@
-"""Conformance samples of scale_shift and its backward operator."""
+"""Conformance samples of scale_shift, into new and given memory, and its backward operator."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from _compare import Case, Mistake, Sample
@@ -8,6 +10,7 @@ from ops.samples_channel_moments import FLOATS, layouts
 from torch import Tensor
 
 from nlm import ops
+from nlm.ops._channels import empty_like
 
 
 def _arguments() -> Iterator[tuple[str, tuple]]:
@@ -37,6 +40,15 @@ def samples() -> Iterator[Sample]:
         x = every[~every.isnan(), None].expand(-1, 2)
         scale, shift = torch.tensor([[0.50048828125, -3.0], [1e-8, 6.1e-5]])
         yield Sample(f"every value, {dtype}", (x, scale, shift, None, 1))
+
+
+def out_samples() -> Iterator[Sample]:
+    """Into contiguous memory, and into what is laid out as x."""
+    for name, (x, scale, shift, task, dim) in _arguments():
+        if x.dtype in (torch.float32, torch.bfloat16):
+            like = torch.empty(x.shape, dtype=x.dtype) if task is None else x
+            out = empty_like(like, dim % x.dim()).fill_(math.nan)
+            yield Sample(name, (out, x, scale, shift, task, dim))
 
 
 def backward_samples() -> Iterator[Sample]:
@@ -97,6 +109,23 @@ def mistakes() -> Iterator[Mistake]:
     )
 
 
+def into(out: Tensor, *args: Any) -> Tensor:
+    return ops.scale_shift(*args, out=out)
+
+
+def out_mistakes() -> Iterator[Mistake]:
+    x, one, rule = torch.ones(4, 3), torch.ones(3), "nlm.scale_shift: "
+    like = rule + "out must have the shape, type and device of x"
+    yield Mistake(into, (x.double(), x, one, one), ValueError, like)
+    yield Mistake(into, (x[:3].clone(), x, one, one), ValueError, like)
+    yield Mistake(into, (torch.ones(3, 4).T, x, one, one), ValueError, like)
+    yield Mistake(into, (x.clone(), x.int(), one, one), TypeError, rule + "x must be float16")
+    both = torch.ones(5, 3)
+    shared = rule + "a tensor that is written to must not share memory"
+    yield Mistake(into, (both[1:], both[:4], one, one), ValueError, shared, True)
+    yield Mistake(into, (both[1:], x, both[1], one), ValueError, shared, True)
+
+
 def backward_mistakes() -> Iterator[Mistake]:
     x, one = torch.ones(4, 3), torch.ones(3)
     call = torch.ops.nlm.scale_shift_backward
@@ -107,5 +136,6 @@ def backward_mistakes() -> Iterator[Mistake]:
 
 CASES = {
     "scale_shift": Case(samples, mistakes, gradients=gradients),
+    "scale_shift_out_": Case(out_samples, out_mistakes),
     "scale_shift_backward": Case(backward_samples, backward_mistakes, plain_backward),
 }

@@ -26,14 +26,34 @@ def test_stream_far_from_zero() -> None:
 
 
 @pytest.mark.parametrize("first", [1e8, -1e8, 65504.0])
-def test_first_value_far_from_the_others(first: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_first_value_far_from_the_others(first: float, dtype: torch.dtype) -> None:
     """The shift comes from the first values; an outlier among them must not cost the variance."""
-    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
     x[0] = first
     _, mean, m2 = channel_moments(x)
     truth = x.double()
     torch.testing.assert_close(mean, truth.mean(0), rtol=1e-11, atol=0)
     torch.testing.assert_close(m2, (truth - truth.mean(0)).square().sum(0), rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize(
+    "dtype, last_place, places", [(torch.bfloat16, 64, 156), (torch.float16, 8, 1250)]
+)
+@pytest.mark.parametrize("shape, dim", [((200_003, 3), 1), ((3, 200_003), 0), ((71, 3, 67), 1)])
+def test_16_bit_values_close_to_each_other(
+    dtype: torch.dtype, last_place: int, places: int, shape: tuple[int, ...], dim: int
+) -> None:
+    """A few last places apart around 1e4, against sums in integers."""
+    steps = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(2))
+    count, mean, m2 = channel_moments(((places + steps) * last_place).to(dtype), dim)
+    n, flat = count.item(), steps.movedim(dim, 0).reshape(3, -1)
+    for c in range(3):
+        total, squares = flat[c].sum().item(), flat[c].square().sum().item()
+        exact = last_place * (places * n + total) / n
+        assert mean[c].item() == pytest.approx(exact, rel=2**-52)
+        exact = last_place**2 * (n * squares - total**2) / n
+        assert m2[c].item() == pytest.approx(exact, rel=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -49,6 +49,48 @@ def test_layout_of_the_result_is_that_of_the_input() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "x, dim",
+    [
+        (random(6, 33), 1),
+        (random(33, 6).T, 1),
+        (random(6, 7, 40), 2),
+        (random(6, 33, 14, 14), 1),
+        (random(6, 33, 14, 14).contiguous(memory_format=torch.channels_last), 1),
+    ],
+)
+def test_out_may_be_the_input(dtype: torch.dtype, x: torch.Tensor, dim: int) -> None:
+    x = x.to(dtype, copy=True)
+    scale, shift = random(2, x.shape[dim], seed=1), random(2, x.shape[dim], seed=2)
+    ids = torch.tensor([1, 0, 0, 1, 1, 0])
+    expected = scale_shift(x, scale, shift, ids, dim)
+    assert scale_shift(x, scale, shift, ids, dim, out=x) is x
+    assert torch.equal(x, expected)
+
+
+def test_out_takes_no_part_in_a_graph() -> None:
+    x, one, out = random(4, 3), torch.ones(3), torch.zeros(4, 3)
+    for args in (
+        (x.clone().requires_grad_(), one, one, out),
+        (x, one, one.clone().requires_grad_(), out),
+        (x, one, one, out.clone().requires_grad_()),
+    ):
+        with pytest.raises(ValueError, match=r"nlm\.scale_shift: .*got requires_grad True"):
+            scale_shift(*args[:3], out=args[3])
+        with torch.no_grad():
+            assert scale_shift(*args[:3], out=args[3]) is args[3]
+    with pytest.raises(TypeError, match=r"nlm\.scale_shift: .* that is being differentiated"):
+        torch.func.grad(lambda x: scale_shift(x, one, one, out=out).sum())(x)
+    with pytest.raises(TypeError, match=r"nlm\.scale_shift: out must be a tensor, got list"):
+        scale_shift(x, one, one, out=[0.0])
+    with pytest.raises(ValueError, match=r"nlm\.scale_shift: .* got \(4, 3\) .* strides \(0, 1\)"):
+        scale_shift(one.expand(4, 3), one, one, out=one.expand(4, 3))
+    version = out._version
+    torch.compile(scale_shift, backend="eager", fullgraph=True)(x, one, one, out=out)
+    assert torch.equal(out, x + 1) and out._version > version
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_of_the_plain_expression(dtype: torch.dtype) -> None:
     ids = torch.tensor([1, 0, 1, 1])
     leaves = [random(4, 3, 6, 6).to(dtype), random(2, 3, seed=1), random(2, 3, seed=2)]
