@@ -207,10 +207,17 @@ NLM_INLINE vdouble from_float64(const Wide<double>& wide) { return wide.part[0];
 NLM_INLINE vfloat from_float64(const Wide<float>& wide) {
   const vhalf low = __builtin_convertvector(wide.part[0], vhalf);
   const vhalf high = __builtin_convertvector(wide.part[1], vhalf);
+#if defined(__AVX512F__)  // not through memory: a load waits for two stores of half its size
+  const __m512d whole = _mm512_castps_pd(_mm512_zextps256_ps512((__m256)low));
+  return (vfloat)_mm512_maskz_insertf64x4(0xff, whole, (__m256d)high, 1);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_insertf128_ps(_mm256_zextps128_ps256((__m128)low), (__m128)high, 1);
+#else
   vfloat value;
   std::memcpy(&value, &low, sizeof low);
   std::memcpy(reinterpret_cast<char*>(&value) + sizeof low, &high, sizeof high);
   return value;
+#endif
 }
 
 // Sum of the lanes by halving: a fixed tree.
