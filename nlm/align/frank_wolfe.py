@@ -46,7 +46,7 @@ Point = dict[str, Tensor]  # group -> [*held parents, *parents, *parents in the 
 
 _MOST_STEPS = 100
 _LEAST_GAIN = 1e-5  # of a step, relative to f
-_BLUR = 0.5  # the weight of the hull's centre in where the steps start
+_BLUR = 0.8  # the weight of the hull's centre in where the steps start
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class AlignmentReport:
     histogram : group -> how many matched units have their similarity in each of 40 equal bins
         from -1 to 1.
     descents : the last objective of every descent, of which the best is kept (weights).
-    relaxed : the objective on the convex hull of the permutations, before and after each Frank-Wolfe
-        step.
+    relaxed : the objective on the convex hull of the permutations, before and after each step
+        (frank-wolfe).
     """
 
     method: str

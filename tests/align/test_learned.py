@@ -10,7 +10,7 @@ import nlm
 from nlm.align.learned import sinkhorn, sinkhorn_matching, straight_through_matching
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (2, 3, 5, 5), (0, 3, 3)])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (2, 2, 3, 3), (0, 3, 3)])
 def test_sinkhorn_is_doubly_stochastic_and_its_gradient_is_right(shape):
     torch.manual_seed(0)
     scores = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -21,14 +21,14 @@ def test_sinkhorn_is_doubly_stochastic_and_its_gradient_is_right(shape):
     torch.testing.assert_close(
         shift - shift[..., :1, :], (shift - shift[..., :1, :])[..., :1].expand(shape)
     )
-    assert torch.autograd.gradcheck(lambda x: sinkhorn(x, 1e-14), scores)
+    assert torch.autograd.gradcheck(sinkhorn, scores)
 
 
 def test_the_implicit_gradient_is_that_of_the_iterations():
     torch.manual_seed(1)
     scores, gradient = torch.randn(2, 6, 6, dtype=torch.float64)
     scores.requires_grad_()
-    implicit = torch.autograd.grad(sinkhorn(scores, 1e-14), scores, gradient)[0]
+    implicit = torch.autograd.grad(sinkhorn(scores), scores, gradient)[0]
     plan = scores
     for _ in range(200):
         plan = plan - plan.logsumexp(-2, keepdim=True)
@@ -64,11 +64,12 @@ def test_planted_permutations_come_back(case, match):
         spec.verify(model.eval(), inputs[:4])
     first = model.state_dict()
     planted = spec.random(1)
-    other = spec.apply(
-        planted, {n: t + 0.05 * t.std() * torch.randn_like(t) for n, t in first.items()}
-    )
+    noisy = {name: t + 0.05 * t.std() * torch.randn_like(t) for name, t in first.items()}
+    other = spec.apply(planted, noisy)
     seen = []
-    result = match(first, other, spec, distance(first), progress=lambda *of: seen.append(of))
+    result = match(
+        first, other, spec, distance(first), steps=30, progress=lambda *of: seen.append(of)
+    )
     whole = spec.compose(planted, result.permutation)
     assert all(torch.equal(whole[group], still) for group, still in spec.identity().items())
     assert seen == list(enumerate(result.report.objective, 1))
@@ -92,12 +93,13 @@ def test_a_loss_on_data_ends_no_higher_than_it_starts(match):
         return on(torch.randint(256, (64,), generator=generator))(state)
 
     first, other = (model.state_dict() for model in models)
-    result = match(first, other, spec, batch, rate=on(slice(None)), steps=40)
+    rate = 0.5 if match is straight_through_matching else 0.1
+    result = match(first, other, spec, batch, rate=on(slice(None)), steps=30, learning_rate=rate)
     ratings = result.report.objective
     moved = spec.apply(result.permutation, other)
     middle = {name: (tensor + moved[name]) / 2 for name, tensor in first.items()}
     assert float(on(slice(None))(middle)) == pytest.approx(min(ratings), rel=1e-6)
-    assert min(ratings) < ratings[0] and len(ratings) == 40
+    assert min(ratings) < ratings[0] and len(ratings) == 30
     assert all(torch.equal(tensor, first[name]) for name, tensor in models[0].state_dict().items())
 
 

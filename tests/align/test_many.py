@@ -1,6 +1,7 @@
-"""More than two models: planted permutations come back, maps agree round cycles, nothing is lost."""
+"""More than two models: planted permutations come back, and maps agree round cycles."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -38,6 +39,7 @@ class Residual(nn.Module):
         return self.head(torch.relu(x).mean((2, 3)))
 
 
+@functools.cache
 def network(kind: str):
     """A model and its proven specification."""
     torch.manual_seed(0)
@@ -76,47 +78,45 @@ def is_identity(spec, permutation) -> bool:
 @pytest.mark.parametrize(("kind", "count"), [("mlp", 4), ("residual", 3), ("attention", 3)])
 def test_planted_permutations_come_back(kind, count, strategy):
     model, spec = network(kind)
-    for noise in (0.0, 0.3):
-        states, planted = copies(model, spec, count, noise)
-        found = nlm.align_many(states, spec, strategy=strategy)
-        for number in range(count):
-            whole = spec.compose(planted[number], found.between(0, number))
-            assert is_identity(spec, whole)
-        if strategy != "universe":
-            assert is_identity(spec, found.permutations[0])
-        for one, two, three in itertools.permutations(range(count), 3):
-            there = spec.compose(found.between(two, one), found.between(three, two))
-            assert is_identity(spec, spec.compose(there, found.between(one, three)))
+    states, planted = copies(model, spec, count, 0.3)
+    found = nlm.align_many(states, spec, strategy=strategy)
+    for number in range(count):
+        assert is_identity(spec, spec.compose(planted[number], found.between(0, number)))
+    assert strategy == "universe" or is_identity(spec, found.permutations[0])
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual", "attention"])
-@pytest.mark.parametrize("noise", [0.7, 1.5, 3.0])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_maps_agree_round_every_cycle(strategy):
+    """Of models that have nothing in common."""
+    spec = nlm.trace(mlp(0), vectors(8))
+    found = nlm.align_many([mlp(seed) for seed in range(3)], spec, strategy=strategy)
+    for one, two, three in itertools.permutations(range(3)):
+        there = spec.compose(found.between(two, one), found.between(three, two))
+        assert is_identity(spec, spec.compose(there, found.between(one, three)))
+
+
+@pytest.mark.parametrize(("kind", "noise"), [("mlp", 1.5), ("mlp", 3.0), ("residual", 3.0)])
 def test_no_strategy_is_worse_than_the_reference(kind, noise):
     model, spec = network(kind)
     states, _ = copies(model, spec, 3, noise)
+    standing = {name for group in spec.groups for name, _ in spec.carriers(group)}
+    names = [name for name in standing if "running" not in name]
     ends = {}
     for strategy in STRATEGIES:
         found = nlm.align_many(states, spec, strategy=strategy)
         report = found.report
         assert report.strategy == strategy and report.method == "weights"
         moved = [spec.apply(p, state) for p, state in zip(found.permutations, states, strict=True)]
-        names = [name for name in spec.params if any(spec.carriers(g) for g in spec.groups)]
-        names = [n for n in names if "running" not in n and n in matched_entries(spec)]
         for (m, a), (n, b) in itertools.product(enumerate(moved), repeat=2):
             product = sum(float((a[name].double() * b[name].double()).sum()) for name in names)
             assert report.products[m][n] == pytest.approx(product, rel=1e-9, abs=1e-9)
         pairs = sum(report.products[m][n] for m, n in itertools.combinations(range(3), 2))
         assert report.objective[-1] == pytest.approx(pairs, rel=1e-9)
-        if strategy != "reference":
-            assert report.objective == sorted(report.objective)
+        assert strategy == "reference" or report.objective == sorted(report.objective)
         assert bool(report.relaxed) == (strategy == "universe")
         assert len(report.alignments) == 2
         ends[strategy] = report.objective[-1]
-    assert min(ends["mean"], ends["universe"]) >= ends["reference"]
-
-
-def matched_entries(spec) -> set[str]:
-    return {name for group in spec.groups for name, _ in spec.carriers(group)}
+    assert min(ends["mean"], ends["universe"]) > ends["reference"]
 
 
 def test_the_reference_is_one_alignment_after_the_other():
@@ -153,10 +153,9 @@ def test_files_hold_everything(tmp_path):
 def test_the_same_seed_gives_the_same_permutations():
     states = [mlp(seed).state_dict() for seed in range(3)]
     spec = nlm.trace(mlp(0), vectors(8))
-    for strategy in STRATEGIES:
-        first, again = (nlm.align_many(states, spec, strategy=strategy, seed=5) for _ in range(2))
-        for one, two in zip(first.permutations, again.permutations, strict=True):
-            assert all(torch.equal(one[group], two[group]) for group in spec.groups)
+    first, again = (nlm.align_many(states, spec, seed=5) for _ in range(2))
+    for one, two in zip(first.permutations, again.permutations, strict=True):
+        assert all(torch.equal(one[group], two[group]) for group in spec.groups)
 
 
 def test_progress_counts_on_and_can_cancel():
@@ -166,7 +165,7 @@ def test_progress_counts_on_and_can_cancel():
     report = nlm.align_many(states, spec, progress=lambda *of: seen.append(of)).report
     first, *rest = report.objective[1:]
     assert [number for number, _ in seen] == list(range(1, len(seen) + 1))
-    assert [value for _, value in seen] == [first, *report.relaxed, *rest]
+    assert [value for _, value in seen] == [first, *report.relaxed[1:], *rest]
 
     def stop(number, objective):
         raise KeyboardInterrupt
@@ -197,22 +196,16 @@ def test_what_is_refused():
     spec = nlm.trace(mlp(0), vectors(8))
     with pytest.raises(ValueError, match=r"nlm\.align_many: there are at least two models, got 1"):
         nlm.align_many(states[:1], spec)
-    with pytest.raises(ValueError, match="the strategy is one of universe, mean, .* got 'cycle'"):
+    with pytest.raises(ValueError, match=r"the strategy is one of universe, .* got 'cycle'"):
         nlm.align_many(states, spec, strategy="cycle")
-    for method in ("activations", "orthogonal"):
-        with pytest.raises(
-            ValueError, match=f"the method is one of weights, .* got '{method}' with"
-        ):
-            nlm.align_many(states, spec, method)
-    with pytest.raises(
-        ValueError, match=r"at least .* is one of weights.* got 'orthogonal'|got 'orth"
-    ):
-        nlm.align_many(states, spec, "orthogonal", "reference")
+    for method, strategy in (("activations", "mean"), ("orthogonal", "reference")):
+        with pytest.raises(ValueError, match=f"is one of weights, .* got '{method}' with"):
+            nlm.align_many(states, spec, method, strategy)
     states[2]["0.weight"][0, 0] = float("nan")
-    with pytest.raises(ValueError, match="got 1 NaN or inf of 288 in '0.weight' of 'model 2'"):
+    with pytest.raises(ValueError, match=r"got 1 NaN or inf of 288 in '0\.weight' of 'model 2'"):
         nlm.align_many(states, spec)
     del states[1]["0.weight"]
-    with pytest.raises(ValueError, match="missing '0.weight'"):
+    with pytest.raises(ValueError, match=r"missing '0\.weight'"):
         nlm.align_many(states, spec)
     spec.verified = None
     with pytest.raises(nlm.SymmetryError, match="not verified"):
