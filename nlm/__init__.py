@@ -29,6 +29,7 @@ _HOME = {
     "Repair": "nlm.correct",
     "SymmetryError": "nlm.symmetry",
     "Tact": "nlm.correct",
+    "align_many": "nlm.align",
     "info": "nlm._info",
     "linear_probe": "nlm.correct",
     "merge_nonlocal": "nlm.pipeline",

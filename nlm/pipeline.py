@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nlm._multitask import MultiTaskModel
 from nlm._state_dict import as_patterns, matches
-from nlm.align import AlignmentResult, align
+from nlm.align import AlignmentResult, JointAlignment, align, align_many
 from nlm.correct import Correction, Repair, Tact, expert_moments
 from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.merge import Merged, merge
@@ -39,12 +39,14 @@ class Aligned:
     experts : task -> aligned expert, a module of its own.
     foundations : aligned state dicts; the first one is as it was.
     results : one alignment per further foundation.
+    joint : the alignment of all of them together instead.
     """
 
     base: dict[str, Tensor]
     experts: dict[str, nn.Module]
     foundations: list[dict[str, Tensor]]
     results: list[AlignmentResult] = field(default_factory=list)
+    joint: JointAlignment | None = None
 
 
 @dataclass
@@ -79,6 +81,7 @@ def align_experts(
     heads: str | Sequence[str] = ("head",),
     base: str | int = "mean",
     permutations: Sequence[Permutation] | None = None,
+    strategy: str = "reference",
     **options: Any,
 ) -> Aligned:
     """Aligns foundations with the first one and brings every expert into its order.
@@ -89,8 +92,10 @@ def align_experts(
     method : as for :func:`nlm.align`, or None to permute nothing (the control).
     base : "mean" of the aligned foundations, or the number of one.
     permutations : permutations found before, one per further foundation, instead of a method.
+    strategy : "reference" aligns each foundation with the first one, "mean" and "universe" all of
+        them together (:func:`nlm.align_many`); the order kept is that of the first one.
     heads : patterns of entries that are left out of the mean; foundations may lack them.
-    options : passed on to :func:`nlm.align`.
+    options : passed on to :func:`nlm.align` or :func:`nlm.align_many`.
 
     Raises
     ------
@@ -103,6 +108,10 @@ def align_experts(
     patterns = as_patterns(heads)
     results: list[AlignmentResult] = []
     moves: list[Permutation] = [spec.identity()]
+    joint = None
+    if method is not None and permutations is None and strategy != "reference":
+        joint = align_many(foundations, spec, method, strategy, **options)
+        permutations = [joint.between(0, number) for number in range(1, len(foundations))]
     for number, foundation in enumerate(foundations[1:]):
         if permutations is not None:
             moves.append(permutations[number])
@@ -129,7 +138,7 @@ def align_experts(
     for task, (number, expert) in experts.items():
         moved[task] = copy.deepcopy(expert)
         spec.apply(moves[number], expert.state_dict(), out=moved[task].state_dict())
-    return Aligned(start, moved, states, results)
+    return Aligned(start, moved, states, results, joint)
 
 
 def _check_foundations(
@@ -325,6 +334,7 @@ def merge_nonlocal(
     method: str = "task_arithmetic",
     correction: str = "tact",
     base: str | int = "mean",
+    strategy: str = "reference",
     heads: str | Sequence[str] = ("head",),
     align_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -335,10 +345,11 @@ def merge_nonlocal(
 
     Parameters
     ----------
-    foundations, experts, spec, base : as for :func:`align_experts`; ``alignment`` is its method.
+    foundations, experts, spec, base, strategy : as for :func:`align_experts`; ``alignment`` is its
+        method.
     calibration, validation, method, correction : as for :func:`choose`.
     heads : patterns of entries that every task keeps for itself.
-    align_options : passed on to :func:`nlm.align`.
+    align_options : passed on to :func:`nlm.align` or :func:`nlm.align_many`.
 
     Returns
     -------
@@ -351,8 +362,9 @@ def merge_nonlocal(
         What :func:`align_experts` and :func:`choose` raise.
     """
     aligned = align_experts(
-        foundations, experts, spec, alignment, heads=heads, base=base, **(align_options or {})
-    )
+        foundations, experts, spec, alignment, heads=heads, base=base, strategy=strategy,
+        **(align_options or {}),
+    )  # fmt: skip
     choice = choose(
         aligned, calibration, validation, method=method, correction=correction, heads=heads,
         **options,

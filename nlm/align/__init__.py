@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nlm._state_dict import state_of
 from nlm.align.activations import activation_matching
+from nlm.align.many import JointAlignment, JointReport, align_many
 from nlm.align.orthogonal import OrthogonalAlignment, orthogonal_matching
 from nlm.align.partial import partial_matching
 from nlm.align.result import AlignmentReport, AlignmentResult
@@ -20,16 +21,20 @@ from nlm.symmetry import PermutationSpec, SymmetryError
 __all__ = [
     "AlignmentReport",
     "AlignmentResult",
+    "JointAlignment",
+    "JointReport",
     "OrthogonalAlignment",
     "activation_matching",
     "align",
+    "align_many",
     "orthogonal_matching",
     "partial_matching",
     "weight_matching",
     "zip_matching",
 ]
 
-_METHODS = ("weights", "activations", "orthogonal")
+_BY_WEIGHTS = ("weights", "frank-wolfe")
+_METHODS = (*_BY_WEIGHTS, "activations", "orthogonal")
 _PROOF_SAMPLES = 32
 
 
@@ -59,22 +64,26 @@ def align(
 
     Parameters
     ----------
-    model_a, model_b : two models of one architecture; for ``method="weights"`` their state dicts
-        will do.
+    model_a, model_b : two models of one architecture; for "weights" and "frank-wolfe" their state
+        dicts will do.
     spec : what may be permuted, proven (``nlm.trace`` proves). It is proven here on ``model_a``
         when ``example_inputs`` or ``data`` are given, also where it was on another model.
-    method : "weights" (coordinate descent on <A, P B>, see :func:`weight_matching`) or
-        "activations" (signed correlation of the units' outputs, see :func:`activation_matching`;
-        groups that no module shows are matched by weights, ``report.by_weights`` names them), or
-        "orthogonal" for pre-norm transformers (the residual stream and the inside of heads rotated,
-        all else by activations, see :func:`orthogonal_matching`).
+    method : "weights" (coordinate descent on <A, P B>, see :func:`weight_matching`),
+        "frank-wolfe" (the same from where steps of all groups together lead, see
+        :mod:`nlm.align.frank_wolfe`), "activations" (signed correlation of the units' outputs, see
+        :func:`activation_matching`; groups that no module shows are matched by weights,
+        ``report.by_weights`` names them), or "orthogonal" for pre-norm transformers (the residual
+        stream and the inside of heads rotated, all else by activations, see
+        :func:`orthogonal_matching`).
     data : for "activations" and "orthogonal": a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
-    seed, max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights".
+    seed, max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights" and
+        "frank-wolfe".
     observe, forward, mask, max_samples, device : for "activations"; all but the first also for
         "orthogonal", which needs ``example_inputs`` beside ``forward``.
-    progress : called with a number and a value: of each sweep and its objective ("weights"), or of
-        each batch and the seconds so far ("activations"). What it raises cancels.
+    progress : called with a number and a value: of each sweep and its objective (by weights; of
+        the Frank-Wolfe steps too), or of each batch and the seconds so far ("activations"). What it
+        raises cancels.
 
     Returns
     -------
@@ -99,17 +108,17 @@ def align(
     if method not in _METHODS:
         raise ValueError(f"nlm.align: the method is one of {', '.join(_METHODS)}, got {method!r}")
     shown = data is not None and all(isinstance(each, nn.Module) for each in (model_a, model_b))
-    if method != "weights" and not shown:
+    if method not in _BY_WEIGHTS and not shown:
         raise ValueError(
             f"nlm.align: activation matching needs two modules and data, got "
             f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
         )
     _prove(spec, model_a, example_inputs, data, forward, device)
-    if method == "weights":
+    if method in _BY_WEIGHTS:
         return weight_matching(
             state_of(model_a), state_of(model_b), spec, seed=seed, max_sweeps=max_sweeps,
             tolerance=tolerance, order=order, restarts=restarts, normalise=normalise,
-            exclude=exclude, progress=progress,
+            exclude=exclude, frank_wolfe=method == "frank-wolfe", progress=progress,
         )  # fmt: skip
     assert data is not None and isinstance(model_a, nn.Module) and isinstance(model_b, nn.Module)
     if method == "activations":

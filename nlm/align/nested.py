@@ -14,7 +14,7 @@ caller sees to it that nothing is lost; a move of one group alone can be relaxed
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +32,7 @@ _AT_ONCE = 1 << 27  # entries of a similarity, 1 GiB; a larger one is made pair 
 
 
 Standing = Mapping[str, Sequence[tuple[Comparison, Block]]]
+Assign = Callable[[str, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,23 @@ class Move:
             spread = current.reshape(*current.shape[:-1], *(1 for _ in pairs), -1)
             tables.setdefault(name, spread.expand(*current.shape[:-1], *pairs, -1).clone())
             tables[name][self._followed(name, permutation)] = permutation[name]
+
+        def assign(name: str, inner: Tensor | None) -> tuple[Tensor, Tensor]:
+            tables[name], value = self._assign(name, permutation, tables, inner)
+            return tables[name], value
+
+        return self.best(permutation, assign)
+
+    def best(self, permutation: Permutation, assign: Assign) -> Permutation:
+        """The permutation with the members assigned from the inside out.
+
+        ``assign(member, inner)`` gives the best assignments of a member for all pairs of parents
+        and what they are worth, where ``inner`` is what those inside each pair of its units are.
+        """
+        tables: dict[str, Tensor] = {}
         inner: dict[str, Tensor] = {}
         for name in reversed(self.members):
-            tables[name], value = self._assign(name, permutation, tables, inner.pop(name, None))
+            tables[name], value = assign(name, inner.pop(name, None))
             if self.above[name]:
                 parent = self.above[name][-1]
                 value = self._seen_by_parent(name, value)
@@ -145,6 +160,17 @@ class Move:
         found = dict(permutation)
         for name in self.members:
             found[name] = tables[name][self._followed(name, found)]
+        return found
+
+    def matrix(self, name: str, permutation: Permutation) -> Tensor:
+        """A member's permutation as ones among zeros for all pairs of units, float32.
+
+        ``[*held parents, *moving parents in A, *the same in B, n, n]``, as its similarity.
+        """
+        pairs, size = self._sizes(self.above[name]), self.groups[name].size
+        found = torch.zeros(*self._sizes(self.held[name]), *pairs, *pairs, size, size)
+        ones = torch.nn.functional.one_hot(permutation[name], size)
+        found[self._followed(name, permutation)] = ones.to(found.dtype)
         return found
 
     def _assign(

@@ -19,9 +19,10 @@ class AlignmentReport:
 
     Attributes
     ----------
-    method : "weights" or "activations".
-    objective : the maximised sum, at the start and after each sweep (weights, also where all
-        groups are in ``by_weights``), or once (activations).
+    method : "weights", "frank-wolfe" or "activations".
+    objective : the maximised sum, at the start, where the Frank-Wolfe steps lead if that is higher
+        (frank-wolfe), and after each sweep (weights, also where all groups are in ``by_weights``);
+        or once (activations).
     correlation : group -> mean similarity of the matched units: cosine of their weights, or
         Pearson's correlation of their activations.
     seconds : wall time.
@@ -31,6 +32,8 @@ class AlignmentReport:
     histogram : group -> how many matched units have their similarity in each of 40 equal bins
         from -1 to 1.
     descents : the last objective of every descent, of which the best is kept (weights).
+    relaxed : the objective on the convex hull of the permutations, before and after each step
+        (frank-wolfe).
     """
 
     method: str
@@ -42,6 +45,7 @@ class AlignmentReport:
     by_weights: list[str] = field(default_factory=list)
     histogram: dict[str, list[int]] = field(default_factory=dict)
     descents: list[float] = field(default_factory=list)
+    relaxed: list[float] = field(default_factory=list)
 
 
 @dataclass

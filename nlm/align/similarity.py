@@ -32,10 +32,16 @@ Window = tuple[slice, slice]
 _CHUNK = 1 << 18  # products that are summed at once: their float64 copies stay in cache
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def dot(a: Tensor, b: Tensor) -> float:
     """The sum of products, exact to float64."""
     pairs = zip(*(each.reshape(-1).split(_CHUNK) for each in (a, b)), strict=True)
     return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
+
+
+def in_order(tensor: Tensor, layouts: tuple[Layout, ...], order: Gathers) -> Tensor:
+    """A parameter with the groups in a permutation's order; itself where none moves."""
+    plan = order.of(layouts)
+    return apply([tensor], [plan])[0] if plan else tensor
 
 
 def _agree(one: Gather | None, other: Gather | None) -> bool:
@@ -57,7 +63,7 @@ class Comparison:
     def __init__(
         self, a: Tensor, b: Tensor, layouts: tuple[Layout, ...], normalise: bool = False
     ) -> None:
-        norms = [math.sqrt(_dot(each, each)) for each in (a, b)]
+        norms = [math.sqrt(dot(each, each)) for each in (a, b)]
         if any(norm > 0 and not 1e-12 < norm < 1e15 for norm in norms):
             a, b = a.double(), b.double()  # products in float32 would leave its range
         self.a: Tensor | None = a
@@ -75,13 +81,12 @@ class Comparison:
 
     def in_order(self, order: Gathers) -> Tensor:
         """The second model with the groups in a permutation's order."""
-        plan = order.of(self.layouts)
-        return apply([self.b], [plan])[0] if plan else self.b
+        return in_order(self.b, self.layouts, order)
 
     def value(self, order: Gathers) -> float:
         """The sum of the products, exact to float64."""
         assert self.a is not None
-        return self.weight * _dot(self.a, self.in_order(order))
+        return self.weight * dot(self.a, self.in_order(order))
 
     def gain(self, before: Gathers, after: Gathers, value: float) -> float:
         """What the sum of products rises by from one order, in which it is ``value``, to another.
@@ -103,7 +108,7 @@ class Comparison:
                     a = self.a.index_select(axis, at)
                     rest = [each for each in new.values() if each.axis != axis]
                     parts = [self.b.index_select(axis, index[at]) for index in (first, last)]
-                    low, high = (_dot(a, b) for b in apply(parts, [rest, rest]))
+                    low, high = (dot(a, b) for b in apply(parts, [rest, rest]))
                     return self.weight * (high - low)
         return self.value(after) - value
 

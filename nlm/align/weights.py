@@ -16,6 +16,7 @@ BatchNorm's running statistics are permuted with their channels but are no part 
 scale would dominate it. Heads are part of it where the models share their classes.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from nlm._state_dict import StateDict, check_weight, is_statistic, matches
 from nlm.align.descent import ORDERS, Descent
+from nlm.align.frank_wolfe import Entry, Polytope
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
 from nlm.align.similarity import Comparison
 from nlm.symmetry import PermutationSpec
@@ -43,6 +45,7 @@ def weight_matching(
     restarts: int = 0,
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
+    frank_wolfe: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
     """The permutation of ``b``'s units that brings its weights closest to ``a``'s.
@@ -61,8 +64,10 @@ def weight_matching(
     exclude : patterns of entries to leave out of the cost. Heads whose classes differ in number
         are left out by themselves; where the specification does not say which axes are outputs (a
         hand-written one), so is every entry whose sizes differ on an axis without groups.
-    progress : called after each sweep with its number in the descent and the objective; what it
-        raises cancels.
+    frank_wolfe : whether a descent starts from where steps of all groups together lead, projected,
+        if that is higher (:mod:`nlm.align.frank_wolfe`).
+    progress : called after each step and each sweep with its number and the objective (of a step
+        the relaxed one); what it raises cancels.
 
     Raises
     ------
@@ -74,64 +79,89 @@ def weight_matching(
     if restarts < 0:
         raise ValueError(f"nlm.align: the number of restarts is at least 0, got {restarts}")
     started = time.perf_counter()
-    comparisons, excluded = _comparisons(a, b, spec, exclude, normalise)
-    best, descents = None, []
+    entries, excluded = compared({"model_a": a, "model_b": b}, spec, exclude)
+    comparisons = [Comparison(*of, spec.params[name], normalise) for name, of in entries.items()]
+    best, descents, relaxed = None, [], []
     for number in range(restarts + 1):
         start = spec.random(seed + number) if number > 0 else None
         descent = Descent(spec.groups, comparisons, start)
+        steps: list[float] = []
+        if frank_wolfe:
+            descent, steps = _projected(descent, progress)
         descent.run(seed + number, max_sweeps, tolerance, order, progress)
         descents.append(descent.objective[-1])
         if best is None or descents[-1] > best.objective[-1]:
-            best = descent
+            best, relaxed = descent, steps
     assert best is not None
     similarity = best.agreement()
     report = AlignmentReport(
-        "weights",
+        "frank-wolfe" if frank_wolfe else "weights",
         best.objective,
         means(similarity),
         time.perf_counter() - started,
         excluded=excluded,
         histogram=histograms(similarity),
         descents=descents,
+        relaxed=relaxed,
     )
     return AlignmentResult(best.permutation, report, similarity=similarity)
 
 
-def _comparisons(
-    a: StateDict,
-    b: StateDict,
-    spec: PermutationSpec,
-    exclude: str | tuple[str, ...],
-    normalise: bool,
-) -> tuple[list[Comparison], list[str]]:
-    """The entries that make up the cost, and the names of those left out."""
-    for state in (a, b):
+def _projected(
+    descent: Descent, progress: Callable[[int, float], None] | None
+) -> tuple[Descent, list[float]]:
+    """A descent from where Frank-Wolfe steps end, if that is higher than its start."""
+    polytope = Polytope(
+        descent.groups,
+        [Entry(other.layouts, (other.a, other.b), other.weight) for other in descent.comparisons],
+        [None, descent.permutation],
+    )
+    [_, found], relaxed = polytope.solve(progress=progress)
+    other = Descent(descent.groups, descent.comparisons, found)
+    if other.objective[0] <= descent.objective[0]:
+        return descent, relaxed
+    other.objective.insert(0, descent.objective[0])
+    return other, relaxed
+
+
+def compared(
+    models: Mapping[str, StateDict], spec: PermutationSpec, exclude: str | tuple[str, ...]
+) -> tuple[dict[str, list[Tensor]], list[str]]:
+    """The entries that make up the cost, each in all models and one type; those left out by name.
+
+    Parameters
+    ----------
+    models : who -> state dict.
+    """
+    for state in models.values():
         spec.check_state_dict(state)
-    a, b = (joined(spec.stacks, state) for state in (a, b))
-    found, excluded = [], []
+    states = {who: joined(spec.stacks, state) for who, state in models.items()}
+    found, excluded = {}, []
     for name, layouts in spec.params.items():
-        for who, state in (("model_a", a), ("model_b", b)):
+        for who, state in states.items():
             check_weight("nlm.align", who, name, state[name])
         if is_statistic(name) or not any(ref for part in layouts for ref in references(part)):
             continue
-        if matches(name, exclude) or _is_other_head(a, b, name, spec):
+        first, *others = (state[name].detach().cpu() for state in states.values())
+        if matches(name, exclude) or any(
+            _is_other_head(first, other, name, spec) for other in others
+        ):
             excluded.append(name)
             continue
-        in_a, in_b = (state[name].detach().cpu() for state in (a, b))
-        kind = torch.promote_types(in_a.dtype, in_b.dtype)
-        found.append(Comparison(in_a.to(kind), in_b.to(kind), layouts, normalise))
+        kind = functools.reduce(torch.promote_types, (each.dtype for each in (first, *others)))
+        found[name] = [each.to(kind) for each in (first, *others)]
     return found, excluded
 
 
-def _is_other_head(a: StateDict, b: StateDict, name: str, spec: PermutationSpec) -> bool:
+def _is_other_head(a: Tensor, b: Tensor, name: str, spec: PermutationSpec) -> bool:
     """Whether an entry is of two sizes because the models have other classes."""
-    if a[name].shape == b[name].shape:
+    if a.shape == b.shape:
         return False
-    for dim, (size_a, size_b) in enumerate(zip(a[name].shape, b[name].shape, strict=True)):
+    for dim, (size_a, size_b) in enumerate(zip(a.shape, b.shape, strict=True)):
         pinned = spec.pinned.get(f"{name}:{dim}")
         if size_a != size_b and spec.outputs and pinned != "output":
             raise ValueError(
-                f"nlm.align: the models have the same shapes, got {list(a[name].shape)} and "
-                f"{list(b[name].shape)} for {name!r}"
+                f"nlm.align: the models have the same shapes, got {list(a.shape)} and "
+                f"{list(b.shape)} for {name!r}"
             )
     return True
