@@ -7,7 +7,9 @@
    and that a second call gives the same bits;
 3. runs a part of these checks under compute-sanitizer, where that is installed;
 4. times the kernels beside their PyTorch peers, as fractions of a read, a copy and a GEMM: calls in
-   a row, as a stream of batches makes them, so that a row is held to the slower of host and GPU.
+   a row, as a stream of batches makes them, so that a row is held to the slower of host and GPU;
+5. checks and times what reads through tensor descriptors with NLM_TMA=1, and says in "tma_defaults"
+   whether they should be the default.
 
 Each step is a process of its own, so that a crash in one is a line in the report. Needs a PyTorch
 built for CUDA with its triton, nvcc, and pytest's test dependencies; takes under eight minutes.
@@ -26,16 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _gpu import Workload
+from _gpu import Workload, tma_defaults
 from _gpu_masks import mask_workloads
 from _gpu_selection import selection_workloads, sign_merge_workloads
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = {"build": 100, "check": 150, "sanitize": 40, "measure": 180}  # 470 in all
+SECONDS = {"build": 100, "check": 130, "sanitize": 40, "measure": 140}
+SECONDS |= {"check_tma": 30, "measure_tma": 30}  # 470 in all
 #: What the kernels promise where the CPU's are more exact, relative to the largest entry.
 PROMISED = {"channel_moments": 1e-6, "cross_moments_": 2e-6}
 SANITIZED = ("dare", "permute", "scale_shift", "tall_mask")
+WITH_TMA = ("channel_moments", "cross_moments")
 
 
 def check_operator(name: str, device: str) -> dict[str, Any]:
@@ -259,20 +263,28 @@ def measure_limits() -> dict[str, float]:
     }
 
 
-def workloads() -> Iterator[Workload]:
-    """Of all operations."""
-    sources = [moments_workloads, cross_workloads, permute_workloads, scale_shift_workloads]
-    sources += [selection_workloads, sign_merge_workloads, mask_workloads]
-    for source in sources:
-        yield from source()
+def workloads(only: tuple[str, ...] = ()) -> Iterator[Workload]:
+    """Of all operations, or ``only`` of some."""
+    sources = {"channel_moments": moments_workloads, "cross_moments": cross_workloads}
+    sources |= {"permute": permute_workloads, "scale_shift": scale_shift_workloads}
+    sources |= {"selection": selection_workloads, "sign_merge": sign_merge_workloads}
+    sources["masks"] = mask_workloads
+    for stem, source in sources.items():
+        if not only or stem in only:
+            yield from source()
 
 
-def measure() -> dict[str, Any]:
-    """Rows of the benchmark, and the limits of the machine that their fractions refer to."""
+def measure(only: tuple[str, ...]) -> dict[str, Any]:
+    """Rows of the benchmark, and the limits of the machine that their fractions refer to.
+
+    ``only`` some operations are timed without their peers.
+    """
     limits = measure_limits()
     rows: list[dict[str, Any]] = []
-    for work in workloads():
+    for work in workloads(only):
         for provider, call in work.providers.items():
+            if only and provider != "nlm":
+                continue
             row = {
                 "op": work.op,
                 "workload": work.name,
@@ -342,13 +354,17 @@ def run_all(skip_build: bool) -> dict[str, Any]:
         command = [sanitizer, "--error-exitcode", "1", *this, "check", "--only", *SANITIZED]
         report["sanitize"] = step("sanitize", command)
     report["measure"] = step("measure", [*this, "measure"])
+    for part in ("check", "measure"):
+        command = [*this, part, "--only", *WITH_TMA]
+        report[f"{part}_tma"] = step(f"{part}_tma", command, {"NLM_TMA": "1"})
+    report["tma_defaults"] = tma_defaults(report)
     return report
 
 
 def failed(report: dict[str, Any]) -> bool:
-    checks = report["check"].get("result", {})
+    checks = [report[name].get("result", {}) for name in ("check", "check_tma")]
     return any("failed" in part for part in report.values() if isinstance(part, dict)) or any(
-        each.get("failures") or "missing" in each for each in checks.values()
+        each.get("failures") or "missing" in each for check in checks for each in check.values()
     )
 
 
@@ -367,7 +383,7 @@ def main() -> None:
     if options.step == "check":
         print(json.dumps(check(tuple(options.only), "cuda")))
     elif options.step == "measure":
-        print(json.dumps(measure()))
+        print(json.dumps(measure(tuple(options.only))))
     else:
         report = run_all(options.skip_build)
         options.out.parent.mkdir(parents=True, exist_ok=True)

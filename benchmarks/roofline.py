@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_suite
+from _gpu import nlm_seconds
 from torch.overrides import TorchFunctionMode
 
 ROOT = Path(__file__).parents[1]
@@ -84,12 +85,7 @@ def measured() -> tuple[str, dict[tuple[str, str, str], float]]:
     if not MEASURED.exists():
         return "", {}
     report: dict[str, Any] = json.loads(MEASURED.read_text())
-    rows = report["measure"].get("result", {"rows": []})["rows"]
-    return report["gpu"], {
-        (row["op"], row["workload"], row["dtype"]): row["median_s"]
-        for row in rows
-        if row["provider"] == "nlm" and "median_s" in row
-    }
+    return report["gpu"], nlm_seconds(report["measure"])
 
 
 def page() -> str:

@@ -12,6 +12,15 @@ import triton
 import triton.language as tl
 
 
+def blocks(number: int, size: int) -> int:
+    """Blocks of ``size`` that hold ``number``; `triton.cdiv` imports modules on each call."""
+    return -(-number // size)
+
+
+def next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
 def layout_unit(x: torch.Tensor) -> int:
     """How many positions of ``[outer, C, inner]`` surely lie side by side, aligned: 1 to 16."""
     stride_outer, stride_channel, stride_inner = x.stride()

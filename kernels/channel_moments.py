@@ -16,23 +16,54 @@ second kernel pools the partials in float64 (Chan):
 float64 input is float64 throughout; for the other types |x - shift| has to stay below 1.8e19,
 where its square leaves float32. The ranges follow from the shape alone, and there are no atomics:
 the bits are the same on every run.
+
+*Partials* are one float64 array: mean ``[splits, C]``, m2 ``[splits, C]``, and n ``[splits]``.
 """
 
 import torch
 import triton
 import triton.language as tl
-from nlm.kernels._positions import counted_positions, layout_unit, position_offsets
+from nlm.kernels._descriptors import descriptor
+from nlm.kernels._positions import (
+    blocks,
+    counted_positions,
+    layout_unit,
+    next_power_of_2,
+    position_offsets,
+)
 
 TILE = 4096  # elements at most
 FLUSH_TILES = 64
 PROGRAMS = 528  # wanted: four on each of 132 multiprocessors
 MINIMUM_TILES = 4  # per program, so that the shift's tile does not weigh
 MERGE_PARTIALS, MERGE_CHANNELS = 128, 16
+TMA_STAGES = 4  # tiles on their way to a program
+
+
+@triton.jit
+def load_tile(
+    x, column, first, steps, inside, inner, stride_outer, stride_inner,
+    DIVIDES: tl.constexpr, UNIT: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The channels from ``column`` on of the positions ``first + steps``.
+
+    Zero where not ``inside``, which is None where all of the tile is; a descriptor knows by itself
+    where x ends, and is not asked for less.
+    """
+    if STAGES is not None:
+        return x.load([tl.cast(first, tl.int32), column])
+    else:
+        offsets = position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES, UNIT)
+        if inside is None:
+            return tl.load(x + offsets[:, None])
+        else:
+            return tl.load(x + offsets[:, None], mask=inside, other=0.0)
 
 
 @triton.jit
 def add_tile(
     x,
+    column,
     mask,
     first,
     steps,
@@ -51,21 +82,22 @@ def add_tile(
     DIVIDES: tl.constexpr,
     WHOLE: tl.constexpr,
     UNIT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The sums with the positions ``first + steps``; WHOLE says that all of the tile counts."""
-    offsets = position_offsets(first, steps, inner, stride_outer, stride_inner, DIVIDES, UNIT)
+    # A mask read from memory would make the loads of x scalar, so it is applied afterwards.
+    inside = None if WHOLE else (first + steps < end)[:, None] & is_channel[None, :]
+    tile = load_tile(
+        x, column, first, steps, inside, inner, stride_outer, stride_inner, DIVIDES, UNIT, STAGES
+    )
+    deviation = tile.to(sums.dtype) - shift[None, :]
     if WHOLE:
-        deviation = tl.load(x + offsets[:, None]).to(sums.dtype) - shift[None, :]
         count += 1
     else:
-        # A mask read from memory would make the loads of x scalar, so it is applied afterwards.
-        inside = (first + steps < end)[:, None] & is_channel[None, :]
-        tile = tl.load(x + offsets[:, None], mask=inside, other=0.0).to(sums.dtype)
         counted = counted_positions(
             mask, first, steps, end, inner, mask_stride_outer, mask_stride_inner, HAS_MASK, DIVIDES
         )
-        valid = counted[:, None] & is_channel[None, :]
-        deviation = tl.where(valid, tile - shift[None, :], 0.0)
+        deviation = tl.where(counted[:, None] & is_channel[None, :], deviation, 0.0)
         count += counted.to(tl.int64)
     return sums + deviation, tl.fma(deviation, deviation, squares), count
 
@@ -74,9 +106,7 @@ def add_tile(
 def accumulate_kernel(
     x,
     mask,  # uint8, not read unless HAS_MASK
-    partial_count,  # int64 [splits]
-    partial_mean,  # float64 [splits, C]
-    partial_m2,  # float64 [splits, C]
+    partial,  # float64
     positions,
     channels,
     inner,
@@ -88,21 +118,24 @@ def accumulate_kernel(
     split_positions,
     HAS_MASK: tl.constexpr,
     DIVIDES: tl.constexpr,
-    WHOLE: tl.constexpr,  # no mask, and the blocks divide the channels
+    WHOLE: tl.constexpr,  # no mask, and no block has channels of which nothing may be read
     UNIT: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     FLUSH: tl.constexpr,  # tiles
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,  # None, or tiles on their way: then x is a descriptor of [positions, C]
 ):
     """The moments of one split of the positions (axis 1) and one block of channels (axis 0)."""
     split = tl.program_id(1).to(tl.int64)
     begin = split * split_positions
     end = tl.minimum(begin + split_positions, positions)
     steps = tl.arange(0, BLOCK_P)
-    channel = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    column = tl.program_id(0) * BLOCK_C
+    channel = column.to(tl.int64) + tl.arange(0, BLOCK_C)
     is_channel = channel < channels
-    x += tl.multiple_of(channel * stride_channel, UNIT)[None, :]
+    if STAGES is None:
+        x += tl.multiple_of(channel * stride_channel, UNIT)[None, :]
 
     anchor = begin
     if HAS_MASK:
@@ -117,9 +150,12 @@ def accumulate_kernel(
     counted = counted_positions(
         mask, anchor, steps, end, inner, mask_stride_outer, mask_stride_inner, HAS_MASK, DIVIDES
     )
-    offsets = position_offsets(anchor, steps, inner, stride_outer, stride_inner, DIVIDES, UNIT)
     valid = counted[:, None] & is_channel[None, :]
-    tile = tl.load(x + offsets[:, None], mask=valid, other=0.0).to(ACCUMULATOR)
+    tile = load_tile(
+        x, column, anchor, steps, valid, inner, stride_outer, stride_inner, DIVIDES, UNIT, STAGES
+    ).to(ACCUMULATOR)
+    if STAGES is not None:
+        tile = tl.where(valid, tile, 0.0)
     seen = tl.maximum(tl.sum(counted.to(tl.int32), axis=0), 1)
     shift = tl.sum(tile, axis=0) / seen.to(ACCUMULATOR)
     # A shift that is NaN or inf (or whose sum overflowed) is dropped: the elements carry it anyway.
@@ -136,17 +172,17 @@ def accumulate_kernel(
         chunk_total = tl.zeros((BLOCK_P, BLOCK_C), ACCUMULATOR)
         chunk_squares = tl.zeros((BLOCK_P, BLOCK_C), ACCUMULATOR)
         if WHOLE:
-            for first in range(chunk, whole_end, BLOCK_P):
+            for first in tl.range(chunk, whole_end, BLOCK_P, num_stages=STAGES):
                 chunk_total, chunk_squares, count = add_tile(
-                    x, mask, first, steps, end, is_channel, shift, chunk_total, chunk_squares,
-                    count, inner, stride_outer, stride_inner, mask_stride_outer, mask_stride_inner,
-                    HAS_MASK, DIVIDES, True, UNIT,
+                    x, column, mask, first, steps, end, is_channel, shift, chunk_total,
+                    chunk_squares, count, inner, stride_outer, stride_inner, mask_stride_outer,
+                    mask_stride_inner, HAS_MASK, DIVIDES, True, UNIT, STAGES,
                 )  # fmt: skip
         for first in range(whole_end, chunk_end, BLOCK_P):
             chunk_total, chunk_squares, count = add_tile(
-                x, mask, first, steps, end, is_channel, shift, chunk_total, chunk_squares,
-                count, inner, stride_outer, stride_inner, mask_stride_outer, mask_stride_inner,
-                HAS_MASK, DIVIDES, False, UNIT,
+                x, column, mask, first, steps, end, is_channel, shift, chunk_total,
+                chunk_squares, count, inner, stride_outer, stride_inner, mask_stride_outer,
+                mask_stride_inner, HAS_MASK, DIVIDES, False, UNIT, STAGES,
             )  # fmt: skip
         total += tl.sum(chunk_total.to(tl.float64), axis=0)
         squares += tl.sum(chunk_squares.to(tl.float64), axis=0)
@@ -155,17 +191,52 @@ def accumulate_kernel(
     mean_deviation = total / tl.maximum(n, 1).to(tl.float64)
     m2 = squares - total * mean_deviation
     row = split * channels + channel
-    tl.store(partial_mean + row, shift.to(tl.float64) + mean_deviation, mask=is_channel)
-    tl.store(partial_m2 + row, tl.where(m2 < 0.0, 0.0, m2), mask=is_channel)
+    plane = tl.num_programs(1).to(tl.int64) * channels
+    tl.store(partial + row, shift.to(tl.float64) + mean_deviation, mask=is_channel)
+    tl.store(partial + plane + row, tl.where(m2 < 0.0, 0.0, m2), mask=is_channel)
     if tl.program_id(0) == 0:
-        tl.store(partial_count + split, n)
+        tl.store(partial + 2 * plane + split, n.to(tl.float64))
+
+
+@triton.jit
+def pooled(partial, splits, channels, channel, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(n, mean, m2) of a block of channels over all splits, one of which may hold no position.
+
+    n is a float64, as exact as an integer up to 2^53.
+    """
+    is_channel = channel < channels
+    plane = tl.cast(splits, tl.int64) * channels
+    n = tl.zeros((BLOCK_S,), tl.float64)
+    total = tl.zeros((BLOCK_S, BLOCK_C), tl.float64)
+    for first in range(0, splits, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        valid = (split[:, None] < splits) & is_channel[None, :]
+        rows = split[:, None].to(tl.int64) * channels + channel[None, :]
+        split_count = tl.load(partial + 2 * plane + split, mask=split < splits, other=0.0)
+        split_mean = tl.load(partial + rows, mask=valid, other=0.0)
+        n += split_count
+        total += split_count[:, None] * split_mean
+    all_positions = tl.sum(n, axis=0)
+    pooled_mean = tl.sum(total, axis=0) / tl.maximum(all_positions, 1.0)
+
+    squares = tl.zeros((BLOCK_S, BLOCK_C), tl.float64)
+    for first in range(0, splits, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        valid = (split[:, None] < splits) & is_channel[None, :]
+        rows = split[:, None].to(tl.int64) * channels + channel[None, :]
+        split_count = tl.load(partial + 2 * plane + split, mask=split < splits, other=0.0)
+        split_mean = tl.load(partial + rows, mask=valid, other=0.0)
+        split_m2 = tl.load(partial + plane + rows, mask=valid, other=0.0)
+        apart = split_mean - pooled_mean[None, :]
+        between = split_count[:, None] * apart * apart
+        counted = (split_count > 0.0)[:, None] & is_channel[None, :]
+        squares += tl.where(counted, split_m2 + between, 0.0)
+    return all_positions, pooled_mean, tl.sum(squares, axis=0)
 
 
 @triton.jit
 def pool_kernel(
-    partial_count,
-    partial_mean,
-    partial_m2,
+    partial,
     count,  # int64 []
     mean,  # float64 [C]
     m2,  # float64 [C]
@@ -174,39 +245,13 @@ def pool_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Chan's formula over all splits, for one block of channels; a split may hold no position."""
+    """Chan's formula over all splits, for one block of channels."""
     channel = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    is_channel = channel < channels
-    n = tl.zeros((BLOCK_S,), tl.int64)
-    total = tl.zeros((BLOCK_S, BLOCK_C), tl.float64)
-    for first in range(0, splits, BLOCK_S):
-        split = first + tl.arange(0, BLOCK_S)
-        valid = (split[:, None] < splits) & is_channel[None, :]
-        rows = split[:, None].to(tl.int64) * channels + channel[None, :]
-        split_count = tl.load(partial_count + split, mask=split < splits, other=0)
-        split_mean = tl.load(partial_mean + rows, mask=valid, other=0.0)
-        n += split_count
-        total += split_count.to(tl.float64)[:, None] * split_mean
-    all_positions = tl.sum(n, axis=0)
-    pooled_mean = tl.sum(total, axis=0) / tl.maximum(all_positions, 1).to(tl.float64)
-
-    squares = tl.zeros((BLOCK_S, BLOCK_C), tl.float64)
-    for first in range(0, splits, BLOCK_S):
-        split = first + tl.arange(0, BLOCK_S)
-        valid = (split[:, None] < splits) & is_channel[None, :]
-        rows = split[:, None].to(tl.int64) * channels + channel[None, :]
-        split_count = tl.load(partial_count + split, mask=split < splits, other=0)
-        split_mean = tl.load(partial_mean + rows, mask=valid, other=0.0)
-        split_m2 = tl.load(partial_m2 + rows, mask=valid, other=0.0)
-        apart = split_mean - pooled_mean[None, :]
-        between = split_count.to(tl.float64)[:, None] * apart * apart
-        counted = (split_count > 0)[:, None] & is_channel[None, :]
-        squares += tl.where(counted, split_m2 + between, 0.0)
-
-    tl.store(mean + channel, pooled_mean, mask=is_channel)
-    tl.store(m2 + channel, tl.sum(squares, axis=0), mask=is_channel)
+    n, pooled_mean, pooled_m2 = pooled(partial, splits, channels, channel, BLOCK_S, BLOCK_C)
+    tl.store(mean + channel, pooled_mean, mask=channel < channels)
+    tl.store(m2 + channel, pooled_m2, mask=channel < channels)
     if tl.program_id(0) == 0:
-        tl.store(count, all_positions)
+        tl.store(count, n.to(tl.int64))
 
 
 def tile_shape(
@@ -214,71 +259,82 @@ def tile_shape(
 ) -> tuple[int, int, int]:
     """(positions, channels, warps) of a tile: long along the dimension contiguous in memory."""
     if stride_channel <= stride_position:
-        block_c = min(triton.next_power_of_2(channels), 128)
+        block_c = min(next_power_of_2(channels), 128)
         return min(TILE, 1024 * element_bytes) // block_c, block_c, 4
-    block_c = min(triton.next_power_of_2(channels), 64)
+    block_c = min(next_power_of_2(channels), 64)
     return TILE // block_c, block_c, 8
 
 
 def split_positions(positions: int, block_p: int, channel_blocks: int) -> int:
     """Positions per split, a multiple of the tile, from the shape alone."""
-    tiles = triton.cdiv(positions, block_p)
-    splits = max(1, min(triton.cdiv(PROGRAMS, channel_blocks), tiles // MINIMUM_TILES))
-    return triton.cdiv(tiles, splits) * block_p
+    tiles = blocks(positions, block_p)
+    splits = max(1, min(blocks(PROGRAMS, channel_blocks), tiles // MINIMUM_TILES))
+    return blocks(tiles, splits) * block_p
 
 
-def channel_moments(
-    x: torch.Tensor, mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(count, mean, m2) of x: int64 ``[]``, float64 ``[C]`` and ``[C]``.
+def accumulate(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, int]:
+    """The partials of x ``[outer, C, inner]``, not empty, and how many there are.
 
-    x ``[outer, C, inner]``, mask bool ``[outer, inner]`` (True = counted). Any strides, any
-    floating-point type.
+    mask uint8 ``[outer, inner]``, nonzero = counted.
     """
     outer, channels, inner = x.shape
-    positions = outer * inner
-    if positions == 0 or channels == 0:
-        counted = positions if mask is None else int(mask.sum())
-        count = torch.full((), counted, dtype=torch.int64, device=x.device)
-        mean, m2 = torch.zeros(2, channels, dtype=torch.float64, device=x.device)
-        return count, mean, m2
-
+    positions, strides = outer * inner, x.stride()
     block_p, block_c, warps = tile_shape(
-        channels, x.stride(1), x.stride(2 if inner > 1 else 0), x.element_size()
+        channels, strides[1], strides[2 if inner > 1 else 0], x.element_size()
     )
-    channel_blocks = triton.cdiv(channels, block_c)
+    channel_blocks = blocks(channels, block_c)
     per_split = split_positions(positions, block_p, channel_blocks)
-    splits = triton.cdiv(positions, per_split)
-    count = torch.empty((), dtype=torch.int64, device=x.device)
-    mean, m2 = torch.empty(2, channels, dtype=torch.float64, device=x.device)
-    partial_count = torch.empty(splits, dtype=torch.int64, device=x.device)
-    partial_mean, partial_m2 = torch.empty(2, splits, channels, dtype=mean.dtype, device=x.device)
-    mask_bytes = None if mask is None else mask.view(torch.uint8)
+    splits = blocks(positions, per_split)
+    partial = torch.empty(splits * (2 * channels + 1), dtype=torch.float64, device=x.device)
+    rows = descriptor(x, (block_p, block_c)) if mask is None else None
     accumulate_kernel[(channel_blocks, splits)](
-        x,
-        x if mask_bytes is None else mask_bytes,
-        partial_count,
-        partial_mean,
-        partial_m2,
+        x if rows is None else rows,
+        x if mask is None else mask,
+        partial,
         positions,
         channels,
         inner,
-        *x.stride(),
-        *((0, 0) if mask_bytes is None else mask_bytes.stride()),
+        *strides,
+        *((0, 0) if mask is None else mask.stride()),
         per_split,
-        HAS_MASK=mask_bytes is not None,
+        HAS_MASK=mask is not None,
         DIVIDES=inner > 1,
-        WHOLE=mask_bytes is None and channels % block_c == 0,
+        WHOLE=mask is None and (rows is not None or channels % block_c == 0),
         UNIT=layout_unit(x),
         ACCUMULATOR=tl.float64 if x.dtype == torch.float64 else tl.float32,
         FLUSH=FLUSH_TILES,
         BLOCK_P=block_p,
         BLOCK_C=block_c,
+        STAGES=None if rows is None else TMA_STAGES,
         num_warps=warps,
         enable_fp_fusion=False,
     )
-    pool_kernel[(triton.cdiv(channels, MERGE_CHANNELS),)](
-        partial_count, partial_mean, partial_m2, count, mean, m2, splits, channels,
+    return partial, splits
+
+
+def channel_moments(
+    count: torch.Tensor,
+    mean: torch.Tensor,
+    m2: torch.Tensor,
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> None:
+    """Writes count, mean and m2 of x: int64 ``[]``, float64 ``[C]`` and ``[C]``, contiguous.
+
+    x ``[outer, C, inner]``, mask bool ``[outer, inner]`` (True = counted). Any strides, any
+    floating-point type.
+    """
+    outer, channels, inner = x.shape
+    if x.numel() == 0:
+        if mask is None:
+            count.fill_(outer * inner)
+        else:
+            count.copy_(mask.sum())
+        mean.zero_()
+        m2.zero_()
+        return
+    partial, splits = accumulate(x, None if mask is None else mask.view(torch.uint8))
+    pool_kernel[(blocks(channels, MERGE_CHANNELS),)](
+        partial, count, mean, m2, splits, channels,
         BLOCK_S=MERGE_PARTIALS, BLOCK_C=MERGE_CHANNELS, enable_fp_fusion=False,
     )  # fmt: skip
-    return count, mean, m2

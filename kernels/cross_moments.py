@@ -7,8 +7,8 @@ terms for the difference from the means so far; without y, x with itself: half o
 computed, the other half mirrored, and the diagonal is m2, so the matrix is symmetric to the bit.
 
 *Numerics.* ``_stream.py`` centres and scales the batch: ``(x - s) / u`` as two float16 numbers, a
-high and a low part, and a flag where a block of channels has a low part. The tensor cores multiply
-``high high + high low + low high`` (without low parts, ``high high``) over ``ROWS`` positions. They
+high and a low part, which whole blocks of channels lack. The tensor cores multiply
+``high high + high low + low high`` (of whole blocks, ``high high``) over ``ROWS`` positions. They
 cut off what they add instead of rounding it, which over thousands of positions of one sign would
 show (2e-5), so these sums are added in float32 outside, for ``SPLIT_POSITIONS`` positions at most,
 and those in float64. What the rounding of s left is taken off exactly:
@@ -25,7 +25,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from nlm.kernels._stream import ROWS, Stream
+from nlm.kernels._descriptors import descriptor, is_hopper
+from nlm.kernels._positions import blocks, next_power_of_2
+from nlm.kernels._stream import ROWS, Stream, is_cut
 
 SPLIT_POSITIONS = 4096
 MINIMUM_POSITIONS = 512  # per split, where there are enough
@@ -53,13 +55,30 @@ def add_rounded(sums, product):
 
 
 @triton.jit
+def load_part(
+    parts, first, column, width, there,
+    TMA: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Rows of ``parts`` from ``first`` on; zeros unless ``there``, which is None where they are."""
+    if TMA:
+        if there is not None:
+            first = tl.where(there > 0, first, -BLOCK_P)  # above the first row, zeros are read
+        return parts.load([tl.cast(first, tl.int32), column])
+    else:
+        at = tl.arange(0, BLOCK_P)[:, None] * width + tl.arange(0, BLOCK_C)[None, :]
+        source = parts + (first * width + column) + at
+        if there is None:
+            return tl.load(source)
+        else:
+            return tl.load(source, mask=tl.broadcast_to(there, at.shape) > 0, other=0.0)
+
+
+@triton.jit
 def product_kernel(
-    x_high,  # float16 [rows, width_x]
-    x_low,
-    y_high,
-    y_low,
-    x_flags,
-    y_flags,
+    x_parts,  # float16 [2 rows, width_x], or a descriptor of it if TMA
+    y_parts,
+    x_factors,  # float64, as state_kernel leaves them
+    y_factors,
     partial,  # float32 [splits, Cx, Cy]
     split_rows,
     rows,
@@ -69,6 +88,7 @@ def product_kernel(
     width_y,
     SAME: tl.constexpr,
     MAY_BE_WHOLE: tl.constexpr,
+    TMA: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -82,38 +102,34 @@ def product_kernel(
     split = tl.program_id(1).to(tl.int64)
     begin = split * split_rows
     steps = (tl.minimum(begin + split_rows, rows) - begin) // BLOCK_P
-
-    position = tl.arange(0, BLOCK_P)[:, None]
-    at_x = position * width_x + tl.arange(0, BLOCK_X)[None, :]
-    at_y = position * width_y + tl.arange(0, BLOCK_Y)[None, :]
-    x_high += begin * width_x + row * BLOCK_X
-    x_low += begin * width_x + row * BLOCK_X
-    y_high += begin * width_y + column * BLOCK_Y
-    y_low += begin * width_y + column * BLOCK_Y
-    step_x, step_y = BLOCK_P * width_x, BLOCK_P * width_y
+    at_x, at_y = row * BLOCK_X, column * BLOCK_Y
+    channel_x = at_x.to(tl.int64) + tl.arange(0, BLOCK_X)
+    channel_y = at_y.to(tl.int64) + tl.arange(0, BLOCK_Y)
 
     sums = tl.zeros((BLOCK_X, BLOCK_Y), tl.float32)
     nothing = tl.zeros((BLOCK_X, BLOCK_Y), tl.float32)
+    x_cut, y_cut = None, None
     cut_steps = steps
     if MAY_BE_WHOLE:
-        is_cut = tl.load(x_flags + row) + tl.load(y_flags + column) > 0
-        cut_steps = tl.where(is_cut, steps, 0)
+        x_cut = is_cut(x_factors, channel_x, channels_x)
+        y_cut = is_cut(y_factors, channel_y, channels_y)
+        cut_steps = tl.where(x_cut + y_cut > 0, steps, 0)
         for step in range(0, steps - cut_steps):
-            a = tl.load(x_high + step * step_x + at_x)
-            b = tl.load(y_high + step * step_y + at_y)
+            first = begin + step * BLOCK_P
+            a = load_part(x_parts, first, at_x, width_x, None, TMA, BLOCK_P, BLOCK_X)
+            b = load_part(y_parts, first, at_y, width_y, None, TMA, BLOCK_P, BLOCK_Y)
             sums = add_rounded(sums, tl.dot(tl.trans(a), b, nothing))
     for step in range(0, cut_steps):
-        a = tl.load(x_high + step * step_x + at_x)
-        b = tl.load(y_high + step * step_y + at_y)
-        a_low = tl.load(x_low + step * step_x + at_x)
-        b_low = tl.load(y_low + step * step_y + at_y)
+        first = begin + step * BLOCK_P
+        a = load_part(x_parts, first, at_x, width_x, None, TMA, BLOCK_P, BLOCK_X)
+        b = load_part(y_parts, first, at_y, width_y, None, TMA, BLOCK_P, BLOCK_Y)
+        a_low = load_part(x_parts, rows + first, at_x, width_x, x_cut, TMA, BLOCK_P, BLOCK_X)
+        b_low = load_part(y_parts, rows + first, at_y, width_y, y_cut, TMA, BLOCK_P, BLOCK_Y)
         product = tl.dot(tl.trans(a_low), b, nothing)
         product = tl.dot(tl.trans(a), b_low, product)
         product = tl.dot(tl.trans(a), b, product)
         sums = add_rounded(sums, product)
 
-    channel_x = row.to(tl.int64) * BLOCK_X + tl.arange(0, BLOCK_X)
-    channel_y = column.to(tl.int64) * BLOCK_Y + tl.arange(0, BLOCK_Y)
     partial += split * channels_x * channels_y
     target = channel_x[:, None] * channels_y + channel_y[None, :]
     inside = (channel_x < channels_x)[:, None] & (channel_y < channels_y)[None, :]
@@ -122,12 +138,12 @@ def product_kernel(
 
 @triton.jit
 def sum_kernel(
+    count,  # int64 [], of the state: updated in the first round
     comoment,  # float64 [Cx, Cy]: updated
     partial,
-    x_factors,  # float64 [4, C], as state_kernel leaves them
+    x_factors,
     y_factors,
     m2,
-    batch_count,
     splits,
     channels_x,
     channels_y,
@@ -155,17 +171,19 @@ def sum_kernel(
     for _ in range(0, splits):
         total += tl.load(source, mask=valid, other=0.0).to(tl.float64)
         source += plane
-    x_unit = tl.load(x_factors + row, mask=is_row, other=0.0)
-    y_unit = tl.load(y_factors + column, mask=is_column, other=0.0)
+    x_unit = tl.load(x_factors + 2 * channels_x + row, mask=is_row, other=0.0)
+    y_unit = tl.load(y_factors + 2 * channels_y + column, mask=is_column, other=0.0)
     total = total * x_unit[:, None] * y_unit[None, :]
     if FIRST:
-        n = tl.load(batch_count).to(tl.float64)
-        x_rest = tl.load(x_factors + channels_x + row, mask=is_row, other=0.0)
-        y_rest = tl.load(y_factors + channels_y + column, mask=is_column, other=0.0)
-        x_spread = tl.load(x_factors + 3 * channels_x + lower, mask=valid, other=0.0)
-        y_delta = tl.load(y_factors + 2 * channels_y + upper, mask=valid, other=0.0)
+        n = tl.load(x_factors + 6 * channels_x)
+        x_rest = tl.load(x_factors + 3 * channels_x + row, mask=is_row, other=0.0)
+        y_rest = tl.load(y_factors + 3 * channels_y + column, mask=is_column, other=0.0)
+        x_spread = tl.load(x_factors + 5 * channels_x + lower, mask=valid, other=0.0)
+        y_delta = tl.load(y_factors + 4 * channels_y + upper, mask=valid, other=0.0)
         total -= x_rest[:, None] * y_rest[None, :] * n
         total += x_spread * y_delta
+        if tl.program_id(0) + tl.program_id(1) == 0:
+            tl.store(count, tl.load(count) + n.to(tl.int64))
     # Only what lies above the diagonal is read of a symmetric state.
     state = upper * channels_y + lower if SAME else lower * channels_y + upper
     total += tl.load(comoment + state, mask=valid, other=0.0)
@@ -189,30 +207,28 @@ class Plan:
 
     @property
     def splits(self) -> int:
-        return triton.cdiv(self.round_rows, self.split_rows)
+        return blocks(self.round_rows, self.split_rows)
 
 
 def make_plan(positions: int, channels_x: int, channels_y: int, same: bool) -> Plan:
     block_x, block_y = (
-        min(128, max(16, triton.next_power_of_2(channels))) for channels in (channels_x, channels_y)
+        min(128, max(16, next_power_of_2(channels))) for channels in (channels_x, channels_y)
     )
-    rows, columns = triton.cdiv(channels_x, block_x), triton.cdiv(channels_y, block_y)
+    rows, columns = blocks(channels_x, block_x), blocks(channels_y, block_y)
     tiles = rows * (rows + 1) // 2 if same else rows * columns
     most_splits = max(1, PARTIAL_ELEMENTS // (channels_x * channels_y))
     most_rows = max(ROWS, PART_ELEMENTS // (2 * (rows * block_x + columns * block_y)))
     most_rows = min(most_rows, most_splits * SPLIT_POSITIONS)
-    rounds = triton.cdiv(positions, most_rows)
-    round_rows = _round_up(triton.cdiv(positions, rounds), ROWS)
-    fewest = triton.cdiv(round_rows, SPLIT_POSITIONS)
-    filling = triton.cdiv(tiles * fewest, PROGRAMS) * PROGRAMS // tiles
+    rounds = blocks(positions, most_rows)
+    round_rows = _round_up(blocks(positions, rounds), ROWS)
+    fewest = blocks(round_rows, SPLIT_POSITIONS)
+    filling = blocks(tiles * fewest, PROGRAMS) * PROGRAMS // tiles
     splits = max(fewest, min(filling, most_splits, round_rows // MINIMUM_POSITIONS))
-    return Plan(
-        block_x, block_y, tiles, round_rows, _round_up(triton.cdiv(round_rows, splits), ROWS)
-    )
+    return Plan(block_x, block_y, tiles, round_rows, _round_up(blocks(round_rows, splits), ROWS))
 
 
 def _round_up(number: int, step: int) -> int:
-    return triton.cdiv(number, step) * step
+    return blocks(number, step) * step
 
 
 def product_options(small: bool, block_x: int, block_y: int) -> dict[str, int]:
@@ -222,12 +238,6 @@ def product_options(small: bool, block_x: int, block_y: int) -> dict[str, int]:
         "num_warps": 8 if block_x * block_y >= 8192 else 4,
         "num_stages": 4 if small else 3,
     }
-
-
-def _is_small(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] < 9
 
 
 def cross_moments_(
@@ -258,21 +268,23 @@ def cross_moments_(
     if y is not None:
         two = Stream(y, mask, plan.block_y, plan.round_rows, (count, mean_y, m2_y))
     partial = torch.empty(plan.splits, channels_x, channels_y, device=x.device)
-    blocks = [triton.cdiv(channels, SUM_BLOCK) for channels in comoment.shape]
-    sum_grid = (blocks[0] * (blocks[0] + 1) // 2,) if y is None else tuple(blocks)
+    x_parts, y_parts = (
+        descriptor(stream.parts, (ROWS, stream.block)) or stream.parts for stream in (one, two)
+    )
+    options = product_options(not is_hopper(x.device), plan.block_x, plan.block_y)
+    sum_rows, sum_columns = blocks(channels_x, SUM_BLOCK), blocks(channels_y, SUM_BLOCK)
+    sum_grid = (sum_rows * (sum_rows + 1) // 2, 1) if y is None else (sum_rows, sum_columns)
     for round_begin in range(0, positions, plan.round_rows):
         for stream in (one,) if y is None else (one, two):
             stream.centre(round_begin)
         product_kernel[(plan.tiles, plan.splits)](
-            one.high, one.low, two.high, two.low, one.flags, two.flags, partial,
-            plan.split_rows, plan.round_rows, channels_x, channels_y, one.width, two.width,
-            SAME=y is None, MAY_BE_WHOLE=x.dtype != torch.float32,
-            BLOCK_X=plan.block_x, BLOCK_Y=plan.block_y,
-            **product_options(_is_small(x.device), plan.block_x, plan.block_y),
+            x_parts, y_parts, one.factors, two.factors, partial, plan.split_rows,
+            plan.round_rows, channels_x, channels_y, one.width, two.width, SAME=y is None,
+            MAY_BE_WHOLE=one.may_be_whole, TMA=x_parts is not one.parts,
+            BLOCK_X=plan.block_x, BLOCK_Y=plan.block_y, **options,
         )  # fmt: skip
         sum_kernel[sum_grid](
-            comoment, partial, one.factors, two.factors, m2_x, one.count, plan.splits,
+            count, comoment, partial, one.factors, two.factors, m2_x, plan.splits,
             channels_x, channels_y, SAME=y is None, FIRST=round_begin == 0, BLOCK=SUM_BLOCK,
             enable_fp_fusion=False,
         )  # fmt: skip
-    count += one.count

@@ -98,7 +98,8 @@ def check_apart(
 
 def _extent(x: Tensor) -> tuple[int, int]:
     """The first address of a tensor with elements, and the one behind its last."""
+    begin = x.data_ptr()
     if x.is_contiguous():
-        return x.data_ptr(), x.data_ptr() + x.nbytes
+        return begin, begin + x.nbytes
     last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+    return begin, begin + (last + 1) * x.element_size()

@@ -70,9 +70,10 @@ def _cpu(x: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tens
 def _cuda(x: Tensor, dim: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     from nlm.kernels.channel_moments import channel_moments as launch
 
-    _out(x, dim, mask)
+    count, mean, m2 = _out(x, dim, mask)
     mask2 = None if mask is None else positions_view(mask, dim % x.dim())
-    return launch(channels_view(x, dim % x.dim()), mask2)
+    launch(count, mean, m2, channels_view(x, dim % x.dim()), mask2)
+    return count, mean, m2
 
 
 _OPERATION = register(

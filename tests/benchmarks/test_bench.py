@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import _bench
+import _gpu
 import _performance
 import bench_jobs
 import pytest
@@ -168,3 +169,28 @@ def test_the_roofline_sets_what_was_measured_beside_it(
     lines = [line for line in roofline.page().splitlines() if "channel_moments` | [65536" in line]
     assert lines[0].endswith("| 120.2 us | 50% |")
     assert lines[1].endswith("| - | - |")
+
+
+def test_descriptors_become_the_default_where_none_is_slower() -> None:
+    def report(pointers: list[float], descriptors: list[float]) -> dict:
+        parts = {"measure": pointers, "measure_tma": descriptors}
+        return {
+            name: {
+                "result": {
+                    "rows": [
+                        {"op": "op", "workload": f"{i}", "dtype": "float32", "provider": "nlm"}
+                        | {"median_s": seconds}
+                        for i, seconds in enumerate(times)
+                    ]
+                }
+            }
+            for name, times in parts.items()
+        }
+
+    def default(*times: list[float]) -> str:
+        return _gpu.tma_defaults(report(*times))["op"]["default"]
+
+    assert default([2.0, 2.0, 2.0], [1.9, 1.9, 2.01]) == "descriptors"
+    assert default([2.0, 2.0, 2.0], [1.9, 1.9, 2.1]) == "pointers"
+    assert default([2.0, 2.0, 2.0], [1.9, 1.99, 2.0]) == "pointers"
+    assert default([2.0, 2.0, 2.0], [1.5, 1.5]) == "pointers"  # the third failed

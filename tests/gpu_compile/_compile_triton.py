@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from _sass import facts_of_cubin
 from nlm.kernels import _stream, channel_moments, cross_moments
+from nlm.kernels._descriptors import has_tma
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -55,7 +56,13 @@ def layout_constants(layout: str, *streams: str) -> tuple[dict[str, Any], set[st
     return constants, {"inner"} | outer | channel
 
 
-def moments(dtype: str, layout: str, mask: bool, unit: int = 1) -> Configuration:
+def has_descriptors(target: str) -> bool:
+    """Whether the launchers may choose tensor descriptors for ``target``."""
+    gpu = TARGETS[target]
+    return gpu.backend == "cuda" and has_tma(divmod(gpu.arch, 10))
+
+
+def moments(dtype: str, layout: str, mask: bool, unit: int = 1, tma: bool = False) -> Configuration:
     constants, aligned = layout_constants(layout, "")
     strides = (1, 256) if layout == "last" else (256, 1)
     size = {"fp64": 8, "fp32": 4}.get(dtype, 2)
@@ -68,35 +75,47 @@ def moments(dtype: str, layout: str, mask: bool, unit: int = 1) -> Configuration
         "FLUSH": channel_moments.FLUSH_TILES,
         "BLOCK_P": block_p,
         "BLOCK_C": block_c,
+        "STAGES": channel_moments.TMA_STAGES if tma else None,
     }
-    types = {"x": f"*{dtype}", "mask": "*u8", "partial_count": "*i64"}
-    types |= dict.fromkeys(("partial_mean", "partial_m2"), "*fp64")
-    aligned |= {"x", "mask", "positions", "channels", "split_positions"}
+    types = {"x": f"*{dtype}", "mask": "*u8", "partial": "*fp64"}
+    aligned |= {*types, "positions", "channels", "split_positions"}
     name = f"channel_moments {dtype} channels-{layout}{' mask' if mask else ''}"
+    if tma:
+        types["x"] = f"tensordesc<{dtype}[{block_p}, {block_c}]>"
+        aligned.remove("x")
+        name += " TMA"
     kernel = channel_moments.accumulate_kernel
     return Configuration(name, kernel, types, constants, aligned, {"num_warps": warps})
 
 
 def centre(dtype: str, layout: str, mask: bool) -> Configuration:
     constants, aligned = layout_constants(layout, "")
-    constants |= {"HAS_MASK": mask, "UNIT": 1 if layout == "last" else 16}
+    constants |= {"HAS_MASK": mask, "MAY_BE_WHOLE": dtype != "fp32"}
+    constants |= {"UNIT": 1 if layout == "last" else 16}
     constants |= {"TILE_P": _stream.ROWS, "TILE_C": 64, "BLOCK_C": 128}
-    types = {"x": f"*{dtype}", "mask": "*u8", "flags": "*i32"}
-    types |= dict.fromkeys(("shift", "shrink"), "*fp32") | dict.fromkeys(("high", "low"), "*fp16")
-    aligned |= set(types) | {"round_begin", "positions", "channels", "width"}
+    types = {"x": f"*{dtype}", "factors": "*fp64", "mask": "*u8", "parts": "*fp16"}
+    aligned |= {*types, "round_begin", "rows", "positions", "channels", "width"}
     name = f"cross_moments centre {dtype} channels-{layout}{' mask' if mask else ''}"
     return Configuration(name, _stream.centre_kernel, types, constants, aligned)
 
 
-def product(target: str, channels: int, same: bool, whole: bool) -> Configuration:
+def product(
+    target: str, channels: int, same: bool, whole: bool, tma: bool = False
+) -> Configuration:
     block = cross_moments.make_plan(1 << 16, channels, channels, same).block_x
     options: dict[str, Any] = cross_moments.product_options(target != "sm_90", block, block)
-    constants = {"SAME": same, "MAY_BE_WHOLE": whole, "BLOCK_X": block, "BLOCK_Y": block}
-    constants["BLOCK_P"] = options.pop("BLOCK_P")
-    types = dict.fromkeys(("x_high", "x_low", "y_high", "y_low"), "*fp16")
-    types |= dict.fromkeys(("x_flags", "y_flags"), "*i32") | {"partial": "*fp32"}
+    block_p = options.pop("BLOCK_P")
+    constants = {"SAME": same, "MAY_BE_WHOLE": whole, "TMA": tma}
+    constants |= {"BLOCK_X": block, "BLOCK_Y": block, "BLOCK_P": block_p}
+    parts = ("x_parts", "y_parts")
+    types = dict.fromkeys(("x_factors", "y_factors"), "*fp64") | {"partial": "*fp32"}
+    if not tma:
+        types |= dict.fromkeys(parts, "*fp16")
     aligned = set(types) | {"split_rows", "rows", "width_x", "width_y", "channels_x", "channels_y"}
     name = f"cross_moments product {channels}{' same' if same else ''}{' whole' if whole else ''}"
+    if tma:
+        types |= dict.fromkeys(parts, f"tensordesc<fp16[{block_p}, {block}]>")
+        name += " TMA"
     return Configuration(name, cross_moments.product_kernel, types, constants, aligned, options)
 
 
@@ -109,13 +128,12 @@ def configurations(target: str) -> Iterator[Configuration]:
     yield Configuration(
         "channel_moments pool",
         channel_moments.pool_kernel,
-        {"partial_count": "*i64", "count": "*i64"}
-        | dict.fromkeys(("partial_mean", "partial_m2", "mean", "m2"), "*fp64"),
+        {"count": "*i64"} | dict.fromkeys(("partial", "mean", "m2"), "*fp64"),
         {
             "BLOCK_S": channel_moments.MERGE_PARTIALS,
             "BLOCK_C": channel_moments.MERGE_CHANNELS,
         },
-        {"partial_count", "partial_mean", "partial_m2", "mean", "m2", "channels"},
+        {"partial", "mean", "m2", "channels"},
     )
     for dtype, layout, mask in (
         ("fp32", "last", False), ("fp32", "first", True), ("bf16", "last", True),
@@ -126,20 +144,25 @@ def configurations(target: str) -> Iterator[Configuration]:
         for whole in (False, True):
             yield product(target, 256, same, whole)
     yield product(target, 64, same=True, whole=False)
+    if has_descriptors(target):
+        yield moments("fp32", "last", mask=False, tma=True)
+        yield product(target, 256, same=False, whole=True, tma=True)
     yield Configuration(
         "cross_moments state",
         _stream.state_kernel,
-        dict.fromkeys(("count", "batch_count"), "*i64")
-        | dict.fromkeys(("mean", "m2", "batch_mean", "batch_m2", "factors"), "*fp64")
-        | {"shift": "*fp32", "shrink": "*fp32", "flags": "*i32"},
-        {"DROPPED": 16, "BLOCK": _stream.STATE_BLOCK},
-        {"mean", "m2", "batch_mean", "batch_m2", "channels"},
+        {"count": "*i64"} | dict.fromkeys(("mean", "m2", "partial", "factors"), "*fp64"),
+        {
+            "DROPPED": 16,
+            "BLOCK_S": channel_moments.MERGE_PARTIALS,
+            "BLOCK_C": channel_moments.MERGE_CHANNELS,
+        },
+        {"mean", "m2", "partial", "factors", "channels"},
     )
     yield Configuration(
         "cross_moments sum",
         cross_moments.sum_kernel,
         dict.fromkeys(("comoment", "x_factors", "y_factors", "m2"), "*fp64")
-        | {"partial": "*fp32", "batch_count": "*i64"},
+        | {"partial": "*fp32", "count": "*i64"},
         {"SAME": True, "FIRST": True, "BLOCK": cross_moments.SUM_BLOCK},
         {"partial", "comoment", "channels_x", "channels_y"},
     )
@@ -170,6 +193,7 @@ def facts(target: str, configuration: Configuration) -> dict[str, Any]:
         code = compiled.asm["amdgcn"]
         spills = code.partition(".vgpr_spill_count:")[2].split()[0]
         return found | {"spills": int(spills), "mma": code.count("v_mfma")}
+    found["bulk_copies"] = compiled.asm["ptx"].count("cp.async.bulk.tensor")
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])

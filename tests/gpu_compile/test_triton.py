@@ -63,6 +63,14 @@ def test_inputs_are_read_in_16_bytes(compiled: list[dict]) -> None:
         assert facts[found] > 0, label(facts)
 
 
+def test_descriptors_are_copied_by_tma(compiled: list[dict]) -> None:
+    asked = [facts for facts in compiled if "TMA" in facts["name"]]
+    assert [facts["target"] for facts in asked] == ["sm_90"] * 2
+    for facts in compiled:
+        if "registers" in facts:
+            assert (facts["bulk_copies"] > 0) == ("TMA" in facts["name"]), label(facts)
+
+
 def test_occupancy(compiled: list[dict]) -> None:
     for facts in compiled:
         if "registers" in facts:

@@ -19,6 +19,8 @@ from nlm._registry import operations
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
+torch.use_deterministic_algorithms(True)  # fills what is not written with NaN
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 make = torch.Generator().manual_seed(0)
 
@@ -171,6 +173,47 @@ def cross_moments() -> None:
     kernel.SPLIT_POSITIONS, kernel.MINIMUM_POSITIONS, kernel.PROGRAMS = 32, 16, 2
     long = offset_normal((133, 5), torch.float32)
     compare_cross("several rounds", [(long, long[:, :3] * 2, None)], 1)
+    whole_streams()
+
+
+def whole_streams() -> None:
+    """Streams of 16 bits about zero, whose low parts are zero, beside others."""
+    for dtype in FLOATS[2:]:
+        apart = offset_normal((70, 12), dtype)
+        about_zero = torch.randn(70, 128, generator=make).to(dtype)
+        few = about_zero[:, :9]
+        for name, x, y in (
+            ("one stream", few, None), ("both", few, few[:, 4:]), ("beside one apart", few, apart),
+            ("a block of each", torch.cat([about_zero, apart], 1), few),
+        ):  # fmt: skip
+            compare_cross(f"whole: {name}, {dtype}", [(x, y, None)], 1)
+        special = few.clone()
+        special[3, 1], special[4, 2], special[30, 3] = torch.nan, torch.inf, -torch.inf
+        two = [(few, about_zero, None), (special, about_zero.flip(1), None)]
+        compare_cross(f"whole: NaN and inf, {dtype}", two, 1)
+
+
+def descriptors() -> None:
+    """Tiles read through tensor descriptors, as NLM_TMA=1 asks for."""
+    from nlm.kernels import channel_moments as kernel
+
+    kernel.MINIMUM_TILES = 1  # several splits
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        row = offset_normal((301, 32), dtype)
+        image = offset_normal((2, 24, 9, 7), dtype).to(memory_format=torch.channels_last)
+        for layout, x, dim in (
+            ("rows", row, 1), ("every second row", row[::2, 8:], 1), ("images", image, 1),
+            ("tokens", offset_normal((5, 37, 24), dtype), 2),
+            ("wide", offset_normal((40, 200), dtype), 1),
+        ):  # fmt: skip
+            compare_moments(f"{layout}, {dtype}", x, dim, None)
+    special = offset_normal((40, 8), torch.float32)
+    special[3, 1], special[4, 2], special[30, 3] = torch.nan, torch.inf, -torch.inf
+    compare_moments("NaN and inf", special, 1, None)
+    whole_streams()
+    wide = offset_normal((200, 36), torch.float32)
+    compare_cross("one stream", [(wide, None, None)], 1)
+    compare_cross("masked", [(wide, wide[:, :9], torch.arange(200) % 3 > 0)], 1)
 
 
 def positions() -> None:
@@ -192,6 +235,7 @@ if __name__ == "__main__":
     programs = {
         "channel_moments": channel_moments,
         "cross_moments": cross_moments,
+        "descriptors": descriptors,
         "positions": positions,
     }
     programs[sys.argv[1]]()
