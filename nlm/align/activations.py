@@ -179,7 +179,7 @@ def _sites(
             chosen[stream] = found[:1] if residual == "first" else found
     chosen |= {group: [place] for group, place in observe.items()}
     sites: dict[tuple[str, int, Layout], list[str]] = {}
-    for group, place in ((group, each) for group in spec.free for each in chosen.get(group, ())):
+    for group, place in ((name, each) for name in spec.free for each in chosen.get(name, ())):
         if isinstance(place, tuple):
             chain = (*spec.groups[group].parents, group)
             layout = product(*(Ref(name, spec.groups[name].size) for name in chain))

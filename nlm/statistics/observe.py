@@ -154,9 +154,7 @@ def collect_cross_moments(
 
         return collect
 
-    keepers: Mapping[str, OutputHook] = {
-        point: keeper(point, dim) for point, dim in points.items()
-    }
+    keepers: Mapping[str, OutputHook] = {point: keeper(point, dim) for point, dim in points.items()}
     collectors: Mapping[str, OutputHook] = {
         point: collector(point, dim) for point, dim in points.items()
     }

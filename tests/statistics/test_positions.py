@@ -94,6 +94,13 @@ def test_bad_options(options):
         collect_cross_moments(convnet(), convnet(), {"3": 1}, [images()], **options)
 
 
+def alive() -> int:
+    """The bytes of all tensors."""
+    tensors = (each for each in gc.get_objects() if issubclass(type(each), Tensor))
+    storages = {each.untyped_storage()._cdata: each.untyped_storage() for each in tensors}
+    return sum(each.nbytes() for each in storages.values())
+
+
 class Stream:
     """Batches made as they are asked for; notes the bytes of all tensors alive before each."""
 
@@ -104,9 +111,7 @@ class Stream:
     def __iter__(self) -> Iterator[Tensor]:
         for number in range(self.length):
             if number in (1, self.length - 1):
-                tensors = [each for each in gc.get_objects() if isinstance(each, Tensor)]
-                storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
-                self.alive.append(sum(each.nbytes() for each in storages.values()))
+                self.alive.append(alive())
             yield images(64, number)
 
 
