@@ -148,9 +148,11 @@ def collect_cross_moments(
             along = dim if counted is None else -1
             if point not in found:
                 found[point] = CrossMoments.zeros(x.shape[along], y.shape[along], y.device)
-            found[point].update(x, y, along, precision=precision)
-            for activation in (x, y):
-                check_activation(caller, point, activation)
+            moments = found[point]
+            moments.update(x, y, along, precision=precision)
+            for activation, of in ((x, moments.x), (y, moments.y)):
+                if not of.m2.isfinite().all():
+                    check_activation(caller, point, activation)
 
         return collect
 
