@@ -12,11 +12,13 @@ from nlm.align.many import JointAlignment, JointReport, align_many
 from nlm.align.orthogonal import OrthogonalAlignment, orthogonal_matching
 from nlm.align.partial import partial_matching
 from nlm.align.result import AlignmentReport, AlignmentResult
+from nlm.align.variants import without_heads
 from nlm.align.weights import weight_matching
 from nlm.align.zipping import zip_matching
 from nlm.gauge import find
-from nlm.statistics import Data, Forward, Mask, batches, run
+from nlm.statistics import Data, Forward, Mask, batches, first, run
 from nlm.symmetry import PermutationSpec, SymmetryError
+from nlm.symmetry.verify import confirm
 
 __all__ = [
     "AlignmentReport",
@@ -30,12 +32,14 @@ __all__ = [
     "orthogonal_matching",
     "partial_matching",
     "weight_matching",
+    "without_heads",
     "zip_matching",
 ]
 
 _BY_WEIGHTS = ("weights", "frank-wolfe")
 _METHODS = (*_BY_WEIGHTS, "activations", "orthogonal")
-_PROOF_SAMPLES = 32
+_SAMPLES = 32  # of a proof
+_FEW_SAMPLES = 2  # that confirm one
 
 
 def align(
@@ -54,9 +58,14 @@ def align(
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     observe: Mapping[str, str | tuple[str, int]] | None = None,
+    heads: str = "matched",
+    residual: str = "last",
     forward: Forward | None = None,
     mask: Mask | None = None,
     max_samples: int | None = None,
+    stride: int = 1,
+    max_tokens: int | None = None,
+    precision: str = "float32",
     device: torch.device | str | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
@@ -66,8 +75,10 @@ def align(
     ----------
     model_a, model_b : two models of one architecture; for "weights" and "frank-wolfe" their state
         dicts will do.
-    spec : what may be permuted, proven (``nlm.trace`` proves). It is proven here on ``model_a``
-        when ``example_inputs`` or ``data`` are given, also where it was on another model.
+    spec : what may be permuted, proven (``nlm.trace`` proves). Where ``example_inputs`` or ``data``
+        are given it is proven here, on ``model_a``; one that is proven already is only confirmed
+        on it (:func:`nlm.symmetry.verify.confirm`: all groups at once, on two samples of the
+        data), and proven again where that fails.
     method : "weights" (coordinate descent on <A, P B>, see :func:`weight_matching`),
         "frank-wolfe" (the same from where steps of all groups together lead, see
         :mod:`nlm.align.frank_wolfe`), "activations" (signed correlation of the units' outputs, see
@@ -77,9 +88,10 @@ def align(
         :func:`orthogonal_matching`).
     data : for "activations" and "orthogonal": a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
-    seed, max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights" and
-        "frank-wolfe".
-    observe, forward, mask, max_samples, device : for "activations"; all but the first also for
+    seed : of the order of visits (by weights), of the positions that are drawn (else).
+    max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights" and "frank-wolfe".
+    observe, heads, residual : for "activations", see :func:`activation_matching`.
+    forward, mask, max_samples, stride, max_tokens, precision, device : see there too; also for
         "orthogonal", which needs ``example_inputs`` beside ``forward``.
     progress : called with a number and a value: of each sweep and its objective (by weights; of
         the Frank-Wolfe steps too), or of each batch and the seconds so far ("activations"). What it
@@ -110,7 +122,7 @@ def align(
     shown = data is not None and all(isinstance(each, nn.Module) for each in (model_a, model_b))
     if method not in _BY_WEIGHTS and not shown:
         raise ValueError(
-            f"nlm.align: activation matching needs two modules and data, got "
+            f"nlm.align: method {method!r} needs two modules and data, got "
             f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
         )
     _prove(spec, model_a, example_inputs, data, forward, device)
@@ -121,16 +133,17 @@ def align(
             exclude=exclude, frank_wolfe=method == "frank-wolfe", progress=progress,
         )  # fmt: skip
     assert data is not None and isinstance(model_a, nn.Module) and isinstance(model_b, nn.Module)
+    walk: dict[str, Any] = {
+        "forward": forward, "mask": mask, "max_samples": max_samples, "stride": stride,
+        "max_tokens": max_tokens, "seed": seed, "precision": precision, "device": device,
+        "progress": progress,
+    }  # fmt: skip
     if method == "activations":
         return activation_matching(
-            model_a, model_b, spec, data, observe=observe, forward=forward, mask=mask,
-            max_samples=max_samples, device=device, progress=progress,
-        )  # fmt: skip
+            model_a, model_b, spec, data, observe=observe, heads=heads, residual=residual, **walk
+        )
     gauge = find(model_a, _example(example_inputs, data, forward, device), spec)
-    return orthogonal_matching(
-        model_a, model_b, gauge, data, forward=forward, mask=mask, max_samples=max_samples,
-        device=device, progress=progress,
-    )  # fmt: skip
+    return orthogonal_matching(model_a, model_b, gauge, data, **walk)
 
 
 def _example(
@@ -144,7 +157,7 @@ def _example(
             "nlm.align: the continuous symmetries of a model that forward runs are found with "
             "example_inputs, got none"
         )
-    batch = next(batches(data, _PROOF_SAMPLES, device, "nlm.align"))
+    batch = next(batches(data, _SAMPLES, device, "nlm.align"))
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
@@ -163,13 +176,31 @@ def _prove(
                 f"nlm.align: example inputs prove a specification on a module, got "
                 f"{type(model).__name__} for model_a"
             )
-        spec.verify(model, example_inputs)
+        if not _holds(spec, model, example_inputs, None):
+            spec.verify(model, example_inputs)
     elif data is not None and isinstance(model, nn.Module):
-        batch = next(batches(data, _PROOF_SAMPLES, device, "nlm.align"))
-        spec.verify(model, batch, forward=lambda model, batch: run(model, batch, forward))
+        batch = next(batches(data, device=device, caller="nlm.align"))
+
+        def call(model: nn.Module, batch: Any) -> Any:
+            return run(model, batch, forward)
+
+        if not _holds(spec, model, first(batch, _FEW_SAMPLES), call):
+            spec.verify(model, first(batch, _SAMPLES), forward=call)
     if not spec.proven:
         state = "not verified" if spec.verified is None else "changed since it was verified"
         raise SymmetryError(
             f"nlm.align: a specification is proven before anything is matched with it "
             f"(spec.verify, or example_inputs here), got one that is {state}"
         )
+
+
+def _holds(
+    spec: PermutationSpec, model: nn.Module, example_inputs: Any, call: Forward | None
+) -> bool:
+    """Whether a specification is proven, and confirmed on the model; why not, the proof says."""
+    try:
+        if spec.proven:
+            confirm(spec, model, example_inputs, call)
+    except SymmetryError:
+        return False
+    return spec.proven

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.checkpoint import read_kind, write_tensors
 from nlm.gauge import Gauge, Rotation
 from nlm.gauge.gauge import around_ones, complement_of_ones
-from nlm.statistics import CrossMoments, Data, Forward, Mask, collect_cross_moments
+from nlm.statistics import CrossMoments, Data, Forward, Mask, attention_mask, collect_cross_moments
 from nlm.symmetry import Permutation
 from nlm.symmetry.blocks import Block, blocks
 
@@ -96,6 +97,10 @@ def orthogonal_matching(
     forward: Forward | None = None,
     mask: Mask | None = None,
     max_samples: int | None = None,
+    stride: int = 1,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    precision: str = "float32",
     device: torch.device | str | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> OrthogonalAlignment:
@@ -105,8 +110,9 @@ def orthogonal_matching(
     ----------
     gauge : the continuous symmetries of both models (:func:`nlm.gauge.find`); what it does not
         rotate is permuted.
-    data, forward, mask, max_samples, device, progress : see :func:`activation_matching`; the data
-        is walked twice, once for what rotates and once for the rest.
+    data, forward, mask, max_samples, stride, max_tokens, seed, precision, device, progress : see
+        :func:`activation_matching`; the data is walked twice, once for what rotates and once for
+        the rest.
 
     Raises
     ------
@@ -123,10 +129,14 @@ def orthogonal_matching(
         if progress is not None:
             progress(number, time.perf_counter() - started)
 
+    walk: dict[str, Any] = {
+        "forward": forward, "mask": mask or attention_mask, "max_samples": max_samples,
+        "stride": stride, "max_tokens": max_tokens, "seed": seed, "precision": precision,
+        "device": device,
+    }  # fmt: skip
     moments = collect_cross_moments(
-        a, b, points, data, forward=forward, mask=mask, max_samples=max_samples, device=device,
-        progress=report_batch, caller="nlm.align",
-    )  # fmt: skip
+        a, b, points, data, progress=report_batch, caller="nlm.align", **walk
+    )
     seen = {
         group: torch.stack([_similarity(moments[module], block) for module, block in of]).sum(0)
         for group, of in places.items()
@@ -154,10 +164,7 @@ def orthogonal_matching(
     report = AlignmentReport("orthogonal", [], agreement, 0.0, samples)
     if rest:
         b.load_state_dict(gauge.apply(rotation, spec.apply(permutation, b.state_dict())))
-        found = activation_matching(
-            a, b, spec.restrict(rest), data, forward=forward, mask=mask, max_samples=max_samples,
-            device=device, progress=progress,
-        )  # fmt: skip
+        found = activation_matching(a, b, spec.restrict(rest), data, progress=progress, **walk)
         permutation = spec.compose(permutation, found.permutation)
         agreement |= {group: found.report.correlation[group] for group in rest}
         samples |= found.report.samples

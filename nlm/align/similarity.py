@@ -155,13 +155,20 @@ class Correlation(Comparison):
         self.scale = float(layout.size)
 
     def value(self, order: Gathers) -> float:
-        return float(self._used(self.in_order(order).diagonal()).sum())
+        return float(self._used(self._matched(order)).sum())
 
     def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
-        held = self.in_order(order).diagonal()
+        held = self._matched(order)
         for block in self.blocks:
             both = block.view(held)
             yield block, 0, (both, torch.ones_like(both), torch.ones_like(both))
+
+    def _matched(self, order: Gathers) -> Tensor:
+        """The correlation of each unit with the one in its place."""
+        units = torch.arange(len(self.b))
+        if plan := order.of(self.layouts[1:]):
+            [units] = apply([units], [plan])
+        return self.b.gather(1, units[:, None]).squeeze(1)
 
     def _used(self, units: Tensor) -> Tensor:
         """The units of the blocks that count; 0 for others."""

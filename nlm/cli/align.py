@@ -36,7 +36,19 @@ def align(
     samples: Annotated[
         int | None, typer.Option(min=1, help="How many samples of the data are used.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the groups, by weights.")] = 0,
+    stride: Annotated[
+        int, typer.Option(min=1, help="By activations: one of so many positions is used.")
+    ] = 1,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="By activations: at most so many of a batch.")
+    ] = None,
+    heads: Annotated[
+        str, typer.Option(help="By activations: matched, monotonic (in order) or identity.")
+    ] = "matched",
+    residual: Annotated[
+        str, typer.Option(help="By activations: seen at last, first or all, or left: identity.")
+    ] = "last",
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of groups, of positions.")] = 0,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with the figures of the alignment here.")
     ] = None,
@@ -51,4 +63,5 @@ def align(
     """
     from nlm.cli.align_command import run
 
-    run(a, b, output, spec, weights, data, samples, seed, html, model_class, force, quiet)
+    seen = {"stride": stride, "max_tokens": max_tokens, "heads": heads, "residual": residual}
+    run(a, b, output, spec, weights, data, samples, seed, html, model_class, force, quiet, seen)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nlm.align import AlignmentResult
 from nlm.align import align as find
 from nlm.checkpoint import atomic_path, read_tensors, refuse_existing
-from nlm.cli.align_data import barriers, is_padded, mask_of, open_data
+from nlm.cli.align_data import barriers, open_data
 from nlm.cli.align_page import render
 from nlm.cli.progress import Report, progress_bar
 from nlm.cli.spec_page import proof
@@ -46,17 +46,22 @@ def run(
     model_class: str | None,
     force: bool,
     quiet: bool,
+    seen: Mapping[str, Any],
 ) -> None:
-    """Aligns two sources; writes the permutation and the page, and prints what was found."""
+    """Aligns two sources; writes the permutation and the page, and prints what was found.
+
+    ``seen``: options of :func:`nlm.align` by activations.
+    """
     for target in (output, html):
         if target is not None:
             refuse_existing(target, force)
+    seen = {"max_samples": samples, **seen}
     with progress_bar(quiet) as report:
         first, second = (_open(source, model_class, report) for source in (a, b))
         spec = _specification(spec_file, first, model_class, report)
         batches = None if data is None else _batches(data, first, second)
         observed = None if weights else batches
-        found = _aligned(spec, first, second, observed, samples, seed, report)
+        found = _aligned(spec, first, second, observed, seed, report, seen)
         found.save(output, force)
         curves = None
         if html is not None and batches is not None:
@@ -106,9 +111,9 @@ def _aligned(
     first: _Side,
     second: _Side,
     data: list[Any] | None,
-    samples: int | None,
     seed: int,
     report: Report | None,
+    seen: Mapping[str, Any],
 ) -> AlignmentResult:
     """By activations where there is data."""
 
@@ -120,10 +125,9 @@ def _aligned(
     if data is None:
         return find(first.state, second.state, spec, "weights", seed=seed, progress=progress)
     assert first.model is not None and second.model is not None
-    mask = mask_of if all(map(is_padded, data)) else None
     return find(
-        first.model, second.model, spec, "activations", data=data, mask=mask,
-        max_samples=samples, progress=progress,
+        first.model, second.model, spec, "activations", data=data, seed=seed, progress=progress,
+        **seen,
     )  # fmt: skip
 
 

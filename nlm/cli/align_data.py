@@ -26,7 +26,7 @@ def open_data(text: str, folder: str, model: nn.Module) -> list[Any]:
             raise FileNotFoundError(
                 f"nlm align: data is a file or package.module:function, got {text!r}"
             )
-        return list(called(module, function))
+        return list(called(module, function, "nlm align: the data"))
     if path.suffix == ".safetensors":
         return _batches(path, read_tensors(path)[0])
     tokens = _tokens(path, folder)
@@ -62,16 +62,6 @@ def _tokens(path: Path, folder: str) -> Tensor:
     text = path.read_text(encoding="utf-8")
     found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(found, dtype=torch.int64)
-
-
-def is_padded(batch: Any) -> bool:
-    """Whether a batch says which of its positions count."""
-    return isinstance(batch, Mapping) and "attention_mask" in batch
-
-
-def mask_of(batch: Any) -> Tensor:
-    """The positions of a padded batch that count."""
-    return batch["attention_mask"].bool()
 
 
 def barriers(

@@ -42,7 +42,7 @@ class _Function:
         return trace(model, example_inputs, kwargs, outputs)
 
     def with_weights(self, random: bool = False) -> Example:
-        made = called(self.module, self.function)
+        made = called(self.module, self.function, "nlm spec: a source")
         if (
             not isinstance(made, tuple)
             or len(made) not in (2, 3)
@@ -58,8 +58,11 @@ class _Function:
         return model, inputs, dict(kwargs)
 
 
-def called(module: str, function: str) -> Any:
-    """What a function of a module returns; the module may lie in the working folder."""
+def called(module: str, function: str, what: str) -> Any:
+    """What a function of a module returns; the module may lie in the working folder.
+
+    ``what``: command and argument, for messages.
+    """
     name = f"{module}:{function}"
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
@@ -69,7 +72,7 @@ def called(module: str, function: str) -> Any:
         if _is_of_another(error, module):
             raise
         raise ValueError(
-            f"nlm spec: a source package.module:function exists, got {name!r} ({error})"
+            f"{what} package.module:function exists, got {name!r} ({error})"
         ) from error
     return found()
 

@@ -38,7 +38,7 @@ class Stream:
 
     call: Callable[[Any], Any]
     batches: list[Any]
-    mask: Callable[[Any], Tensor] | None = None
+    mask: Callable[[Any], Tensor | None] | None = None
 
 
 class Reached(Exception):

@@ -5,7 +5,7 @@ with the inputs first, or a dict of keyword arguments; NumPy arrays stand for te
 the tensor, the inputs alone, or the keyword arguments. ``forward(model, batch, **kwargs)`` is for
 all other models: it gets the whole batch, labels included, and passes ``kwargs`` (``task="digits"``
 for a multi-task model) on to the model. ``mask(batch)`` tells which positions of an activation
-count: bool, of its shape without the channel dimension.
+count: bool, of its shape without the channel dimension; None where all do.
 
 A tensor has one entry per sample along dimension 0, or is shared by all samples: of length 1 there,
 or without dimensions.
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_on
 
 Data = Iterable[Any]
 Forward = Callable[..., Any]
-Mask = Callable[[Any], Tensor]
+Mask = Callable[[Any], Tensor | None]
 
 
 def batches(
@@ -77,6 +77,11 @@ def cut(batch: Any, start: int, stop: int, caller: str = "nlm") -> Any:
             f"got lengths {', '.join(map(str, sorted(lengths)))}"
         )
     return tree_map_only(Tensor, lambda t: t[start:stop] if _length(t) == size else t, batch)
+
+
+def first(batch: Any, count: int, caller: str = "nlm") -> Any:
+    """The first samples of a batch; all of it where it is not known which tensors count them."""
+    return cut(batch, 0, count, caller) if len(_lengths(batch)) == 1 else batch
 
 
 def labelled(batch: Any, caller: str) -> tuple[Any, Tensor]:

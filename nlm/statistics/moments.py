@@ -138,12 +138,17 @@ class CrossMoments(_Summable):
         return cls(count, zero(x), zero(x), zero(x, y), zero(y), zero(y))
 
     def update(
-        self, x: Tensor, y: Tensor | None = None, dim: int = 1, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        dim: int = 1,
+        mask: Tensor | None = None,
+        precision: str = "float32",
     ) -> None:
-        """Adds a batch of both streams, in place."""
+        """Adds a batch of both streams, in place; see :func:`nlm.ops.cross_moments_`."""
         ops.cross_moments_(
             self.count, self.mean_x, self.m2_x, self.mean_y, self.m2_y, self.comoment,
-            x, y, dim, mask,
+            x, y, dim, mask, precision,
         )  # fmt: skip
 
     def __add__(self, other: CrossMoments) -> CrossMoments:
@@ -180,6 +185,8 @@ class CrossMoments(_Summable):
         live_x, live_y = (
             stream.variance > (eps * stream.mean).square() for stream in (self.x, self.y)
         )
-        norm = torch.outer(self.x.m2.sqrt(), self.y.m2.sqrt())
-        live = torch.outer(live_x, live_y) & (norm > 0)
-        return torch.where(live, self.comoment / torch.where(live, norm, 1.0), 0.0).clamp(-1, 1)
+        found = self.comoment * self.x.m2.rsqrt()[:, None]
+        found.mul_(self.y.m2.rsqrt()).clamp_(-1, 1)
+        found[~live_x] = 0.0
+        found[:, ~live_y] = 0.0
+        return found

@@ -9,6 +9,7 @@ from nlm._modules import OutputHook, evaluation, output_hooks
 from nlm._state_dict import count_not_finite
 from nlm.statistics.data import Data, Forward, Mask, batches, run
 from nlm.statistics.moments import CrossMoments, Moments
+from nlm.statistics.positions import Positions
 
 
 def check_activation(
@@ -93,55 +94,75 @@ def collect_cross_moments(
     forward: Forward | None = None,
     mask: Mask | None = None,
     max_samples: int | None = None,
+    stride: int = 1,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    precision: str = "float32",
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
     caller: str = "nlm.statistics",
 ) -> dict[str, CrossMoments]:
     """The cross-moments between two models' outputs of the same modules over the same data.
 
-    Arguments as for :func:`collect_moments`; ``progress`` is called with the number of batches done
-    after each, and what it raises cancels.
+    Memory does not grow with the data: the moments, and of one batch the outputs of ``model_x``.
+
+    Parameters
+    ----------
+    points, data, forward, max_samples, device : see :func:`collect_moments`.
+    mask, stride, max_tokens, seed : see :mod:`nlm.statistics.positions`.
+    precision : of the products, see :func:`nlm.ops.cross_moments_`.
+    progress : called with the number of batches done after each; what it raises cancels.
 
     Raises
     ------
     TypeError, ValueError
         As for :func:`collect_moments`; also outputs of the two models whose shapes differ beside
-        the channel dimension.
+        the channel dimension, a mask of other positions, a stride or most tokens below 1.
     """
     seen = 0
     found: dict[str, CrossMoments] = {}
-    outputs: dict[str, Tensor] = {}
-    current: list[Tensor | None] = [None]
+    outputs: dict[str, tuple[Tensor, Tensor | None]] = {}
+    positions = Positions(mask, stride, max_tokens, seed, caller)
 
-    def keeper(point: str) -> Callable[[Tensor], None]:
+    def taken(output: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
+        """What counts of an output: all of it, or [positions, channels]; and which positions."""
+        counted = positions.of(output, dim)
+        return output if counted is None else output.movedim(dim, -1)[counted], counted
+
+    def keeper(point: str, dim: int) -> Callable[[Tensor], None]:
         def keep(output: Tensor) -> None:
-            outputs[point] = output.clone()  # a later module may write into it in place
+            x, counted = taken(output, dim)
+            outputs[point] = x.clone() if counted is None else x, counted  # may be written into
 
         return keep
 
     def collector(point: str, dim: int) -> Callable[[Tensor], None]:
         def collect(output: Tensor) -> None:
-            if point not in outputs:
+            x, of_x = outputs.pop(point, (None, None))
+            y, counted = taken(output, dim)
+            if x is None or of_x is not counted:
                 raise ValueError(
                     f"{caller}: the module of a point runs once in both models, got other runs of "
                     f"{point!r}"
                 )
-            x = outputs.pop(point)
+            along = dim if counted is None else -1
             if point not in found:
-                found[point] = CrossMoments.zeros(x.shape[dim], output.shape[dim], output.device)
-            found[point].update(x, output, dim, current[0])
-            for activation in (x, output):
-                check_activation(caller, point, activation, dim, current[0])
+                found[point] = CrossMoments.zeros(x.shape[along], y.shape[along], y.device)
+            moments = found[point]
+            moments.update(x, y, along, precision=precision)
+            for activation, of in ((x, moments.x), (y, moments.y)):
+                if not of.m2.isfinite().all():
+                    check_activation(caller, point, activation)
 
         return collect
 
-    keepers: Mapping[str, OutputHook] = {point: keeper(point) for point in points}
+    keepers: Mapping[str, OutputHook] = {point: keeper(point, dim) for point, dim in points.items()}
     collectors: Mapping[str, OutputHook] = {
         point: collector(point, dim) for point, dim in points.items()
     }
     with evaluation(model_x, model_y):
         for batch in batches(data, max_samples, device, caller):
-            current[0] = None if mask is None else mask(batch)
+            positions.begin(batch)
             for model, hooks in ((model_x, keepers), (model_y, collectors)):
                 with output_hooks(model, hooks):  # one at a time: both may be the same model
                     run(model, batch, forward)

@@ -348,8 +348,8 @@ def _strongly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     moved = {}
     for name, tensor, size in _reals(state):
-        noise = _noise(tensor, generator)
         if max(tensor.shape, default=1) == tensor.numel():
+            noise = _noise(tensor, generator)
             tensor = tensor * (0.3 / size) if 0 < size < 0.1 else tensor
             if bool((tensor > 0).all()):
                 moved[name] = tensor * (0.3 * noise).exp()
@@ -358,7 +358,10 @@ def _strongly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             inputs = tensor[0].numel() if tensor.dim() != 3 else max(tensor.shape[1:])
             goal = inputs**-0.5
-            moved[name] = tensor * max(1.0, goal / size) if size else goal * noise
+            if size:
+                moved[name] = tensor * max(1.0, goal / size)
+            else:
+                moved[name] = goal * _noise(tensor, generator)
     return moved
 
 

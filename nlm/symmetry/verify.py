@@ -61,6 +61,44 @@ def verify(
     return Verification(subject.text, seeds, worst, control, spec.digest(), subject.shapes)
 
 
+def confirm(
+    spec: PermutationSpec,
+    model: nn.Module,
+    example_inputs: Any,
+    forward: Callable[..., Any] | None = None,
+) -> None:
+    """Sees that a specification with a proof holds on a model at hand, in five runs of the example.
+
+    All groups are permuted at once, in float64 and with perturbed weights as in the proof. That
+    must leave the outputs as they are, to rounding and to a thousandth of the effect of a control,
+    in which every group is left out in one place: no group may be moved against what this model
+    makes of the example. That each group alone has an effect on the outputs, without which its
+    error would not be seen, and that other shapes of inputs do as well is left to the proof
+    (:meth:`PermutationSpec.verify`), made on a model with the same entries.
+
+    Raises
+    ------
+    SymmetryError
+        The outputs change, or the control does not change them.
+    """
+    spec.check_state_dict(model.state_dict())
+    _check_shared(spec, model)
+    subject = Subject(model, [(example_inputs, {})], (), forward, spec.outputs, spec.stacks)
+    trials = _Trials(spec, subject)
+    if not trials.places:
+        return
+    error = trials.at_once(trials.drawn)
+    left_out = {trials.distinct(group)[0]: None for group in trials.places}
+    control = trials.at_once(trials.drawn, left_out)
+    allowed = min(subject.tolerance, _CONTROL_RATIO * control)
+    if error > allowed or control < _least_effect(subject):
+        raise SymmetryError(
+            f"nlm.symmetry: permuting all groups at once must not change the outputs, and must "
+            f"where each is left out in one place, got relative changes of {error:.1e} and "
+            f"{control:.1e}"
+        )
+
+
 def _more(example: Example, inputs: Any, forward: Callable[..., Any] | None) -> Example:
     args, kwargs = example
     if forward is None and isinstance(inputs, Mapping):
@@ -106,9 +144,7 @@ def _check_alone(
             f"outputs, got a relative change of {errors[group]:.1e}: {_culprit(trials, group)}",
             broken,
         )
-    # In float64 a small effect is one: in a network of small weights the biases of the last layer
-    # may outweigh what comes from the first.
-    least = min(1e-3 * tolerance, 1e-12) if trials.subject.text == "float64" else tolerance
+    least = _least_effect(trials.subject)
     vacuous = [
         group
         for group, effect in controls.items()
@@ -122,6 +158,16 @@ def _check_alone(
             f"place, for {named}{f' and {len(vacuous) - 5} more' if vacuous[5:] else ''}",
             vacuous,
         )
+
+
+def _least_effect(subject: Subject) -> float:
+    """Of a control that can be told from rounding.
+
+    In float64 a small effect is one: in a network of small weights the biases of the last layer may
+    outweigh what comes from the first.
+    """
+    exact = subject.text == "float64"
+    return min(1e-3 * subject.tolerance, 1e-12) if exact else subject.tolerance
 
 
 def _not_together(
@@ -163,19 +209,19 @@ class _Trials:
         }
         self.drawn = spec.random(2**31)
 
-    def at_once(self, permutation: Permutation) -> float:
-        """The change of the outputs of all examples under a permutation."""
-        return self.subject.change(self._moved(permutation, self.spec.params, {}), slice(None))
+    def at_once(self, permutation: Permutation, changes: Changes | None = None) -> float:
+        """The change of the outputs of all examples under a permutation.
+
+        ``changes``: other layouts in some places.
+        """
+        moved = self._moved(permutation, self.spec.params, self._aliased(changes))
+        return self.subject.change(moved, slice(None))
 
     def alone(
         self, group: str, changes: Changes | None = None, examples: slice = slice(1)
     ) -> float:
         """The change when one group is permuted, with other layouts in some places."""
-        changes = {
-            (alias, dim): layout
-            for (name, dim), layout in (changes or {}).items()
-            for alias in self.subject.aliases[name]
-        }
+        changes = self._aliased(changes)
         names = dict.fromkeys(name for name, _ in (*self.places[group], *changes))
         moved = self._moved({group: self.drawn[group]}, names, changes)
         return self.subject.change(moved, examples)
@@ -185,7 +231,7 @@ class _Trials:
 
         Where it stands in one place only, its units get other values instead.
         """
-        places = self._distinct(group)
+        places = self.distinct(group)
         if len(places) == 1:
             [(name, _)] = places
             tensor = self.subject.state[name]
@@ -202,7 +248,15 @@ class _Trials:
                 break
         return effect
 
-    def _distinct(self, group: str) -> list[Place]:
+    def _aliased(self, changes: Changes | None) -> Changes:
+        """Changes under all names of the parameters."""
+        return {
+            (alias, dim): layout
+            for (name, dim), layout in (changes or {}).items()
+            for alias in self.subject.aliases[name]
+        }
+
+    def distinct(self, group: str) -> list[Place]:
         """Where a group stands, each shared parameter once, matrices first."""
         places = [
             (name, dim) for name, dim in self.places[group] if self.subject.aliases[name][0] == name

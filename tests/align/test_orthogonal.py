@@ -95,7 +95,7 @@ def test_the_aligned_model_of_another_seed_is_the_same_function():
 def test_what_orthogonal_matching_needs():
     network, inputs = made(PRE_NORM["gpt"])
     spec = nlm.trace(network, inputs)
-    with pytest.raises(ValueError, match="needs two modules and data"):
+    with pytest.raises(ValueError, match="method 'orthogonal' needs two modules and data"):
         nlm.align(network, network, spec, "orthogonal")
     with pytest.raises(ValueError, match="are found with example_inputs"):
         nlm.align(
