@@ -17,7 +17,7 @@ def fits(x: torch.Tensor, dim: int, block: tuple[int, int] = (64, 32)) -> bool:
 
 def test_interpreted() -> None:
     results = interpreted("descriptors", NLM_TMA="1")
-    assert len(results) == 3 * 5 + 1 + 2 * 5 + 2
+    assert len(results) == 3 * 5 + 1 + 5 + 2
     for result in results:
         assert result["count"] and result["specials"], result
         assert result["m2"] <= 1e-6, result
