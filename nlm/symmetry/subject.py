@@ -358,10 +358,8 @@ def _strongly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             inputs = tensor[0].numel() if tensor.dim() != 3 else max(tensor.shape[1:])
             goal = inputs**-0.5
-            if size:
-                moved[name] = tensor * max(1.0, goal / size)
-            else:
-                moved[name] = goal * _noise(tensor, generator)
+            again = tensor * max(1.0, goal / size) if size else goal * _noise(tensor, generator)
+            moved[name] = again
     return moved
 
 
