@@ -23,6 +23,7 @@ list is negative does `sign_merge` merge these groups again, with -.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -251,28 +252,25 @@ def _cuda(
     return merged, ballot, contested
 
 
-def _cpu_tied(
-    merged: Tensor, base: Tensor, experts: list[Tensor], thresholds: Tensor, weights: list[float],
-    scale: float, contested: Tensor,
+def _merge_again(
+    kernel: Callable[..., None], runs_on: int, models: list[Tensor], merged: Tensor, base: Tensor,
+    experts: list[Tensor], thresholds: Tensor, weights: list[float], scale: float,
+    contested: Tensor,
 ) -> None:  # fmt: skip
     _out_tied(merged, base, experts, thresholds, weights, scale, contested)
     _check_memory(merged, base, experts, thresholds, contested)
-    _launch(
-        _native.cpu.sign_merge, _native.threads(), [base, *experts], thresholds, weights,
-        (scale, 0), merged, contested.contiguous(), None,
-    )  # fmt: skip
+    flags = contested.contiguous()
+    _launch(kernel, runs_on, models, thresholds, weights, (scale, 0), merged, flags, None)
 
 
-def _cuda_tied(
-    merged: Tensor, base: Tensor, experts: list[Tensor], thresholds: Tensor, weights: list[float],
-    scale: float, contested: Tensor,
-) -> None:  # fmt: skip
-    _out_tied(merged, base, experts, thresholds, weights, scale, contested)
-    _check_memory(merged, base, experts, thresholds, contested)
-    _launch(
-        _native.cuda.sign_merge, _native.stream(base), _alike(base, experts), thresholds, weights,
-        (scale, 0), merged, contested.contiguous(), None,
-    )  # fmt: skip
+def _cpu_tied(merged: Tensor, base: Tensor, experts: list[Tensor], *rest: Any) -> None:
+    kernel, models = _native.cpu.sign_merge, [base, *experts]
+    _merge_again(kernel, _native.threads(), models, merged, base, experts, *rest)
+
+
+def _cuda_tied(merged: Tensor, base: Tensor, experts: list[Tensor], *rest: Any) -> None:
+    kernel, models = _native.cuda.sign_merge, _alike(base, experts)
+    _merge_again(kernel, _native.stream(base), models, merged, base, experts, *rest)
 
 
 _MISSING = {"cpu": _native.cpu_missing, "cuda": _native.cuda_missing}
