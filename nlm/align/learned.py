@@ -58,7 +58,7 @@ class _Sinkhorn(torch.autograd.Function):
         return plan
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         [plan] = ctx.saved_tensors
         rows, columns = ((plan * gradient).sum(dim)[..., None] for dim in (-1, -2))
@@ -284,7 +284,10 @@ class _Search:
             progress(step + 1, self.ratings[-1])
 
     def result(self) -> AlignmentResult:
-        comparisons = [Comparison(*of, self.spec.params[name]) for name, of in self.entries.items()]
+        comparisons = [
+            Comparison(in_a, in_b, self.spec.params[name])
+            for name, (in_a, in_b) in self.entries.items()
+        ]
         similarity = Descent(self.spec.groups, comparisons, self.best).agreement()
         report = AlignmentReport(
             self.method,
