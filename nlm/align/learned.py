@@ -99,7 +99,7 @@ def straight_through_matching(
 
     Parameters
     ----------
-    a, b : state dicts of the specification's entries and shapes, of any float dtype.
+    a, b : state dicts of the specification's entries and shapes, of any float dtype, on the CPU.
     spec : what may be permuted, proven.
     loss : a state dict (of ``a``'s entries and dtypes) -> scalar, differentiable; it may draw
         another batch at each call.
