@@ -46,7 +46,7 @@ from nlm.symmetry.permutation import Groups, Permutation, is_free
 Point = dict[str, Tensor]  # group -> [*held parents, *parents, *parents in the model, n, n]
 
 _MOST_STEPS = 100
-_LEAST_GAIN = 1e-5  # of a step, relative to f
+_LEAST_GAIN = 1e-4  # of a step, relative to f
 _BLUR = 0.8  # the weight of the hull's centre in where the steps start
 
 
@@ -143,8 +143,9 @@ class Term:
         for first, row in enumerate(rows):
             total = functools.reduce(torch.add, row)
             others = [total - own for own in row]
-            for second, other in enumerate(rows):
-                products[first, second] = sum(map(dot, others, other)) / 2
+            for second, other in enumerate(rows[: first + 1]):
+                value = sum(map(dot, others, other)) / 2
+                products[first, second] = products[second, first] = value
         lagrange = np.linalg.inv(np.vander(nodes, increasing=True))  # [power, node]
         powers = np.arange(len(nodes))
         coefficients = np.bincount(
