@@ -25,6 +25,7 @@ other numbers of threads.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ from nlm.symmetry.permutation import Groups, Permutation, is_free
 Point = dict[str, Tensor]  # group -> [*held parents, *parents, *parents in the model, n, n]
 
 _MOST_STEPS = 100
-_LEAST_GAIN = 1e-5  # of a step, relative to f
+_LEAST_GAIN = 1e-4  # of a step, relative to f
 _BLUR = 0.8  # the weight of the hull's centre in where the steps start
 
 
@@ -80,23 +81,23 @@ class Term:
         count = len(block.axes)
         chains = {}
         for number, axis in enumerate(block.axes):
-            if axis.group in moves:
-                move = moves[axis.group]
-                above, held = move.above[axis.group], move.held[axis.group]
+            name = axis.group
+            if name is not None and name in moves:
+                above, held = moves[name].above[name], moves[name].held[name]
                 chains[number] = chain_of(block, number, above, held)
-        inner = {axis for chain in chains.values() for axis in chain.axes[:-1]}
+        inner = {at for chain in chains.values() for at in chain.axes[:-1]}
         self.block = block
         self.views = views
         self.weight = weight
         self.shared = list(range(count))
-        self.own = [count + axis if axis in chains else axis for axis in self.shared]
+        self.own = [count + at if at in chains else at for at in self.shared]
         self.factors = []
-        for axis, chain in chains.items():
-            if axis not in inner:
+        for own, chain in chains.items():
+            if own not in inner:
                 *parents, _ = chain.axes
-                held = [place for place in chain.held if place >= 0]
-                labels = (*held, *parents, *(count + at for at in parents), axis, count + axis)
-                self.factors.append(Factor(str(block.axes[axis].group), chain.key, labels))
+                still = (at for at in chain.held if at >= 0)
+                labels = (*still, *parents, *(count + at for at in parents), own, count + own)
+                self.factors.append(Factor(str(block.axes[own].group), chain.key, labels))
 
     def carried(
         self, number: int, point: Point | None, without: Factor | None = None
@@ -142,8 +143,9 @@ class Term:
         for first, row in enumerate(rows):
             total = functools.reduce(torch.add, row)
             others = [total - own for own in row]
-            for second, other in enumerate(rows):
-                products[first, second] = sum(map(dot, others, other)) / 2
+            for second, other in enumerate(rows[: first + 1]):
+                value = sum(map(dot, others, other)) / 2
+                products[first, second] = products[second, first] = value
         lagrange = np.linalg.inv(np.vander(nodes, increasing=True))  # [power, node]
         powers = np.arange(len(nodes))
         coefficients = np.bincount(
@@ -246,7 +248,7 @@ class Polytope:
             for name in tree.members:
                 units = [tree.groups[each].size for each in (*tree.above[name], name)]
                 matrix = tree.matrix(name, permutation).to(self.dtype)
-                point[name] = matrix.mul_(1 - blur).add_(blur / max(1, np.prod(units)))
+                point[name] = matrix.mul_(1 - blur).add_(blur / max(1, math.prod(units)))
         return point
 
     def nearest(self, points: Sequence[Point | None]) -> list[Permutation | None]:

@@ -58,7 +58,7 @@ class _Sinkhorn(torch.autograd.Function):
         return plan
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         [plan] = ctx.saved_tensors
         rows, columns = ((plan * gradient).sum(dim)[..., None] for dim in (-1, -2))
@@ -99,7 +99,7 @@ def straight_through_matching(
 
     Parameters
     ----------
-    a, b : state dicts of the specification's entries and shapes, of any float dtype.
+    a, b : state dicts of the specification's entries and shapes, of any float dtype, on the CPU.
     spec : what may be permuted, proven.
     loss : a state dict (of ``a``'s entries and dtypes) -> scalar, differentiable; it may draw
         another batch at each call.
@@ -284,7 +284,10 @@ class _Search:
             progress(step + 1, self.ratings[-1])
 
     def result(self) -> AlignmentResult:
-        comparisons = [Comparison(*of, self.spec.params[name]) for name, of in self.entries.items()]
+        comparisons = [
+            Comparison(in_a, in_b, self.spec.params[name])
+            for name, (in_a, in_b) in self.entries.items()
+        ]
         similarity = Descent(self.spec.groups, comparisons, self.best).agreement()
         report = AlignmentReport(
             self.method,

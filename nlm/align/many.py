@@ -115,8 +115,9 @@ class JointAlignment:
         from nlm.checkpoint import read_kind
 
         tensors, metadata = read_kind(path, cls.__name__, "nlm.align_many")
-        report = JointReport(**json.loads(metadata["report"]))
-        report.alignments = [AlignmentReport(**dict(each)) for each in report.alignments]
+        text = json.loads(metadata["report"])
+        alignments = [AlignmentReport(**each) for each in text.pop("alignments")]
+        report = JointReport(**text, alignments=alignments)
         groups = {
             each["id"]: AxisGroup(**{**each, "parents": tuple(each["parents"])})
             for each in json.loads(metadata["groups"])

@@ -19,10 +19,10 @@ class AlignmentReport:
 
     Attributes
     ----------
-    method : "weights", "frank-wolfe" or "activations".
+    method : "weights", "frank-wolfe", "activations", "straight-through" or "sinkhorn".
     objective : the maximised sum, at the start, where the Frank-Wolfe steps lead if that is higher
         (frank-wolfe), and after each sweep (weights, also where all groups are in ``by_weights``);
-        or once (activations).
+        or once (activations). Of :mod:`nlm.align.learned` the loss in each step instead.
     correlation : group -> mean similarity of the matched units: cosine of their weights, or
         Pearson's correlation of their activations.
     seconds : wall time.

@@ -80,7 +80,10 @@ def weight_matching(
         raise ValueError(f"nlm.align: the number of restarts is at least 0, got {restarts}")
     started = time.perf_counter()
     entries, excluded = compared({"model_a": a, "model_b": b}, spec, exclude)
-    comparisons = [Comparison(*of, spec.params[name], normalise) for name, of in entries.items()]
+    comparisons = [
+        Comparison(in_a, in_b, spec.params[name], normalise)
+        for name, (in_a, in_b) in entries.items()
+    ]
     best, descents, relaxed = None, [], []
     for number in range(restarts + 1):
         start = spec.random(seed + number) if number > 0 else None
@@ -113,7 +116,14 @@ def _projected(
     """A descent from where Frank-Wolfe steps end, if that is higher than its start."""
     polytope = Polytope(
         descent.groups,
-        [Entry(other.layouts, (other.a, other.b), other.weight) for other in descent.comparisons],
+        [
+            Entry(
+                other.layouts,
+                [each for each in (other.a, other.b) if each is not None],
+                other.weight,
+            )
+            for other in descent.comparisons
+        ],
         [None, descent.permutation],
     )
     [_, found], relaxed = polytope.solve(progress=progress)
