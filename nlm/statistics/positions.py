@@ -11,7 +11,7 @@ the m positions of a batch that count
 
 are taken, the k-th one drawn from those between k m / n and (k + 1) m / n: every sample gets its
 share, and no place in a sequence or an image is favoured. What is drawn depends on the seed and on
-the numbers of positions alone; all outputs of a batch that have the same positions, those of two
+what counts alone; all outputs of a batch that have the same positions, those of two
 models among them, are seen at the same.
 """
 
