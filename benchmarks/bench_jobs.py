@@ -3,9 +3,9 @@
 One process, in which operations are switched to their references and back. Every job is run once on
 both and the results compared; then both take turns. A reference is the operation's formula in plain
 PyTorch, that of ``assignment`` is SciPy's solver and a search for the duals. All else is common to
-both: reading, and forward passes, in which nine tenths of BERT's alignment by activations go to the
-proof of its specification (a row has the matching alone), and half of the demo's time to evaluation
-and calibration. The demo's networks are trained, where the cache lacks them, before the timing.
+both: reading, and forward passes, among them those that confirm a specification (a row has the
+matching alone) and the demo's evaluation and calibration, half of its time. The demo's networks are
+trained, where the cache lacks them, before the timing.
 
     python benchmarks/bench_jobs.py [--job PART] [--threads N] [--seconds S] [--json FILE]
 """

@@ -4,15 +4,17 @@ A mask is bool over samples and positions, ``[n, length]``, and fits the outputs
 have the same positions, also in one row (``[n length]``, as experts see tokens), pooled (``[n]``: a
 sample counts where one of its positions does) or with more behind them (heads, which all count).
 
-A few thousand positions show the correlation of units as well as all, and cost as much less. Of
-the m positions of a batch that count
+A part of the positions shows the correlation of units nearly as well as all, at less cost. In two
+layers of BERT-base the products take four fifths of the time of both forward passes, and a quarter
+with a stride of 4; of a noisy copy (mean correlation .82) 512 positions matched all units as 4096
+did. Of the m positions of a batch that count
 
     n = min(ceil(m / stride), max_tokens)
 
 are taken, the k-th one drawn from those between k m / n and (k + 1) m / n: every sample gets its
 share, and no place in a sequence or an image is favoured. What is drawn depends on the seed and on
-the numbers of positions alone; all outputs of a batch that have the same positions, those of two
-models among them, are seen at the same.
+what counts alone. All outputs of a batch that have the same positions, those of two models among
+them, are seen at the same ones.
 """
 
 from collections.abc import Iterable, Mapping
