@@ -1,13 +1,18 @@
 """What an alignment found, and how well."""
 
+import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from nlm.symmetry import PermutationSpec
 from nlm.symmetry.permutation import Permutation
+
+Move = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 BINS = 40
 
@@ -18,7 +23,7 @@ class AlignmentReport:
 
     Attributes
     ----------
-    method : "weights" or "activations".
+    method : "weights", "activations" or "orthogonal".
     objective : the maximised sum, at the start and after each sweep (weights, also where all
         groups are in ``by_weights``), or once (activations).
     correlation : group -> mean similarity of the matched units: cosine of their weights, or
@@ -49,6 +54,16 @@ class AlignmentResult:
 
     permutation: Permutation
     report: AlignmentReport
+
+    def moves(self, spec: PermutationSpec) -> tuple[Move, Move]:
+        """What brings a state dict of the first model, or of an expert of it, into the common form,
+        and what does it for the second; neither changes a function.
+        """
+        return partial(spec.apply, {}), partial(spec.apply, self.permutation)
+
+    def copied(self, model: nn.Module) -> nn.Module:
+        """A copy of a model that holds what was moved."""
+        return copy.deepcopy(model)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Writes the permutation as safetensors, the report in its header."""

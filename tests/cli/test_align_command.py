@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 import nlm
-from nlm.align import AlignmentResult
+from nlm.align import AlignmentResult, OrthogonalAlignment
 from nlm.cli.app import run
+from nlm.gauge import find
 
 SOURCES = """
 import sys, torch
@@ -137,8 +138,8 @@ def test_wrong_data_is_one_sentence(data: str, words: str, capsys) -> None:
     assert not Path("p.safetensors").exists()
 
 
-def language_models(folder: Path) -> None:
-    """A small GPT-2 and a permuted, slightly changed copy of it, with tokens for letters."""
+def language_models(folder: Path, rotated: bool = False) -> None:
+    """A small GPT-2 and a copy in another order, or gauge, with tokens for letters."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -154,9 +155,13 @@ def language_models(folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    spec = nlm.trace(model, (), {"input_ids": torch.arange(16)[None], "use_cache": False})
-    other = copy.deepcopy(model)
-    other.load_state_dict(spec.apply(spec.random(1), model.state_dict()))
+    inputs = {"input_ids": torch.arange(16)[None], "use_cache": False}
+    spec = nlm.trace(model, (), inputs)
+    state, other = spec.apply(spec.random(1), model.state_dict()), copy.deepcopy(model)
+    if rotated:
+        gauge = find(model, (), spec, inputs)
+        state, other = gauge.apply(gauge.random(1), gauge.fold(state)), gauge.untie(model)
+    other.load_state_dict(state)
     for name, each in (("a", model), ("b", other)):
         each.save_pretrained(folder / name)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / name)
@@ -176,3 +181,18 @@ def test_folders_and_a_text(folder: Path, capsys) -> None:
     assert run([*ids, "--quiet"]) == 0
     report = AlignmentResult.load("q.safetensors").report
     assert set(report.samples.values()) <= {48, 48 * 2}
+
+
+def test_up_to_rotations(folder: Path, capsys) -> None:
+    language_models(folder, rotated=True)
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    command = ["align", "a", "b", "--data", "text.txt", "-o", "p.safetensors", "--quiet"]
+    page = ["--html", "p.html"]
+    assert run(["align", "a", "b", "--orthogonal", "-o", "p.safetensors"]) == 1
+    assert "--orthogonal with --data, got --orthogonal" in capsys.readouterr().err
+    assert run([*command, *page, "--orthogonal"]) == 0
+    out = capsys.readouterr().out
+    before, after = map(float, re.findall(r"([-.\de]+) (?:not )?aligned", out))
+    assert before > 0.01 and after < 1e-3 and "by orthogonal maps" in out
+    assert OrthogonalAlignment.load("p.safetensors").rotation
+    assert "matched by orthogonal maps" in Path("p.html").read_text()
