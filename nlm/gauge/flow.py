@@ -2,7 +2,7 @@
 
 The axes that discovery has read say where the units of a group stand. The walk follows a norm's
 gain from the normalised stream to the weights that read it, and notes every weight that reads the
-group, the bias that is added to what it computes, and the gain on what a weight writes to the group.
+group, the bias that is added to what it computes, and the gain on what a weight writes to it.
 It proposes; :mod:`nlm.gauge.find` proves.
 """
 
