@@ -9,6 +9,7 @@ after the correction that will be used (Sharma, Roy and Dziugaite, arXiv:2410.12
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from nlm._multitask import MultiTaskModel
 from nlm._state_dict import as_patterns, matches
 from nlm.align import AlignmentResult, JointAlignment, align, align_many
+from nlm.align.result import Move
 from nlm.correct import Correction, Repair, Tact, expert_moments
 from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.merge import Merged, merge
@@ -37,7 +39,7 @@ class Aligned:
     ----------
     base : theta_init, the mean of the aligned foundations (their heads left out), or one of them.
     experts : task -> aligned expert, a module of its own.
-    foundations : aligned state dicts; the first one is as it was.
+    foundations : aligned state dicts; the first one is as it was, or folded ("orthogonal").
     results : one alignment per further foundation.
     joint : the alignment of all of them together instead.
     """
@@ -84,7 +86,7 @@ def align_experts(
     strategy: str = "reference",
     **options: Any,
 ) -> Aligned:
-    """Aligns foundations with the first one and brings every expert into its order.
+    """Aligns foundations with the first one and brings every expert into its order (and gauge).
 
     Parameters
     ----------
@@ -107,22 +109,22 @@ def align_experts(
     _check_foundations(foundations, experts, base, permutations)
     patterns = as_patterns(heads)
     results: list[AlignmentResult] = []
-    moves: list[Permutation] = [spec.identity()]
+    moves: list[Move] = [partial(spec.apply, {})]
     joint = None
     if method is not None and permutations is None and strategy != "reference":
         joint = align_many(foundations, spec, method, strategy, **options)
         permutations = [joint.between(0, number) for number in range(1, len(foundations))]
     for number, foundation in enumerate(foundations[1:]):
         if permutations is not None:
-            moves.append(permutations[number])
+            moves.append(partial(spec.apply, permutations[number]))
         elif method is None:
-            moves.append(spec.identity())
+            moves.append(moves[0])
         else:
             results.append(align(foundations[0], foundation, spec, method, **options))
-            moves.append(results[-1].permutation)
+            moves[0], there = results[-1].moves(spec)
+            moves.append(there)
     states = [
-        spec.apply(move, foundation.state_dict())
-        for move, foundation in zip(moves, foundations, strict=True)
+        move(foundation.state_dict()) for move, foundation in zip(moves, foundations, strict=True)
     ]
     if base == "mean":
         named = {f"foundation {number}": state for number, state in enumerate(states)}
@@ -134,10 +136,11 @@ def align_experts(
             for name, tensor in states[int(base)].items()
             if not matches(name, patterns)
         }
+    copied = results[0].copied if results else copy.deepcopy
     moved = {}
     for task, (number, expert) in experts.items():
-        moved[task] = copy.deepcopy(expert)
-        spec.apply(moves[number], expert.state_dict(), out=moved[task].state_dict())
+        moved[task] = copied(expert)
+        moved[task].load_state_dict(moves[number](expert.state_dict()))
     return Aligned(start, moved, states, results, joint)
 
 

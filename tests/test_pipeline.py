@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from _networks import mlp, vectors
+from small_transformers import Size, vit
+from torch import nn
 
 import nlm
 from nlm.evaluate import accuracy
+from nlm.gauge import find
 from nlm.pipeline import align_experts, choose
 
 TASKS = ("a", "b", "c")
@@ -50,6 +53,47 @@ def test_aligned_experts_merge_and_unaligned_ones_do_not(world, alignment):
         assert accuracy(aligned.experts[task], data[task]) == 1.0
     assert choice.scale == max(choice.scores, key=choice.scores.get)
     assert max(control.scores.values()) < 0.7 < max(choice.scores.values())
+
+
+@pytest.fixture(scope="module")
+def turned():
+    """Foundations that differ by a permutation, rotations and gains, and experts near them."""
+    torch.manual_seed(0)
+    first = vit(5, Size(16, 1, 2, 24)).eval()
+    images = torch.randn(300, 1, 16, 16)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    spec = nlm.trace(first, images[:4])
+    gauge = find(first, images[:4], spec)
+    second = copy.deepcopy(first)
+    state = spec.apply(spec.random(7), gauge.fold(first.state_dict()))
+    second.load_state_dict(gauge.apply(gauge.random(7), state))
+    experts, data = {}, {}
+    for number, task in enumerate(TASKS):
+        expert = copy.deepcopy((first, second)[number % 2])
+        expert.head = nn.Linear(16, 4 + number)
+        with torch.no_grad():
+            for parameter in expert.parameters():
+                parameter.add_(0.05 * parameter.std() * torch.randn_like(parameter))
+            data[task] = [(images, expert(images).argmax(1))]
+        experts[task] = (number % 2, expert)
+    return [first, second], experts, spec, data, images
+
+
+def test_experts_of_a_rotated_foundation_merge(turned):
+    foundations, experts, spec, data, images = turned
+    scores = {}
+    for alignment in ("activations", "orthogonal"):
+        choice, aligned = nlm.merge_nonlocal(
+            foundations, experts, spec, data, data, alignment=alignment, correction="none",
+            scales=(0.3,), align_options={"data": [images]},
+        )  # fmt: skip
+        assert all(accuracy(aligned.experts[task], data[task]) > 0.99 for task in TASKS)
+        scores[alignment] = choice.scores[0.3]
+    assert scores["orthogonal"] > 0.85 > scores["activations"]
+    there, back = aligned.foundations
+    assert all(torch.allclose(there[name], back[name], atol=1e-4) for name in there)
 
 
 @pytest.mark.parametrize("correction", ["none", "tact", "tact_at_once", "repair"])

@@ -83,8 +83,7 @@ def align(
         "frank-wolfe" (the same from where steps of all groups together lead, see
         :mod:`nlm.align.frank_wolfe`), "activations" (signed correlation of the units' outputs, see
         :func:`activation_matching`; groups that no module shows are matched by weights,
-        ``report.by_weights`` names them), or "orthogonal" for pre-norm transformers (the residual
-        stream and the inside of heads rotated, all else by activations, see
+        ``report.by_weights`` names them) or "orthogonal", for pre-norm transformers (see
         :func:`orthogonal_matching`).
     data : for "activations" and "orthogonal": a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
@@ -101,8 +100,7 @@ def align(
     -------
     AlignmentResult
         ``.permutation`` (apply it to ``model_b`` and to its experts with ``spec.apply``) and
-        ``.report``. For "orthogonal" an :class:`OrthogonalAlignment`: ``.apply`` maps ``model_b``
-        and its experts, ``.fold`` brings ``model_a`` and its experts into the same form.
+        ``.report``; for "orthogonal" an :class:`OrthogonalAlignment`, which has more to apply.
 
     Raises
     ------
@@ -122,7 +120,7 @@ def align(
     shown = data is not None and all(isinstance(each, nn.Module) for each in (model_a, model_b))
     if method not in _BY_WEIGHTS and not shown:
         raise ValueError(
-            f"nlm.align: method {method!r} needs two modules and data, got "
+            f"nlm.align: the method {method!r} needs two modules and data, got "
             f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
         )
     _prove(spec, model_a, example_inputs, data, forward, device)

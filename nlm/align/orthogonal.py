@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from nlm.align.activations import activation_matching
 from nlm.align.assignment import best_assignment, matched
-from nlm.align.result import AlignmentReport, AlignmentResult
+from nlm.align.result import AlignmentReport, AlignmentResult, Move
 from nlm.checkpoint import read_kind, write_tensors
 from nlm.gauge import Gauge, Rotation
 from nlm.gauge.gauge import around_ones, complement_of_ones
 from nlm.statistics import CrossMoments, Data, Forward, Mask, attention_mask, collect_cross_moments
-from nlm.symmetry import Permutation
+from nlm.symmetry import Permutation, PermutationSpec
 from nlm.symmetry.blocks import Block, blocks
 
 
@@ -66,6 +66,12 @@ class OrthogonalAlignment(AlignmentResult):
         }
         moved = gauge.apply(self.rotation, gauge.spec.apply(self.permutation, gauge.fold(wide)))
         return {name: moved[name].to(tensor.dtype) for name, tensor in state_dict.items()}
+
+    def moves(self, spec: PermutationSpec) -> tuple[Move, Move]:
+        return self.fold, self.apply
+
+    def copied(self, model: nn.Module) -> nn.Module:
+        return self.gauge.untie(model)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Writes both as safetensors, the report and the gauge in the header."""
@@ -108,8 +114,7 @@ def orthogonal_matching(
 
     Parameters
     ----------
-    gauge : the continuous symmetries of both models (:func:`nlm.gauge.find`); what it does not
-        rotate is permuted.
+    gauge : the continuous symmetries of both models (:func:`nlm.gauge.find`).
     data, forward, mask, max_samples, stride, max_tokens, seed, precision, device, progress : see
         :func:`activation_matching`; the data is walked twice, once for what rotates and once for
         the rest.

@@ -1,13 +1,18 @@
 """What an alignment found, and how well."""
 
+import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from nlm.symmetry import PermutationSpec
 from nlm.symmetry.permutation import Permutation
+
+Move = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 BINS = 40
 _SIMILARITY = "similarity:"  # in names of tensors in a file, which no group is called by
@@ -19,7 +24,8 @@ class AlignmentReport:
 
     Attributes
     ----------
-    method : "weights", "frank-wolfe", "activations", "straight-through" or "sinkhorn".
+    method : "weights", "frank-wolfe", "activations", "orthogonal", "straight-through" or
+        "sinkhorn".
     objective : the maximised sum, at the start, where the Frank-Wolfe steps lead if that is higher
         (frank-wolfe), and after each sweep (weights, also where all groups are in ``by_weights``);
         or once (activations). Of :mod:`nlm.align.learned` the loss in each step instead.
@@ -61,6 +67,16 @@ class AlignmentResult:
     permutation: Permutation
     report: AlignmentReport
     similarity: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    def moves(self, spec: PermutationSpec) -> tuple[Move, Move]:
+        """What brings a state dict of the first model, or of an expert of it, into the common form,
+        and what does it for the second; neither changes a function.
+        """
+        return partial(spec.apply, {}), partial(spec.apply, self.permutation)
+
+    def copied(self, model: nn.Module) -> nn.Module:
+        """A copy of a model that holds what was moved."""
+        return copy.deepcopy(model)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
         """Writes permutation and similarity as safetensors, the report in the header."""

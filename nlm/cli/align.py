@@ -15,7 +15,7 @@ def align(
     a: Annotated[str, typer.Argument(metavar="A", help=f"The model that stays: {_Model}.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The model whose units are permuted.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Write the permutation here (safetensors).")
+        Path, typer.Option("-o", "--output", help="Write what was found here (safetensors).")
     ],
     spec: Annotated[
         str | None,
@@ -23,6 +23,14 @@ def align(
     ] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="By weights (the default without data).")
+    ] = False,
+    orthogonal: Annotated[
+        bool,
+        typer.Option(
+            "--orthogonal",
+            help="By activations, and up to rotations of the residual stream and of the inside of "
+            "heads: for pre-norm transformers.",
+        ),
     ] = False,
     data: Annotated[
         str | None,
@@ -58,10 +66,12 @@ def align(
 ) -> None:
     """Find the permutation of B's units that aligns it with A.
 
-    In Python nlm.AlignmentResult.load reads it, and the specification applies it to B and to its
-    experts.
+    In Python nlm.align.AlignmentResult.load reads it, and the specification applies it to B and to
+    its experts. With --orthogonal, nlm.align.OrthogonalAlignment.load: .apply is for B and its
+    experts, .fold for A and its own.
     """
     from nlm.cli.align_command import run
 
+    chosen = [name for name, on in (("weights", weights), ("orthogonal", orthogonal)) if on]
     seen = {"stride": stride, "max_tokens": max_tokens, "heads": heads, "residual": residual}
-    run(a, b, output, spec, weights, data, samples, seed, html, model_class, force, quiet, seen)
+    run(a, b, output, spec, chosen, data, samples, seed, html, model_class, force, quiet, seen)

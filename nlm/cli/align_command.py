@@ -14,7 +14,7 @@ from nlm.align import AlignmentResult
 from nlm.align import align as find
 from nlm.checkpoint import atomic_path, read_tensors, refuse_existing
 from nlm.cli.align_data import barriers, open_data
-from nlm.cli.align_page import render
+from nlm.cli.align_page import METHODS, render
 from nlm.cli.progress import Report, progress_bar
 from nlm.cli.spec_page import proof
 from nlm.cli.spec_source import open_source
@@ -38,7 +38,7 @@ def run(
     b: str,
     output: Path,
     spec_file: str | None,
-    weights: bool,
+    chosen: list[str],
     data: str | None,
     samples: int | None,
     seed: int,
@@ -48,10 +48,17 @@ def run(
     quiet: bool,
     seen: Mapping[str, Any],
 ) -> None:
-    """Aligns two sources; writes the permutation and the page, and prints what was found.
+    """Aligns two sources; writes what was found and the page, and prints it.
 
-    ``seen``: options of :func:`nlm.align` by activations.
+    By activations where there is data, else by weights, where no method is chosen. ``seen``:
+    options of :func:`nlm.align` by activations.
     """
+    method = chosen[0] if chosen else "weights" if data is None else "activations"
+    if len(chosen) > 1 or (method == "orthogonal" and data is None):
+        given = [f"--{name}" for name in chosen]
+        raise ValueError(
+            f"nlm align: one method is chosen, --orthogonal with --data, got {' '.join(given)}"
+        )
     for target in (output, html):
         if target is not None:
             refuse_existing(target, force)
@@ -60,8 +67,7 @@ def run(
         first, second = (_open(source, model_class, report) for source in (a, b))
         spec = _specification(spec_file, first, model_class, report)
         batches = None if data is None else _batches(data, first, second)
-        observed = None if weights else batches
-        found = _aligned(spec, first, second, observed, seed, report, seen)
+        found = _aligned(spec, first, second, method, batches, seed, report, seen)
         found.save(output, force)
         curves = None
         if html is not None and batches is not None:
@@ -70,7 +76,7 @@ def run(
         with atomic_path(html, force) as temporary:
             temporary.write_text(render(spec, found.report, curves, a, b), encoding="utf-8")
     _print(spec, found, curves)
-    print(f"The permutation is {output}" + (f", the page is {html}" if html else ""))
+    print(f"The alignment is {output}" + (f", the page is {html}" if html else ""))
 
 
 def _open(source: str, model_class: str | None, report: Report | None) -> _Side:
@@ -110,25 +116,23 @@ def _aligned(
     spec: PermutationSpec,
     first: _Side,
     second: _Side,
+    method: str,
     data: list[Any] | None,
     seed: int,
     report: Report | None,
     seen: Mapping[str, Any],
 ) -> AlignmentResult:
-    """By activations where there is data."""
-
     def progress(number: int, value: float) -> None:
         if report is not None:
-            what = f"sweep {number}: {value:.6g}" if data is None else f"batch {number}"
+            what = f"sweep {number}: {value:.6g}" if method == "weights" else f"batch {number}"
             report(what, 0.9 - 0.8 / (number + 1))
 
-    if data is None:
-        return find(first.state, second.state, spec, "weights", seed=seed, progress=progress)
-    assert first.model is not None and second.model is not None
+    if method == "weights":
+        return find(first.state, second.state, spec, method, seed=seed, progress=progress)
+    assert data is not None and first.model is not None and second.model is not None
     return find(
-        first.model, second.model, spec, "activations", data=data, seed=seed, progress=progress,
-        **seen,
-    )  # fmt: skip
+        first.model, second.model, spec, method, data=data, seed=seed, progress=progress, **seen
+    )
 
 
 def _barriers(
@@ -144,9 +148,12 @@ def _barriers(
     if report is not None:
         report("the losses between the models", 0.92)
     assert first.model is not None
-    moved = spec.apply(found.permutation, second.state)
-    pairs = {"not aligned": (first.state, second.state), "aligned": (first.state, moved)}
-    return barriers(first.model, pairs, data, samples)
+    here, there = found.moves(spec)
+    pairs = {
+        "not aligned": (first.state, second.state),
+        "aligned": (here(first.state), there(second.state)),
+    }
+    return barriers(found.copied(first.model), pairs, data, samples)
 
 
 def _print(spec: PermutationSpec, found: AlignmentResult, curves: Mapping[str, Any] | None) -> None:
@@ -162,7 +169,7 @@ def _print(spec: PermutationSpec, found: AlignmentResult, curves: Mapping[str, A
         )  # fmt: skip
     Console(highlight=False, markup=False).print(table)
     print(f"{headline(spec)}\n{proof(spec)}")
-    print(f"Aligned by {found.report.method} in {found.report.seconds:.1f} s.")
+    print(f"Aligned by {METHODS[found.report.method]} in {found.report.seconds:.1f} s.")
     if curves is not None:
         each = ", ".join(f"{value:.3g} {name}" for name, value in curves["barriers"].items())
         print(f"Barrier of the loss: {each}.")

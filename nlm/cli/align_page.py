@@ -11,6 +11,7 @@ from nlm.symmetry import PermutationSpec
 from nlm.symmetry.text import headline
 
 _WIDTH, _HEIGHT = 200, 60  # of a histogram
+METHODS = {"weights": "weights", "activations": "activations", "orthogonal": "orthogonal maps"}
 
 
 def render(
@@ -28,6 +29,7 @@ def render(
         headline=headline(spec),
         proof=proof(spec),
         report=report,
+        method=METHODS[report.method],
         groups=list(_groups(spec, report)),
         size=(_WIDTH, _HEIGHT),
         objective=_objective(report.objective),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nlm.correct import linear_probe
 from nlm.demo.augmentation import stream
@@ -93,6 +93,7 @@ def fit(
     recipe: Recipe,
     generator: torch.Generator,
     progress: Fraction | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> None:
     """Train ``model`` in place; ``progress`` gets the share done and may raise to stop."""
     per_epoch = len(data) // recipe.batch
@@ -108,9 +109,8 @@ def fit(
     for epoch in range(recipe.epochs):
         order = torch.randperm(len(data), generator=generator)
         for batch in order[: per_epoch * recipe.batch].split(recipe.batch):
-            loss = F.cross_entropy(model(data.inputs[batch]), data.labels[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss(model(data.inputs[batch]), data.labels[batch]).backward()
             nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()
             schedule.step()

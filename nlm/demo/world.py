@@ -110,7 +110,7 @@ def load(
     )
 
     meter.start("rendering glyphs", _RENDER_SECONDS)
-    glyphs = _glyphs()
+    glyphs = load_glyphs()
     meter.start("drawing images", _DRAW_SECONDS)
     data = {name: make_task(name, glyphs, seed, settings.sizes) for name in names}
     for task in data.values():
@@ -132,7 +132,8 @@ def load(
     return Demo(seed, (foundations[0], foundations[1]), experts, data, pretraining)
 
 
-def _glyphs() -> Glyphs:
+def load_glyphs() -> Glyphs:
+    """The renderings, read from the cache where they are."""
     settings_key = cache.key(revision=_REVISION, faces=FACES, size=FONT_SIZE)
     tensors = cache.remember("glyphs", settings_key, lambda: render().tensors())
     return Glyphs.from_tensors(tensors)

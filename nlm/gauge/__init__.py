@@ -14,10 +14,11 @@ queries and keys       q -> R q, k -> R k, where no rotary position stands betwe
 
 A norm's gain is diagonal, which a rotation is not: it is *folded* into the weights that read the
 norm, with its bias, and what has no effect is taken out (the mean of a stream that LayerNorm reads,
-the biases of keys; those of values go into the output's bias). Norms stay in the state dict with
-gain 1 and bias 0, so that the stock class of the model loads the result. Folding is done per model:
-experts have gains of their own. A head that is tied to the embedding is untied by it;
-``Gauge.untied`` says which, ``Gauge.untie(model)`` makes the model that loads it.
+the biases of keys; those of values go into the output's bias). The gain of a LayerScale goes into
+the weight before it. Norms stay in the state dict with gain 1 and bias 0, so that the stock class
+of the model loads the result. Folding is done per model: experts have gains of their own. A head
+that is tied to the embedding is untied by it; ``Gauge.untied`` says which, ``Gauge.untie(model)``
+makes the model that loads it.
 
 Which groups these are is read off the model's graph and then proven on it (:mod:`nlm.gauge.find`).
 A post-norm model is refused: its stream passes through gains, and only permutations are left.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nlm._modules import evaluation
 from nlm.gauge.flow import Flow, Read, walk
-from nlm.gauge.gauge import Gauge, Shift, Stream, untied
+from nlm.gauge.gauge import Gauge, Shift, Stream, ties, untied
 from nlm.symmetry import PermutationSpec, SymmetryError
 from nlm.symmetry.discover import Reader, read
 from nlm.symmetry.graph import Graph, call_arguments, export
@@ -60,22 +60,22 @@ def find(
             "permutations, got one that is not"
         )
     args, arguments = call_arguments(model, example_inputs, kwargs)
-    ties, known = _ties(model), spec
+    tied, known = ties(model), spec
     for _ in range(2):  # all ties apart, and then only those that have to be
-        apart = untied(model, ties)
+        apart = untied(model, tied)
         graph = export(apart, args, arguments, spec.outputs or None)
         known, reader = read(graph, apart)
         flows, refused = _flows(graph, reader, known)
         reads = {each.weight for flow in flows.values() for each in flow.reads}
         needed = [
             (others[0], *(name for name in names if name in reads))
-            for names in ties
+            for names in tied
             if (others := [name for name in names if name not in reads])
         ]
         needed = [names for names in needed if len(names) > 1]
-        if needed == ties:
+        if needed == tied:
             break
-        ties = needed
+        tied = needed
     for group in [each for each in flows if each in spec.free]:
         if spec.carriers(group) != known.carriers(group):
             refused.append(
@@ -87,13 +87,11 @@ def find(
             )
             del flows[group]
     used = {graph.entries.get(node.name) for node in graph.nodes.nodes if node.users}
-    shared = tuple(
-        tuple(sorted(names, key=lambda name: name not in used)) for names in _ties(apart)
-    )
+    shared = tuple(tuple(sorted(names, key=lambda name: name not in used)) for names in ties(apart))
     _check_same(model, apart, args, arguments)
     example = args, arguments
     subject = Subject(apart, [example], other_shapes(example), None, spec.outputs, spec.stacks)
-    proof = _Proof(subject, Gauge(spec, {}, untied=tuple(ties), shared=shared))
+    proof = _Proof(subject, Gauge(spec, {}, untied=tuple(tied), shared=shared))
     streams: dict[str, Stream] = {}
     for group, flow in flows.items():
         if flow.norms and group in spec.free:
@@ -130,15 +128,6 @@ def _flows(
         except SymmetryError as error:
             refused.append(error)
     return flows, refused
-
-
-def _ties(model: nn.Module) -> list[tuple[str, ...]]:
-    """The entries that share a parameter."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, nn.Parameter):
-            names.setdefault(id(tensor), []).append(name)
-    return [tuple(of) for of in names.values() if len(of) > 1]
 
 
 def _check_same(model: nn.Module, apart: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -184,7 +173,7 @@ class _Proof:
         found = Stream(
             tuple(flow.norms), reads, keeps_ones,
             centres and all((each.weight, each.dim) in behind for each in reads),
-            tuple(flow.shown),
+            tuple(flow.shown), tuple(flow.scales),
         )  # fmt: skip
         error = 0.0
         for tried in (found, replace(found, keeps_ones=True, centred=False)):

@@ -2,7 +2,8 @@
 
 The axes that discovery has read say where the units of a group stand. The walk follows a norm's
 gain from the normalised stream to the weights that read it, and notes every weight that reads the
-group and the bias that is added to what it computes. It proposes; :mod:`nlm.gauge.find` proves.
+group, the bias that is added to what it computes, and the gain on what a weight writes to it.
+It proposes; :mod:`nlm.gauge.find` proves.
 """
 
 from dataclasses import dataclass, field
@@ -49,6 +50,17 @@ class Norm:
     reads: list[Read] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """A gain + offset on what a weight and its bias write to the stream (LayerScale)."""
+
+    gain: str
+    offset: float
+    weight: str
+    dim: int
+    bias: str = ""
+
+
 @dataclass
 class Flow:
     """What happens to a group's units.
@@ -57,12 +69,14 @@ class Flow:
     ----------
     norms : the norms on their way.
     reads : all weights that read them.
+    scales : the gains on what weights write to them.
     shown : the modules that show them normed.
     linear : whether nothing else acts on each of them alone.
     """
 
     norms: list[Norm] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
+    scales: list[Scale] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
     linear: bool = True
 
@@ -70,6 +84,7 @@ class Flow:
 _NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"}
 _PRODUCTS = {"linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "conv1d", "conv2d", "conv3d"}
 _LINEAR = {"add", "sub", "rsub", "neg", "to", "_to_copy", "clone", "where", "masked_fill"}
+_SAME = {"dropout", "clone", "contiguous", "to", "_to_copy", "view", "reshape", "transpose"}
 _WEIGHT = ("weight", "mat2", "batch2", "other")
 _BIAS = ("bias", "self")
 
@@ -93,6 +108,7 @@ class _Walk:
         self.entry: dict[fx.Node, tuple[str, float]] = {}
         self.norm_of: dict[fx.Node, Norm] = {}
         self.by_gain: dict[tuple[str, str], Norm] = {}
+        self.written: dict[fx.Node, tuple[str, int, str]] = {}
         self.flow = Flow()
         owner = stack_of(spec.stacks)
         for node in graph.nodes.nodes:
@@ -131,6 +147,8 @@ class _Walk:
         own = [each for each in carried if each in self.entry]
         streams = [each for each in carried if each not in self.entry]
         if not streams:
+            if name in _PRODUCTS and own:
+                self.written[node] = self.weight(node, own, reads=False)
             return
         norms = [self.norm_of[each] for each in streams if each in self.norm_of]
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) and name not in _LINEAR:
@@ -138,6 +156,10 @@ class _Walk:
             self.flow.linear &= scales
         if name in _NORMS and not norms:
             self.normalise(node, name)
+        elif name in _SAME and streams[0] in self.written:
+            self.written[node] = self.written[streams[0]]
+        elif name == "mul" and streams[0] in self.written and self.is_vector(own):
+            self.scale(own[0], streams[0])
         elif name in _PRODUCTS and own:
             self.product(node, streams, own)
         elif name == "mul" and self.is_vector(own) and not any(n.gain or n.bias for n in norms):
@@ -182,7 +204,14 @@ class _Walk:
         if all(norm is not each for each in self.flow.norms):
             self.flow.norms.append(norm)
 
-    def product(self, node: fx.Node, streams: list[fx.Node], own: list[fx.Node]) -> None:
+    def scale(self, vector: fx.Node, product: fx.Node) -> None:
+        gain, offset = self.entry[vector]
+        scale = Scale(gain, offset, *self.written[product])
+        if scale not in self.flow.scales:
+            self.flow.scales.append(scale)
+
+    def weight(self, node: fx.Node, own: list[fx.Node], reads: bool) -> tuple[str, int, str]:
+        """The weight of a product, the dimension of it that reads or writes, and the bias added."""
         arguments = bound(node.target, node.args, node.kwargs)
         weight = next((arguments[part] for part in _WEIGHT if part in arguments), None)
         if weight not in own:
@@ -195,7 +224,10 @@ class _Walk:
             if any(ref.group == self.group for ref in references(layout))
         ]
         transposed = operation_name(node.target) in {"linear", "conv1d", "conv2d", "conv3d"}
-        read = Read(entry, dims[-1 if transposed else 0], bias if bias != entry else "")
+        return entry, dims[-1 if transposed == reads else 0], bias if bias != entry else ""
+
+    def product(self, node: fx.Node, streams: list[fx.Node], own: list[fx.Node]) -> None:
+        read = Read(*self.weight(node, own, reads=True))
         if read not in self.flow.reads:
             self.flow.reads.append(read)
         for norm in map(self.norm_of.get, streams):

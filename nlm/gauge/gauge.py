@@ -1,14 +1,15 @@
 """Gauge: the orthogonal maps of a network's units that leave its function as it is."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlm.gauge.flow import Norm, Read
+from nlm._state_dict import place_of
+from nlm.gauge.flow import Norm, Read, Scale
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry import permutation as permutations
 from nlm.symmetry.blocks import Block, blocks
@@ -31,6 +32,7 @@ class Stream:
     keeps_ones : whether its maps keep the all-ones vector, which LayerNorm subtracts.
     centred : whether its mean has no effect and is taken out of all that write and read it.
     shown : modules whose outputs are the normed stream.
+    scales : the gains on what weights write to it, which go into these weights.
     """
 
     norms: tuple[Norm, ...]
@@ -38,6 +40,12 @@ class Stream:
     keeps_ones: bool
     centred: bool
     shown: tuple[str, ...] = ()
+    scales: tuple[Scale, ...] = ()
+
+    @property
+    def gains(self) -> set[str]:
+        """The entries that folding makes plain, and that do not rotate."""
+        return {norm.gain for norm in self.norms} | {scale.gain for scale in self.scales}
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,7 @@ class Gauge:
                     ),
                     "reads": reads(of["reads"]),
                     "shown": tuple(of["shown"]),
+                    "scales": tuple(Scale(**each) for each in of["scales"]),
                 }
             )
             for group, of in text["streams"].items()
@@ -201,13 +210,15 @@ class Gauge:
     def fold_(self, state: dict[str, Tensor]) -> None:
         """Folds norms, means and biases inside a state dict of float64 tensors of its own."""
         for group, stream in self.streams.items():
+            for scale in stream.scales:
+                _fold_scale(scale, state)
             for norm in stream.norms:
                 self._fold_norm(norm, state, stream.centred)
             if stream.centred:
                 read = {(each.weight, each.dim) for each in stream.reads}
+                kept = stream.gains | {norm.bias for norm in stream.norms}
                 for name, dim in self.spec.carriers(group):
-                    kept = any(name in (norm.gain, norm.bias) for norm in stream.norms)
-                    if not kept and (name, dim) not in read:
+                    if name not in kept and (name, dim) not in read:
                         _centre(state, name, dim)
         for shift in self.shifts:
             self.shift_(shift, state)
@@ -261,7 +272,7 @@ class Gauge:
 
     def rotate_(self, rotation: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
         """Rotates a state dict of float64 tensors of its own."""
-        gains = {norm.gain for stream in self.streams.values() for norm in stream.norms}
+        gains = set().union(*(stream.gains for stream in self.streams.values()))
         for name in dict.fromkeys(name for g in rotation for name, _ in self.spec.carriers(g)):
             if name not in gains:
                 for block in self.blocks(name, state):
@@ -314,6 +325,14 @@ class Gauge:
         yield from (name for names in self.shared for name in names)
 
 
+def _fold_scale(scale: Scale, state: Mapping[str, Tensor]) -> None:
+    gain = state[scale.gain] + scale.offset
+    state[scale.weight].movedim(scale.dim, -1).mul_(gain)
+    if scale.bias:
+        state[scale.bias] *= gain
+    state[scale.gain].fill_(1 - scale.offset)
+
+
 def _centre(state: Mapping[str, Tensor], name: str, dim: int) -> None:
     state[name] -= state[name].mean(dim, keepdim=True)
 
@@ -334,10 +353,23 @@ def complement_of_ones(size: int) -> Tensor:
     return basis / (rows * (rows + 1)).sqrt()
 
 
-def untied(model: nn.Module, ties: Iterable[tuple[str, ...]]) -> nn.Module:
+def ties(model: nn.Module) -> list[tuple[str, ...]]:
+    """The entries that are one parameter, or several that share its numbers."""
+    names: dict[Hashable, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, nn.Parameter):
+            names.setdefault(place_of(tensor), []).append(name)
+    return [tuple(of) for of in names.values() if len(of) > 1]
+
+
+def untied(model: nn.Module, apart: Iterable[tuple[str, ...]]) -> nn.Module:
     """A copy of a model whose tied entries have tensors of their own; its config says so."""
+    together = ties(model)
     model = copy.deepcopy(model)
-    for _, *others in ties:
+    for first, *others in together:  # a copied parameter has numbers of its own
+        for name in others:
+            model.get_parameter(name).data = model.get_parameter(first).data
+    for _, *others in apart:
         for name in others:
             path, _, attribute = name.rpartition(".")
             module = model.get_submodule(path)

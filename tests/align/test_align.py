@@ -232,7 +232,7 @@ def test_bad_calls():
         nlm.align(a, b, spec, order="magic")
     with pytest.raises(ValueError, match="the number of restarts is at least 0, got -1"):
         nlm.align(a, b, spec, restarts=-1)
-    with pytest.raises(ValueError, match="method 'activations' needs two modules and data"):
+    with pytest.raises(ValueError, match="the method 'activations' needs two modules and data"):
         nlm.align(a, b, spec, "activations")
     with pytest.raises(ValueError, match="holds at least one sample"):
         nlm.align(a, b, spec, "activations", data=[])

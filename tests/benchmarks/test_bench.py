@@ -138,7 +138,10 @@ def test_the_page_has_whole_jobs_where_they_were_measured(tmp_path: Path) -> Non
     assert _performance.jobs_table(tmp_path)[-1] == "| align | 0.500 s | 1.000 s | 2.00 x |"
 
 
-@pytest.mark.parametrize(("script", "make"), [("readme", "performance_page"), ("roofline", "page")])
+@pytest.mark.parametrize(
+    ("script", "make"),
+    [("readme", "performance_page"), ("roofline", "page"), ("barriers", "page")],
+)
 def test_a_page_is_what_its_script_writes(script: str, make: str) -> None:
     names = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
     assert names["PAGE"].read_text() == names[make]()

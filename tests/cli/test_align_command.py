@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import nlm
-from nlm.align import AlignmentResult
+from nlm.align import AlignmentResult, OrthogonalAlignment
 from nlm.cli.app import run
 
 SOURCES = """
@@ -33,6 +33,29 @@ def b():
     spec = __import__("nlm").trace(model, example)
     model.load_state_dict(spec.apply(spec.random(3), model.state_dict()))
     return model, example
+
+@__import__("functools").cache
+def turned(again=True):
+    import nlm.gauge, small_transformers as small
+
+    torch.manual_seed(0)
+    model, (images, _) = small.vit(4, small.Size(12, 1, 2, 16)).eval(), pictures()[0]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    if again:
+        spec = nlm.trace(model, images[:4])
+        gauge = nlm.gauge.find(model, images[:4], spec)
+        state = gauge.fold(spec.apply(spec.random(1), model.state_dict()))
+        model.load_state_dict(gauge.apply(gauge.random(1), state))
+    return model, images[:4]
+
+def straight():
+    return turned(again=False)
+
+def pictures():
+    images = torch.randn(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    return [(images, torch.arange(200) % 4)]
 
 def batches():
     make = torch.Generator().manual_seed(0)
@@ -138,7 +161,7 @@ def test_wrong_data_is_one_sentence(data: str, words: str, capsys) -> None:
 
 
 def language_models(folder: Path) -> None:
-    """A small GPT-2 and a permuted, slightly changed copy of it, with tokens for letters."""
+    """A small GPT-2 and a permuted copy of it, with tokens for letters."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -176,3 +199,19 @@ def test_folders_and_a_text(folder: Path, capsys) -> None:
     assert run([*ids, "--stride", "4", "--residual", "identity", "--quiet"]) == 0
     report = AlignmentResult.load("q.safetensors").report
     assert set(report.samples.values()) == {12} and "g0" not in report.samples
+
+
+def test_up_to_rotations(capsys) -> None:
+    import pairs
+
+    command = ["align", "pairs:straight", "pairs:turned", "--orthogonal", "-o", "p.safetensors"]
+    assert run(command) == 1
+    assert "--orthogonal with --data, got --orthogonal" in capsys.readouterr().err
+    assert run([*command, "--data", "pairs:pictures", "--html", "p.html", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "by orthogonal maps" in out and "Barrier of the loss" in out
+    assert "matched by orthogonal maps" in Path("p.html").read_text()
+    found = OrthogonalAlignment.load("p.safetensors")
+    there = found.fold(pairs.straight()[0].state_dict())
+    back = found.apply(pairs.turned()[0].state_dict())
+    assert all(torch.allclose(there[name], back[name], atol=1e-4) for name in there)

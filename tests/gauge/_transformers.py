@@ -1,47 +1,10 @@
 """Small transformers with weights that matter: gains and biases are not 1 and 0."""
 
+import small_transformers as small
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward layer with separate projections."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.act, self.down = nn.Linear(width, 48), nn.GELU(), nn.Linear(48, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n = self.n1(x)
-        q, k, v = (
-            part(n).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.q, self.k, self.v)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(self.act(self.up(self.n2(x))))
-
-
-class GPT(nn.Module):
-    """A byte GPT: learned positions, pre-norm LayerNorm, a head of its own or the embedding."""
-
-    def __init__(self, width: int = 24, heads: int = 3, depth: int = 2, tied: bool = False) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(40, width)
-        self.positions = nn.Parameter(0.3 * torch.randn(16, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 40, bias=not tied)
-        if tied:
-            self.head.weight = self.embedding.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
-        return self.head(self.norm(self.blocks(x)))
+SIZE = small.Size(width=24, depth=2, heads=3, hidden=48)
 
 
 def tokens(batch: int = 4, length: int = 12) -> Tensor:
@@ -49,11 +12,14 @@ def tokens(batch: int = 4, length: int = 12) -> Tensor:
 
 
 def gpt() -> tuple[nn.Module, Tensor]:
-    return GPT(), tokens()
+    return small.gpt(40, 16, SIZE), tokens()
 
 
 def tied_gpt() -> tuple[nn.Module, Tensor]:
-    return GPT(tied=True), tokens()
+    network = small.gpt(40, 16, SIZE)
+    network.head = nn.Linear(24, 40, bias=False)
+    network.head.weight = network.embedding.weight
+    return network, tokens()
 
 
 def gpt2() -> tuple[nn.Module, Tensor]:
@@ -86,6 +52,26 @@ def vit() -> tuple[nn.Module, Tensor]:
     return ViTForImageClassification(config), torch.randn(4, 3, 16, 16)
 
 
+def beit() -> tuple[nn.Module, Tensor]:
+    from transformers import BeitConfig, BeitForImageClassification
+
+    config = BeitConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48,
+        image_size=16, patch_size=4, num_labels=5, layer_scale_init_value=0.5,
+    )  # fmt: skip
+    return BeitForImageClassification(config), torch.randn(4, 3, 16, 16)
+
+
+def t5() -> tuple[nn.Module, dict[str, Tensor]]:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=40, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3, use_cache=False
+    )
+    inputs = {"input_ids": tokens(), "decoder_input_ids": tokens(length=5)}
+    return T5ForConditionalGeneration(config), inputs
+
+
 def bert() -> tuple[nn.Module, Tensor]:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -99,7 +85,7 @@ def bert() -> tuple[nn.Module, Tensor]:
 PRE_NORM = {"gpt": gpt, "tied gpt": tied_gpt, "gpt2": gpt2, "llama": llama, "vit": vit}
 
 
-def made(build) -> tuple[nn.Module, Tensor]:
+def made(build) -> tuple[nn.Module, Tensor | dict[str, Tensor]]:
     """A network in evaluation mode whose vectors and weights have the size of trained ones."""
     torch.manual_seed(0)
     network, inputs = build()
@@ -112,7 +98,7 @@ def made(build) -> tuple[nn.Module, Tensor]:
     return network.eval(), inputs
 
 
-def logits(network: nn.Module, inputs: Tensor) -> Tensor:
+def logits(network: nn.Module, inputs: Tensor | dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        outputs = network(inputs)
+        outputs = network(**inputs) if isinstance(inputs, dict) else network(inputs)
     return getattr(outputs, "logits", outputs)

@@ -7,15 +7,15 @@ from functools import cache
 
 import pytest
 import torch
-from gauge._transformers import GPT, PRE_NORM, bert, logits, made
-from torch import nn
+from gauge._transformers import PRE_NORM, beit, bert, gpt, logits, made, t5
+from torch import Tensor, nn
 
 import nlm
 from nlm.gauge import Gauge, find
 
 
 @cache
-def traced(build) -> tuple[nn.Module, torch.Tensor, Gauge]:
+def traced(build) -> tuple[nn.Module, Tensor | dict[str, Tensor], Gauge]:
     """A network that nobody changes, its inputs and its gauge."""
     network, inputs = made(build)
     spec = nlm.trace(network, inputs)
@@ -25,7 +25,8 @@ def traced(build) -> tuple[nn.Module, torch.Tensor, Gauge]:
 def change(network: nn.Module, gauge: Gauge, inputs, *steps) -> float:
     """The relative change of the outputs, in float64, after some changes of the state dict."""
     network = copy.deepcopy(network).double()
-    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        inputs = inputs.double()
     expected = logits(network, inputs)
     state = network.state_dict()
     for step in steps:
@@ -108,13 +109,21 @@ def test_a_gauge_survives_as_text():
     assert Gauge.from_mapping(json.loads(json.dumps(gauge.to_mapping()))) == gauge
 
 
-def two_names():
-    network = GPT()
+def one_parameter():
+    network, inputs = gpt()
     network.another = network.head.bias
-    return network, torch.randint(3, 40, (4, 12))
+    return network, inputs
 
 
-def test_a_parameter_of_two_names_keeps_one_value():
+def one_memory():
+    network, inputs = gpt()
+    network.another = nn.Parameter(torch.empty(40))
+    network.another.data = network.head.bias.data
+    return network, inputs
+
+
+@pytest.mark.parametrize("two_names", [one_parameter, one_memory])
+def test_a_parameter_of_two_names_keeps_one_value(two_names):
     network, inputs, gauge = traced(two_names)
     [names] = gauge.shared
     assert not gauge.untied and set(names) == {"head.bias", "another"}
@@ -122,6 +131,34 @@ def test_a_parameter_of_two_names_keeps_one_value():
     assert torch.equal(folded["another"], folded["head.bias"])
     assert change(network, gauge, inputs, gauge.fold) < 1e-12
     assert not torch.equal(folded["another"], network.another)
+
+
+def test_the_gains_of_a_layer_scale_go_into_the_weights_before_them():
+    network, inputs, gauge = traced(beit)
+    [stream] = gauge.streams.values()
+    assert len(stream.scales) == 4  # two a layer
+    rotation = gauge.random(3)
+    turn = lambda state: gauge.apply(rotation, state)  # noqa: E731
+    assert change(network, gauge, inputs, gauge.fold) < 1e-12
+    assert change(network, gauge, inputs, gauge.fold, turn) < 1e-12
+    state = turn(gauge.fold(network.state_dict()))
+    assert all(bool((state[scale.gain] == 1).all()) for scale in stream.scales)
+    assert Gauge.from_mapping(json.loads(json.dumps(gauge.to_mapping()))) == gauge
+
+
+def test_an_encoder_and_a_decoder_have_one_stream(tmp_path):
+    """T5: scaled outputs, one embedding for both, of which the head is taken apart."""
+    network, inputs, gauge = traced(t5)
+    [stream] = gauge.streams.values()
+    assert not stream.keeps_ones and gauge.untied == (("shared.weight", "lm_head.weight"),)
+    rotation = gauge.random(3)
+    turn = lambda state: gauge.apply(rotation, state)  # noqa: E731
+    assert change(network, gauge, inputs, gauge.fold, turn) < 1e-6  # its norm computes in float32
+    other = gauge.untie(network)
+    other.load_state_dict(turn(gauge.fold(network.state_dict())))
+    other.save_pretrained(tmp_path)
+    again = type(network).from_pretrained(tmp_path)
+    assert torch.allclose(logits(again, inputs), logits(network, inputs), atol=1e-4)
 
 
 def refused(build) -> str:
@@ -154,6 +191,20 @@ def test_an_activation_on_the_stream_is_refused():
     assert "nothing but sums and weights" in refused(lambda: (Gated(), torch.randint(40, (4, 6))))
 
 
+def test_a_gain_on_the_embedding_is_refused():
+    class Scaled(nn.Embedding):
+        def forward(self, tokens):
+            return super().forward(tokens) * self.gain
+
+    def build():
+        network, inputs = gpt()
+        network.embedding = Scaled(40, 24)
+        network.embedding.gain = nn.Parameter(torch.ones(24))
+        return network, inputs
+
+    assert "read by weights alone" in refused(build)
+
+
 class WrittenOut(nn.Module):
     """A LayerNorm by hand: nobody calls it one."""
 
@@ -168,10 +219,10 @@ class WrittenOut(nn.Module):
 
 def test_a_norm_that_is_written_out_is_understood():
     def build():
-        network = GPT()
+        network, inputs = gpt()
         for block in network.blocks:
-            block.n1, block.n2 = WrittenOut(24), WrittenOut(24)
-        return network, torch.randint(3, 40, (4, 12))
+            block.norm1, block.norm2 = WrittenOut(24), WrittenOut(24)
+        return network, inputs
 
     network, inputs, gauge = traced(build)
     [stream] = gauge.streams.values()
