@@ -56,7 +56,9 @@ Published: heads help and permuting the stream hurts masked language models (Ver
 arXiv:2403.00986: 4.31 to 3.71 with heads; 4.95 to 7.34 with the stream); rotations leave less than
 permutations (Theus et al. 2025: 2.02, 1.43 and 0.34 for a GPT-2, 1.69, 1.27 and 0.36 for a ViT).
 The expected order is vanilla > permutations > rotations. Absolute values hang on the network and on
-how long it was trained."""
+how long it was trained; these were trained shortly. The masked model has learned little more than
+how frequent the characters are (a loss of about 3), so there is little to lose between two of
+them: its rows say nothing yet about the published ones, which are of models trained to the end."""
 
 
 def load() -> list[dict[str, Any]]:
@@ -79,7 +81,7 @@ def section(result: dict[str, Any]) -> str:
     about = (
         f"{size['depth']} layers of width {size['width']}, {size['heads']} heads, "
         f"{size['hidden']} feed-forward units; {settings['steps']} steps of {recipe['batch']} "
-        f"samples; seeds {', '.join(map(str, seeds))}: {len(pairs)} pairs. The networks' own loss "
+        f"samples; seeds {', '.join(map(str, seeds))}: {_pairs(pairs)}. The networks' own loss "
         f"is {min(members):.3f} to {max(members):.3f}"
     )
     if "pseudo_perplexity" in pairs[0]:
@@ -128,7 +130,7 @@ def verdict(result: dict[str, Any]) -> str:
             )
             text.append(
                 f"*{ROWS[name].removeprefix('+ ')}* is worse than *{ROWS[before]}*, by "
-                f"{found[name] - found[before]:.3f}, in {worse} of {len(pairs)} pairs."
+                f"{found[name] - found[before]:.3f}, in {worse} of {_pairs(pairs)}."
             )
     if result["refused"]:
         text.append(f"Rotations are refused: `{result['refused']}`")
@@ -139,11 +141,17 @@ def barriers(pairs: list[dict[str, Any]], name: str) -> list[float]:
     return [pair["rows"][name]["barrier"] for pair in pairs]
 
 
+def _pairs(pairs: list[dict[str, Any]]) -> str:
+    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)}"
+
+
 def _spread(values: list[float], digits: int) -> str:
     """Mean and standard error."""
     if max(map(abs, values)) < 5 * 10.0**-digits:
         return f"{max(map(abs, values)):.0e} at most"
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    error = stdev(values) / len(values) ** 0.5
     return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
 
 

@@ -33,7 +33,7 @@ def test_what_breaks_the_order_is_said():
     pair = {"rows": {name: {"barrier": value} for name, value in rows.items()}}
     told = barriers.verdict({"pairs": [pair], "refused": ""})
     assert "vanilla > permutations > rotations **does not hold**: 2.000 (none), 1.500" in told
-    assert "*feed-forward units permuted* is worse than *none*, by 0.500, in 1 of 1 pairs" in told
+    assert "*feed-forward units permuted* is worse than *none*, by 0.500, in 1 of 1 pair" in told
     assert "*stream rotated instead, heads permuted* is worse than *+ heads permuted*" in told
     pair["rows"]["stream rotated"]["barrier"] = 0.5
     told = barriers.verdict({"pairs": [pair], "refused": ""})
