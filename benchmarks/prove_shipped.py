@@ -3,7 +3,7 @@
 Each in a process of its own, as ``nlm spec verify NAME FOLDER --random`` does it; one that needs
 more memory than the machine has is named and left out. docs/symmetry.md shows what is written.
 
-    python benchmarks/prove_shipped.py [--model PART] [--json FILE]
+    python benchmarks/prove_shipped.py [--models NAME ...] [--json FILE]
 """
 
 import argparse
@@ -40,7 +40,7 @@ def needed(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="", help="only models whose name contains this")
+    parser.add_argument("--models", nargs="+", choices=shipped.MODELS, default=list(shipped.MODELS))
     parser.add_argument("--json", type=Path, default=RESULTS / machine() / "proofs.json")
     parser.add_argument("--prove", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
         return
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     rows = []
-    for name in (name for name in shipped.MODELS if options.model in name):
+    for name in options.models:
         if (bytes_needed := needed(name)) > there:
             rows.append({"model": name, "needed_bytes": bytes_needed})
             print(f"{name}: a proof takes {bytes_needed / 2**30:.0f} GiB, there are fewer")

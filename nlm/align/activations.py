@@ -11,6 +11,7 @@ experts in one stacked tensor) are matched by their weights then, with all other
 that is every group of a traced network, the whole network is.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,7 +21,7 @@ from torch import nn
 from nlm._state_dict import check_weight
 from nlm.align.descent import Descent
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
-from nlm.align.similarity import Comparison, Correlation
+from nlm.align.similarity import Correlation
 from nlm.align.variants import restricted, stream_sites, streams
 from nlm.align.weights import weight_matching
 from nlm.statistics import Data, Forward, Mask, attention_mask, collect_cross_moments
@@ -109,7 +110,7 @@ def activation_matching(
             max_samples=max_samples, stride=stride, max_tokens=max_tokens, seed=seed,
             precision=precision, device=device, progress=report_batch, caller="nlm.align",
         )  # fmt: skip
-    comparisons: list[Comparison] = []
+    comparisons: list[Correlation] = []
     samples: dict[str, int] = {}
     for (module, _, layout), groups in sites.items():
         seen = moments[module]
@@ -128,8 +129,7 @@ def activation_matching(
         comparisons.append(Correlation(correlation, layout, _used(spec, layout, groups)))
         for block in comparisons[-1].blocks:
             samples |= dict.fromkeys(_standing(spec, block), count)
-    descent = Descent(spec.groups, comparisons)
-    descent.run()
+    descent = _best_descent(spec, comparisons)
     permutation, similarity = descent.permutation, descent.agreement()
     objective = descent.objective[-1:]
     unseen = [group for group in spec.free if group not in samples]
@@ -152,6 +152,34 @@ def activation_matching(
         histogram=histograms(similarity),
     )
     return AlignmentResult(whole.compose(permutation, {}), report, similarity=similarity)
+
+
+def _best_descent(spec: PermutationSpec, comparisons: list[Correlation]) -> Descent:
+    """From the order as it is; where groups of one parent stand side by side at some module
+    (queries of a key, and the units of both), also from where other modules lead, and the better.
+
+    There those that other modules show come first, then the rest with these in place.
+    """
+    descent = Descent(spec.groups, comparisons)
+    descent.run()
+    clear = [seen.where(lambda block: _is_chain(spec, block)) for seen in comparisons]
+    shown = {name for seen in clear for block in seen.blocks for name in _standing(spec, block)}
+    if all(_is_chain(spec, block) for seen in comparisons for block in seen.blocks):
+        return descent
+    first = Descent(spec.groups, clear)
+    first.run()
+    other = Descent(spec.groups, comparisons, first.permutation)
+    other.run(but=shown)
+    other.run()
+    return max(descent, other, key=lambda each: each.objective[-1])
+
+
+def _is_chain(spec: PermutationSpec, block: Block) -> bool:
+    """Whether of any two groups of a block one is inside the other."""
+    return all(
+        one in spec.groups[other].parents or other in spec.groups[one].parents
+        for one, other in itertools.combinations(_standing(spec, block), 2)
+    )
 
 
 def _sites(

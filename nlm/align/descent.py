@@ -9,7 +9,7 @@ is not solved again. A sweep that gains less than ``tolerance`` times the object
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -66,15 +66,20 @@ class Descent:
         tolerance: float = 1e-9,
         order: str = "random",
         progress: Callable[[int, float], None] | None = None,
+        but: Collection[str] = (),
     ) -> None:
-        """Sweeps over the moves, in one of ``ORDERS``, until nothing is gained."""
+        """Sweeps over the moves, in one of ``ORDERS``, until nothing is gained.
+
+        Those of groups in ``but`` are left out.
+        """
         generator = torch.Generator().manual_seed(seed)
-        stale = set(self._moves)
+        moves = [move for move in self._moves if not any(name in but for name in move.members)]
+        stale = set(moves)
         for sweep in range(max_sweeps):
-            visits = list(self._moves)
+            visits = list(moves)
             if order == "random":
                 numbers = torch.randperm(len(visits), generator=generator).tolist()
-                visits = [self._moves[number] for number in numbers]
+                visits = [moves[number] for number in numbers]
             elif order == "backward" or (order == "alternating" and sweep % 2):
                 visits.reverse()
             for move in visits:

@@ -154,6 +154,10 @@ class Correlation(Comparison):
         self.blocks = used
         self.scale = float(layout.size)
 
+    def where(self, counts: Callable[[Block], bool]) -> "Correlation":
+        """The same, by the blocks for which this holds."""
+        return Correlation(self.b, self.layouts[1], [each for each in self.blocks if counts(each)])
+
     def value(self, order: Gathers) -> float:
         return float(self._used(self._matched(order)).sum())
 

@@ -75,12 +75,19 @@ def check_written(name: str, label: str, value: Any) -> None:
 def check_apart(
     name: str, written: Iterable[tuple[str, Tensor]], read: Iterable[tuple[str, Tensor]]
 ) -> None:
-    """No written tensor shares memory with any other of the call.
+    """No written tensor shares memory with any other of the call, or has an element twice.
 
     Tensors are taken as intervals from their first to their last element: interleaved views are
     refused too. One sort, so that many tensors cost n log n.
     """
-    spans = [(*_extent(x), True, label) for label, x in written if x.numel()]
+    written = [(label, x) for label, x in written if x.numel()]
+    for label, x in written:
+        if not x.is_contiguous() and _overlaps_itself(x):
+            raise ValueError(
+                f"nlm.{name}: a tensor that is written to must have each element once in memory, "
+                f"got {label} of shape {tuple(x.shape)} with strides {x.stride()}"
+            )
+    spans = [(*_extent(x), True, label) for label, x in written]
     spans += [(*_extent(x), False, label) for label, x in read if x.numel()]
     spans.sort()
     furthest: dict[bool, tuple[int, str]] = {}  # by "is written": the furthest end so far
@@ -94,6 +101,17 @@ def check_apart(
                 )
         if is_written not in furthest or furthest[is_written][0] < end:
             furthest[is_written] = (end, label)
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether dimensions lie inside one another in memory; so may a few that do not overlap."""
+    reach = 0
+    for step, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if step <= reach:
+                return True
+            reach += (size - 1) * step
+    return False
 
 
 def _extent(x: Tensor) -> tuple[int, int]:

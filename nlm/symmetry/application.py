@@ -1,13 +1,13 @@
 """A permutation applied to a state dict: into new memory, or into a state dict that is there."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nlm._state_dict import place_of
-from nlm.ops._arguments import check_apart
+from nlm.ops._arguments import check_apart, check_written
 from nlm.symmetry import gather, stacks
 from nlm.symmetry import permutation as permutations
 
@@ -34,7 +34,7 @@ def apply(
         found = stacks.separated(spec.stacks, dict(zip(sources, moved, strict=True)))
         return {name: found[name] for name in state_dict}
     _check_apart(state_dict, {name: out[name] for name in state_dict if name not in repeated})
-    direct = {n: out[n].detach() for n in sources if n in out and out[n].is_contiguous()}
+    direct = {n: out[n].detach() for n in sources if n in out and _is_plain(out[n])}
     targets = [
         direct[name] if name in direct else torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for name, x in sources.items()
@@ -46,10 +46,15 @@ def apply(
     return {name: out[name] for name in state_dict}
 
 
-def _repeated(spec: "PermutationSpec", state: State, out: State) -> set[str]:
-    """The entries to be written once, with another: tied in both state dicts and in the layouts.
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a kernel may write to it: in order, and neither conjugate nor negative in reading."""
+    return tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
-    Raises where ``out`` does not have the entries of the state dict.
+
+def _repeated(spec: "PermutationSpec", state: State, out: State) -> set[str]:
+    """The entries to be written once, with another: tied in ``out``, and equal as they go in.
+
+    Raises where ``out`` is not made as the state dict.
     """
     missing, extra = [n for n in state if n not in out], [n for n in out if n not in state]
     if missing or extra:
@@ -57,10 +62,12 @@ def _repeated(spec: "PermutationSpec", state: State, out: State) -> set[str]:
             f"nlm.symmetry: out has the entries of the state dict, got "
             f"{len(missing)} missing and {len(extra)} extra, such as {(missing + extra)[0]!r}"
         )
+    members = stacks.stack_of(spec.stacks)
     found: set[str] = set()
-    seen = set()
+    seen: dict[Hashable, Tensor] = {}
     for name, tensor in state.items():
         target = out[name]
+        check_written("symmetry", f"out[{name!r}]", target)
         if target.dtype != tensor.dtype:
             raise TypeError(
                 f"nlm.symmetry: out has the types of the state dict, got {target.dtype} and "
@@ -72,11 +79,17 @@ def _repeated(spec: "PermutationSpec", state: State, out: State) -> set[str]:
                 f"{list(target.shape)} on {target.device} and {list(tensor.shape)} on "
                 f"{tensor.device} for {name!r}"
             )
-        place = place_of(target), place_of(tensor), spec.params.get(name)
-        if place in seen:
+        if name in members:
+            continue
+        place = place_of(target), spec.params.get(name)
+        if place in seen and _is_equal(seen[place], tensor):
             found.add(name)
-        seen.add(place)
+        seen.setdefault(place, tensor)
     return found
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return place_of(one) == place_of(other) or (not one.is_meta and torch.equal(one, other))
 
 
 def _check_apart(state: State, out: State) -> None:

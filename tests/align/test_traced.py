@@ -40,6 +40,27 @@ def mixtral() -> Case:
     return decoder("Mixtral", num_local_experts=4, experts_implementation="batched_mm")
 
 
+class Grouped(nn.Module):
+    """Attention with two queries for each key and value, without positions: queries of a key and
+    the units of both stand side by side where queries are seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.q = nn.Linear(7, 10), nn.Linear(10, 24)
+        self.k, self.v, self.after = nn.Linear(10, 12), nn.Linear(10, 12), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x).tanh()
+        q = self.q(x).unflatten(-1, (3, 2, 4))
+        k, v = (linear(x).unflatten(-1, (3, 4)) for linear in (self.k, self.v))
+        score = torch.einsum("btgqd,bsgd->bgqts", q, k).softmax(-1)
+        return self.after(torch.einsum("bgqts,bsgd->btgqd", score, v).flatten(2))
+
+
+def grouped() -> Case:
+    return Grouped(), torch.randn(64, 6, 7), {}
+
+
 def vit() -> Case:
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -77,6 +98,7 @@ CASES = {
     "bert": (bert, True),
     "llama": (lambda: decoder("Llama"), True),
     "mixtral": (mixtral, False),
+    "grouped queries": (grouped, True),
     "vit": (vit, True),
     "resnet": (resnet, True),
 }

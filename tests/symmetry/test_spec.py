@@ -55,6 +55,18 @@ def test_a_permuted_state_goes_into_another_model(traced):
     state, out = {"a": tied, "b": tied, "c": torch.arange(12.0).view(3, 4)}, torch.zeros(4, 3)
     moved = spec.apply(spec.random(0), state, out={"a": out, "b": out, "c": torch.zeros(3, 4)})
     assert torch.equal(moved["b"], spec.apply(spec.random(0), state)["a"])
+    again = spec.apply(
+        spec.random(0),
+        dict(moved) | {"b": moved["b"].clone()},
+        out=state | {"c": torch.zeros(3, 4)},
+    )
+    assert torch.equal(again["b"], spec.apply(spec.random(0), moved)["a"])
+    negative = torch._neg_view(torch.zeros(3, 4))
+    spec.apply(spec.random(0), moved, out={**again, "c": negative})
+    assert torch.equal(negative, spec.apply(spec.random(0), moved)["c"])
+
+
+X = torch.zeros(1000)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +89,18 @@ def test_a_permuted_state_goes_into_another_model(traced):
         (
             lambda out, state: out.update({"1.bias": out["1.weight"]}),
             ValueError, r"overlap of out\['1.\w+'\] with out\['1.\w+'\]",
+        ),
+        (
+            lambda out, state: out.update({"8.weight": torch.as_strided(X, (20, 48), (1, 4))}),
+            ValueError, r"each element once in memory, got out\['8.weight'\] of shape \(20, 48\)",
+        ),
+        (
+            lambda out, state: out.update({"0.bias": torch.zeros(1).expand(8)}),
+            ValueError, r"each element once in memory, got out\['0.bias'\]",
+        ),
+        (
+            lambda out, state: out.update({"0.bias": torch.zeros(8, requires_grad=True)}),
+            ValueError, r"out\['0.bias'\] is written to and must not require a gradient",
         ),
     ],
 )  # fmt: skip

@@ -62,6 +62,11 @@ def test_applying_is_undone_by_the_inverse() -> None:
     other = Mixture(softmax)
     spec.apply(permutation, state, out=other.state_dict())
     assert all(torch.equal(other.state_dict()[name], moved[name]) for name in state)
+    tied, again = Mixture(softmax), Mixture(softmax)
+    for each in (tied, again):
+        each.experts[2] = each.experts[0]
+    with pytest.raises(ValueError, match="must not share memory"):
+        spec.apply(permutation, tied.state_dict(), out=again.state_dict())
 
 
 def test_errors() -> None:
