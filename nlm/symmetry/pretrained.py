@@ -275,9 +275,15 @@ def _setting(config: Any, *names: str) -> Any:
 
 
 def _tokens(config: Any, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Tokens of the vocabulary, not among the first, which have special meanings."""
+    """Tokens of the vocabulary, not among the first, which have special meanings; the last is the
+    one that ends a text, behind which CLIP would read nothing.
+    """
     size = _setting(config, "vocab_size", "input_vocab_size") or 2
-    return torch.randint(min(4, size - 1), size, shape, generator=generator)
+    tokens = torch.randint(min(4, size - 1), size, shape, generator=generator)
+    end = _setting(config, "eos_token_id")
+    if isinstance(end, int) and 0 <= end < size:
+        tokens[:, -1] = end
+    return tokens
 
 
 def _text_shape(config: Any) -> tuple[int, ...]:
