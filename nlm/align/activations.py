@@ -162,10 +162,10 @@ def _best_descent(spec: PermutationSpec, comparisons: list[Correlation]) -> Desc
     """
     descent = Descent(spec.groups, comparisons)
     descent.run()
-    clear = [seen.where(lambda block: _is_chain(spec, block)) for seen in comparisons]
-    shown = {name for seen in clear for block in seen.blocks for name in _standing(spec, block)}
     if all(_is_chain(spec, block) for seen in comparisons for block in seen.blocks):
         return descent
+    clear = [seen.where(lambda block: _is_chain(spec, block)) for seen in comparisons]
+    shown = {name for seen in clear for block in seen.blocks for name in _standing(spec, block)}
     first = Descent(spec.groups, clear)
     first.run()
     other = Descent(spec.groups, comparisons, first.permutation)
