@@ -6,7 +6,7 @@ expression, and then the stock compositions of which the fastest is the peer tha
 providers of a workload see the same data, are checked against the same truth before any of them is
 timed, and take turns, so that a noisy machine is noisy for all. Times are medians; speeds count the
 bytes or flops that the operation needs, not those that a provider happens to move, and are given as
-a fraction of a read, a copy or a float32 GEMM measured in the same run.
+a fraction of a read, a copy or a float32 GEMM, measured right before and after the workload.
 
 "nlm" must keep the error that it promises. A peer works in the precision it has, and must be near
 enough (``PEER_ERROR``) to be computing the same thing.
@@ -33,12 +33,14 @@ import shutil
 import statistics
 import subprocess
 import time
+import timeit
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,11 +51,13 @@ from nlm._registry import operations
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT_ELEMENTS = 1 << 26  # 256 MiB of float32: beyond every cache
+LIMIT_ROUNDS = 3
 MOST_ROUNDS = 50
 PEER_ERROR = 0.05  # bfloat16 sums of uncentred products err by 0.017
 SECONDS = 3.0  # for all providers of a workload together
 
 Source = Callable[[], "Iterable[Workload]"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -136,28 +140,50 @@ def time_in_turns(providers: Mapping[str, Callable[[], Any]], seconds: float) ->
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def measure_limits(seconds: float) -> dict[str, float]:
-    """GB/s of a read and of copies (both directions counted), GFLOP/s of a float32 GEMM."""
+@cache
+def _limits() -> dict[str, tuple[float, Callable[[], Any]]]:
+    """Limit -> the bytes or flops of a call, and the call; the tensors are kept."""
     x = torch.ones(LIMIT_ELEMENTS)
     y = torch.empty_like(x)
     a = torch.ones(2048, 2048)
-    calls = {
-        "read": x.sum,
-        "copy": lambda: y.copy_(x),
-        "fresh copy": lambda: fresh(torch.empty_like(x)).copy_(x),
-        "gemm": lambda: a @ a,
+    return {
+        "read": (4.0 * x.numel(), x.sum),
+        "copy": (8.0 * x.numel(), lambda: y.copy_(x)),
+        "fresh copy": (8.0 * x.numel(), lambda: fresh(torch.empty_like(x)).copy_(x)),
+        "gemm": (2.0**34, lambda: a @ a),
     }
-    amounts = dict.fromkeys(calls, 8.0 * x.numel()) | {"read": 4.0 * x.numel(), "gemm": 2.0**34}
-    medians = time_in_turns(calls, 3 * seconds)
-    return {name: amounts[name] / medians[name] / 1e9 for name in calls}
 
 
-def rows_of(
-    op: str, work: Workload, limits: Mapping[str, float], seconds: float
-) -> list[dict[str, Any]]:
+def measure_limits(seconds: float) -> dict[str, float]:
+    """GB/s of a read and of copies (both directions counted), GFLOP/s of a float32 GEMM."""
+    medians = time_in_turns({name: call for name, (_, call) in _limits().items()}, 3 * seconds)
+    return {name: amount / medians[name] / 1e9 for name, (amount, _) in _limits().items()}
+
+
+def limit_beside(
+    work: Workload, run: Callable[[], Result], rounds: int = LIMIT_ROUNDS
+) -> tuple[Result, float | None]:
+    """What ``run`` returns, and the rate of the workload's limit right before and after it.
+
+    Other work on the machine comes and goes within minutes and slows the limit down too.
+    """
+    if work.limit is None:
+        return run(), None
+    amount, call = _limits()[work.limit]
+
+    def seconds() -> float:
+        return statistics.median(timeit.repeat(call, number=1, repeat=rounds))
+
+    before = seconds()
+    result = run()
+    return result, amount / statistics.mean((before, seconds())) / 1e9
+
+
+def rows_of(op: str, work: Workload, seconds: float) -> list[dict[str, Any]]:
     """Checks and times one workload; prints and returns a row for each provider."""
     errors = check(op, work)
-    medians = time_in_turns(work.providers, seconds)
+    rounds = LIMIT_ROUNDS if seconds > 0 else 1
+    medians, limit = limit_beside(work, lambda: time_in_turns(work.providers, seconds), rounds)
     rows = []
     for name, median in medians.items():
         row = {
@@ -167,7 +193,7 @@ def rows_of(
             "threads": torch.get_num_threads(),
             "provider": name,
             "median_s": median,
-            **speed(work, median, limits),
+            **speed(work, median, limit),
             "error": errors[name],
         }
         rows.append(row)
@@ -175,12 +201,13 @@ def rows_of(
     return rows
 
 
-def speed(work: Workload, seconds: float, limits: Mapping[str, float]) -> dict[str, float]:
-    if work.limit is None:
+def speed(work: Workload, seconds: float, limit: float | None) -> dict[str, float]:
+    """The rate, in GB/s or GFLOP/s, and the fraction that it is of such a limit."""
+    if limit is None:
         return {}
     rate = work.amount / seconds / 1e9
     unit = "gflops" if work.limit == "gemm" else "gbps"
-    return {unit: rate, "fraction_of_limit": rate / limits[work.limit]}
+    return {unit: rate, "limit": limit, "fraction_of_limit": rate / limit}
 
 
 HEADER = (
@@ -249,7 +276,7 @@ def run(
                     if quick:
                         names = [name for name in names if "torch.compile" not in name]
                     given = work.only(names)
-                    report["rows"] += rows_of(op, given, limits, 0.0 if quick else seconds)
+                    report["rows"] += rows_of(op, given, 0.0 if quick else seconds)
     finally:
         torch.set_num_threads(before)
     return report

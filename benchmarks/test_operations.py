@@ -7,19 +7,15 @@ piece, so compare on a quiet machine.
 """
 
 import copy
+import functools
 from typing import Any
 
 import pytest
-from _bench import check, measure_limits, source, speed, stems
-
-
-@pytest.fixture(scope="session")
-def limits() -> dict[str, float]:
-    return measure_limits(1.0)
+from _bench import check, limit_beside, source, speed, stems
 
 
 @pytest.mark.parametrize("stem", stems())
-def test_operation(stem: str, benchmark: Any, limits: dict[str, float]) -> None:
+def test_operation(stem: str, benchmark: Any) -> None:
     benchmark.skipped = True  # it is the pattern of those that are used
     for work in source(stem)():
         errors = check(stem, work)
@@ -30,6 +26,6 @@ def test_operation(stem: str, benchmark: Any, limits: dict[str, float]) -> None:
             timing.group = f"{stem}, {work.name}, {work.dtype_name}"
             timing.name = name
             timing.fullname = f"{timing.group}, {name}"
-            timing(call)
+            _, limit = limit_beside(work, functools.partial(timing, call))
             seconds = timing.stats.stats.median
-            timing.extra_info = {"error": errors[name], **speed(work, seconds, limits)}
+            timing.extra_info = {"error": errors[name], **speed(work, seconds, limit)}
