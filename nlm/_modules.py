@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from nlm._functions import FunctionHooks, is_place
 
 OutputHook = Callable[[Tensor], Tensor | None]
 
@@ -19,7 +21,14 @@ _CHANNELS_SECOND = (
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._LPPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
 )  # fmt: skip
-_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+_CHANNELS_LAST = (
+    nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention,
+)  # fmt: skip
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+_OUT_OF_PLACE = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+)  # fmt: skip
 
 _locks: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
 _making_a_lock = threading.Lock()
@@ -55,13 +64,36 @@ def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[
 
     They run before the hooks that are there already, a user's among them, which see the new output:
     what is measured is what the module itself computes, where a correction stands at run time too.
+    A name may also be that of a function call, see :mod:`nlm._functions`. An encoder of PyTorch's
+    runs its layers one by one, and not as one operation on nested tensors.
     """
-    with ExitStack() as stack:
-        for name, hook in hooks.items():
-            module = submodule(model, name)
-            handle = module.register_forward_hook(_only_output(name, hook), prepend=True)
-            stack.callback(handle.remove)
-        yield
+    calls, handles = install_hooks(model, hooks)
+    nested = [each for each in model.modules() if getattr(each, "use_nested_tensor", False) is True]
+    try:
+        for encoder in nested:
+            encoder.use_nested_tensor = False
+        with calls or nullcontext():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for encoder in nested:
+            encoder.use_nested_tensor = True
+
+
+def install_hooks(
+    model: nn.Module, hooks: Mapping[str, OutputHook]
+) -> tuple[FunctionHooks | None, list[Any]]:
+    """Hooks that stay until their handles remove them, and what is entered around a call."""
+    modules = {name: submodule(model, name.partition(":")[0]) for name in hooks}
+    places = {name: hook for name, hook in hooks.items() if is_place(name)}
+    calls = FunctionHooks(places) if places else None
+    handles = [] if calls is None else calls.watch(model)
+    for name, hook in hooks.items():
+        if not is_place(name):
+            only = _only_output(name, hook, calls)
+            handles.append(modules[name].register_forward_hook(only, prepend=True))
+    return calls, handles
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
@@ -78,6 +110,29 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(
             f"nlm: a point is the name of a module of the model, got {name!r}"
         ) from None
+
+
+def is_transformers_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D: a linear layer whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear or convolution layer, or an attention that ends with one."""
+    return isinstance(module, _LAYERS) or is_transformers_conv1d(module)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: PyTorch's kinds, and others that are called so."""
+    return type(module).__name__.endswith("Norm") or isinstance(
+        module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    )
+
+
+def writes_new_memory(module: nn.Module) -> bool:
+    """Whether a module's output is memory that nothing else reads: it may be written to."""
+    usual = any(type(module).forward is kind.forward for kind in _OUT_OF_PLACE)
+    return (usual and not module.training) or is_transformers_conv1d(module)
 
 
 def channel_dim(name: str, module: nn.Module) -> int:
@@ -107,13 +162,18 @@ def channel_count(module: nn.Module) -> int | None:
     return None
 
 
-def _only_output(name: str, hook: OutputHook) -> Callable[..., Any]:
-    def forward_hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if not isinstance(output, Tensor):
+def _only_output(name: str, hook: OutputHook, calls: FunctionHooks | None) -> Callable[..., Any]:
+    """The hook on a module's tensor, or on the first of a tuple of which it is the first."""
+
+    def forward_hook(module: nn.Module, args: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(first, Tensor):
             raise ValueError(
-                f"nlm: a point is a module that returns one tensor, got {type(output).__name__} "
-                f"from {name!r}"
+                f"nlm: a point is a module that returns a tensor, or a tuple that begins with one, "
+                f"got {type(output).__name__} from {name!r}"
             )
-        return hook(output)
+        with nullcontext() if calls is None else calls.aside():
+            new = hook(first)
+        return new if first is output or new is None else (new, *output[1:])
 
     return forward_hook

@@ -1,0 +1,137 @@
+"""The functions that a network's modules call, such as ``x + y`` and ``F.relu(x)``, as places.
+
+A place is named ``"module:function"``: ``"layer1.0:add"`` is the first addition in the forward of
+``layer1.0`` itself, ``"layer1.0:add.1"`` the second, ``":relu"`` the network's own. What modules
+without weights and submodules call, such as that of :class:`torch.nn.ReLU`, counts as called by the
+module around them, so that one such module may serve many places.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+ACTIVATIONS = frozenset(
+    "relu relu6 gelu silu elu selu celu leaky_relu prelu rrelu mish hardswish hardsigmoid hardtanh "
+    "softplus softsign tanh sigmoid logsigmoid tanhshrink softshrink hardshrink".split()
+)
+_NAMED = ACTIVATIONS | {"add"}
+
+
+def function_name(function: Any) -> str:
+    """A function's plain name: "add" for ``+``, ``+=``, ``torch.add`` and ``add_``."""
+    name = getattr(function, "__name__", "").strip("_")
+    return "add" if name in {"iadd", "radd"} else name
+
+
+def is_transparent(module: nn.Module) -> bool:
+    """Whether what a module calls counts as called by the module around it."""
+    return not (module._modules or module._parameters or module._buffers)
+
+
+class FunctionCalls(TorchFunctionMode):
+    """Sees the function calls of one forward pass of a network, in the thread that entered it.
+
+    :meth:`watch` first hooks the modules, to tell whose call it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: list[tuple[str, Counter[str]]] = []
+        self._aside = False
+
+    def called(
+        self, owner: str, function: Any, args: Any, kwargs: dict[str, Any], result: Any
+    ) -> Any:
+        """What a call returns instead of its result. ``owner`` is the module that calls."""
+        raise NotImplementedError
+
+    def place(self, owner: str, function: Any, result: Any) -> str | None:
+        """The place of the current call, of a function that has places."""
+        name = function_name(function)
+        if name not in _NAMED or not isinstance(result, Tensor):
+            return None
+        counts = self._running[-1][1]
+        counts[name] += 1
+        number = counts[name] - 1
+        return f"{owner}:{name}.{number}" if number else f"{owner}:{name}"
+
+    def watch(self, network: nn.Module) -> list[Any]:
+        """Hooks the modules of a network; the handles of the hooks."""
+        handles: list[Any] = []
+        for name, module in network.named_modules():
+            if not is_transparent(module):
+                handles.append(module.register_forward_pre_hook(self._entering(name)))
+                handles.append(module.register_forward_hook(self._leaving))
+        return handles
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is called in the block is no call of the network's."""
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            self._running.append((name, Counter()))
+
+        return enter
+
+    def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running.pop()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._aside or not self._running:
+            return result
+        return self.called(self._running[-1][0], func, args, kwargs, result)
+
+
+class FunctionHooks(FunctionCalls):
+    """Calls ``hooks[place](result)``; what it returns replaces the result, if need be in place."""
+
+    def __init__(self, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> None:
+        super().__init__()
+        self._hooks = hooks
+
+    def called(
+        self, owner: str, function: Any, args: Any, kwargs: dict[str, Any], result: Any
+    ) -> Any:
+        place = self.place(owner, function, result)
+        hook = None if place is None else self._hooks.get(place)
+        new = None if hook is None else hook(result)
+        if new is None or new is result:
+            return result
+        return result.copy_(new) if args and result is args[0] else new
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is that of a function call, not of a module."""
+    return ":" in name
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments or results, and in the lists among them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from tensors_of(each)
+    elif isinstance(value, dict):
+        yield from tensors_of(list(value.values()))
+
+
+def version_of(value: Any) -> int:
+    """How often a tensor was written to; inference tensors do not count."""
+    counted = isinstance(value, Tensor) and not value.is_inference()
+    return value._version if counted else 0
+

@@ -1,0 +1,61 @@
+"""A corrected network as one module that compiles and exports."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from nlm import ops
+from nlm._modules import OutputHook, install_hooks
+
+
+class Inlined(nn.Module):
+    """A network whose points are corrected by hooks that stay: ``module(x)``, ``module(x, task)``.
+
+    What :meth:`Correction.inline` returns. It takes no lock and runs no Python of ours beside its
+    hooks, so that ``torch.compile``, ``torch.export`` and ONNX see one graph.
+
+    Parameters
+    ----------
+    network : it is hooked for good.
+    tables : point -> scale and shift: [channels], or [tasks, channels] for tasks that ids choose.
+    points : point -> channel dimension.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tables: Mapping[str, tuple[Tensor, Tensor]],
+        points: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        for encoder in network.modules():
+            if getattr(encoder, "use_nested_tensor", False) is True:
+                encoder.use_nested_tensor = False  # type: ignore[assignment]
+        self._rows: list[Tensor | None] = [None]
+        for number, (scale, shift) in enumerate(tables.values()):
+            self.register_buffer(f"scale_{number}", scale.clone())
+            self.register_buffer(f"shift_{number}", shift.clone())
+        hooks = {point: self._hook(number, points[point]) for number, point in enumerate(tables)}
+        self._calls, _ = install_hooks(network, hooks)
+
+    def _hook(self, number: int, dim: int) -> OutputHook:
+        def correct(output: Tensor) -> Tensor:
+            scale, shift = getattr(self, f"scale_{number}"), getattr(self, f"shift_{number}")
+            return ops.scale_shift(output, scale, shift, self._rows[0], dim)
+
+        return correct
+
+    def forward(self, *args: Any, task: Tensor | None = None, **kwargs: Any) -> Any:
+        """The corrected network's output.
+
+        Parameters
+        ----------
+        task : int64 [n], the id of each sample's task; of a module for one task there is none.
+        """
+        self._rows[0] = task
+        if self._calls is None:
+            return self.network(*args, **kwargs)
+        with self._calls:
+            return self.network(*args, **kwargs)
