@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+ResultHook = Callable[[Tensor], Tensor | None]
+
 ACTIVATIONS = frozenset(
     "relu relu6 gelu silu elu selu celu leaky_relu prelu rrelu mish hardswish hardsigmoid hardtanh "
     "softplus softsign tanh sigmoid logsigmoid tanhshrink softshrink hardshrink".split()
@@ -79,6 +81,8 @@ class FunctionCalls(TorchFunctionMode):
 
     def _entering(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any) -> None:
+            if not name:  # a pass that failed has left its modules here
+                self._running.clear()
             self._running.append((name, Counter()))
 
         return enter
@@ -97,21 +101,35 @@ class FunctionCalls(TorchFunctionMode):
 
 
 class FunctionHooks(FunctionCalls):
-    """Calls ``hooks[place](result)``; what it returns replaces the result, if need be in place."""
+    """Calls the hooks of a place with its result, which what they return replaces, in place or not.
 
-    def __init__(self, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> None:
+    The latest come first.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self._hooks = hooks
+        self._hooks: dict[str, list[ResultHook]] = {}
+
+    def add(self, hooks: Mapping[str, ResultHook]) -> Callable[[], None]:
+        """Adds hooks; the result takes them away again."""
+        for place, hook in hooks.items():
+            self._hooks.setdefault(place, []).insert(0, hook)
+
+        def remove() -> None:
+            for place, hook in hooks.items():
+                self._hooks[place].remove(hook)
+
+        return remove
 
     def called(
         self, owner: str, function: Any, args: Any, kwargs: dict[str, Any], result: Any
     ) -> Any:
         place = self.place(owner, function, result)
-        hook = None if place is None else self._hooks.get(place)
-        new = None if hook is None else hook(result)
-        if new is None or new is result:
-            return result
-        return result.copy_(new) if args and result is args[0] else new
+        for hook in self._hooks.get(place, ()) if place is not None else ():
+            new = hook(result)
+            if new is not None and new is not result:
+                result = result.copy_(new) if args and result is args[0] else new
+        return result
 
 
 def is_place(name: str) -> bool:

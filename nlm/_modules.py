@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +30,15 @@ _OUT_OF_PLACE = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
 )  # fmt: skip
 
+
+class _Entered(threading.local):
+    """network -> what sees its functions, in this thread."""
+
+    def __init__(self) -> None:
+        self.calls: WeakKeyDictionary[nn.Module, FunctionHooks] = WeakKeyDictionary()
+
+
+_entered = _Entered()
 _locks: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
 _making_a_lock = threading.Lock()
 
@@ -67,33 +76,49 @@ def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[
     A name may also be that of a function call, see :mod:`nlm._functions`. An encoder of PyTorch's
     runs its layers one by one, and not as one operation on nested tensors.
     """
-    calls, handles = install_hooks(model, hooks)
+    entered = _entered.calls.get(model)
+    calls, remove = install_hooks(model, hooks, entered)
     nested = [each for each in model.modules() if getattr(each, "use_nested_tensor", False) is True]
     try:
         for encoder in nested:
             encoder.use_nested_tensor = False
-        with calls or nullcontext():
+        if calls is None or calls is entered:
             yield
+        else:
+            with calls:
+                _entered.calls[model] = calls
+                yield
     finally:
-        for handle in handles:
-            handle.remove()
+        if calls is not entered:
+            _entered.calls.pop(model, None)
+        remove()
         for encoder in nested:
             encoder.use_nested_tensor = True
 
 
 def install_hooks(
-    model: nn.Module, hooks: Mapping[str, OutputHook]
-) -> tuple[FunctionHooks | None, list[Any]]:
-    """Hooks that stay until their handles remove them, and what is entered around a call."""
+    model: nn.Module, hooks: Mapping[str, OutputHook], calls: FunctionHooks | None = None
+) -> tuple[FunctionHooks | None, Callable[[], None]]:
+    """Hooks that stay until they are removed by what is returned last.
+
+    ``calls`` sees the functions that the model calls; where none is given and there are hooks on
+    functions, it is made. It is returned, and entered for a call.
+    """
     modules = {name: submodule(model, name.partition(":")[0]) for name in hooks}
     places = {name: hook for name, hook in hooks.items() if is_place(name)}
-    calls = FunctionHooks(places) if places else None
-    handles = [] if calls is None else calls.watch(model)
-    for name, hook in hooks.items():
-        if not is_place(name):
-            only = _only_output(name, hook, calls)
-            handles.append(modules[name].register_forward_hook(only, prepend=True))
-    return calls, handles
+    with ExitStack() as stack:
+        if places and calls is None:
+            calls = FunctionHooks()
+            for handle in calls.watch(model):
+                stack.callback(handle.remove)
+        if calls is not None:
+            stack.callback(calls.add(places))
+        for name, hook in hooks.items():
+            if not is_place(name):
+                only = _only_output(name, hook, calls)
+                handle = modules[name].register_forward_hook(only, prepend=True)
+                stack.callback(handle.remove)
+        return calls, stack.pop_all().close
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

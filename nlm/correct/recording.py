@@ -139,10 +139,16 @@ class Record(FunctionCalls):
     def watch(self, network: nn.Module) -> list[Any]:
         self._layers = {name for name, module in network.named_modules() if is_layer(module)}
         handles = super().watch(network)
+        handles.append(network.register_forward_pre_hook(self._begin, with_kwargs=True))
         for name, module in network.named_modules():
             handles.append(module.register_forward_pre_hook(self._before))
             handles.append(module.register_forward_hook(self._after(name)))
         return handles
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        for tensor in tensors_of((args, kwargs)):
+            if tensor.is_floating_point():
+                self._known[tensor] = Value(tensor.shape, version_of(tensor))
 
     def _before(self, module: nn.Module, args: Any) -> None:
         first = args[0] if args else None
@@ -208,7 +214,7 @@ def _is_residual(read: list[Value | None], value: Value) -> bool:
     if len(read) != 2 or read[0] is None or read[1] is None:
         return False
     one, two = read[0], read[1]
-    return one.shape == two.shape == value.shape and 0 < min(one.depth, two.depth) < value.depth
+    return one.shape == two.shape == value.shape and min(one.depth, two.depth) < value.depth
 
 
 def _channels(name: str, args: Any, read: list[Value], made: Tensor, weighs: bool) -> int | None:
