@@ -149,7 +149,8 @@ def is_layer(module: nn.Module) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises: PyTorch's kinds, and others that are called so."""
-    return type(module).__name__.endswith("Norm") or isinstance(
+    called_so = type(module).__name__.endswith("Norm") and not module._modules
+    return called_so or isinstance(
         module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     )
 
@@ -170,7 +171,7 @@ def channel_dim(name: str, module: nn.Module) -> int:
     """
     if isinstance(module, _CHANNELS_SECOND):
         return 1
-    if isinstance(module, _CHANNELS_LAST):
+    if isinstance(module, _CHANNELS_LAST) or is_transformers_conv1d(module):
         return -1
     raise ValueError(
         f"nlm: the channel dimension is known for linear, convolution, normalisation, pooling and "

@@ -105,7 +105,7 @@ def _own(network: nn.Module, point: str, dim: int, shared: set[str]) -> Fold | s
         return f"{type(module).__name__} has no weight and bias that it applies in the usual way"
     if name in shared:
         return "its weights are shared"
-    if dim != (-1 if is_transformers_conv1d(module) else channel_dim(name, module)):
+    if dim != channel_dim(name, module):
         return f"its weights stand for another dimension than {dim}"
     return partial(_fold, module)
 

@@ -71,7 +71,7 @@ def vision_transformer() -> Made:
 
 
 def encoder(batch_first: bool = True) -> Made:
-    layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=batch_first)
+    layer = nn.TransformerEncoderLayer(12, 2, 24, activation="gelu", batch_first=batch_first)
     body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first)
     return nn.Sequential(body, nn.Linear(12, 4)), torch.randn(12, 5, 12)
 
@@ -88,7 +88,7 @@ NETWORKS = {
     "encoder": encoder,
     "bert": lambda: tokens(transformers.bert),
     "gpt2": lambda: tokens(transformers.gpt2),
-    "vit": transformers.vit,
+    "vit": lambda: (transformers.vit()[0], torch.randn(12, 3, 16, 16)),
 }
 
 

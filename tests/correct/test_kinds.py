@@ -47,6 +47,16 @@ def network(request):
     return request.param, *pair(NETWORKS[request.param])
 
 
+def fitted(network, data, kind, **options) -> nlm.Tact | None:
+    """None where a network has no such points, which is said."""
+    name, model, expert, _ = network
+    if (name, kind) == ("resnet without norms", "norm"):
+        with pytest.raises(ValueError, match="at least one point to correct, got none"):
+            nlm.Tact.fit(model, dict.fromkeys(data, expert), data, points=kind, **options)
+        return None
+    return nlm.Tact.fit(model, dict.fromkeys(data, expert), data, points=kind, **options)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_point_of_a_kind_is_matched_and_served(network, kind):
     name, model, expert, x = network
@@ -54,15 +64,16 @@ def test_every_point_of_a_kind_is_matched_and_served(network, kind):
         assert " ".join(find_points(model, lambda: model(x), kind).dims) == EXPECTED[name, kind]
     halves = {"a": x[:7], "b": x[7:].flip(0)}
     data = {task: [part] for task, part in halves.items()}
-    tact = nlm.Tact.fit(model, dict.fromkeys(data, expert), data, points=kind)
-    assert tact.points
+    tact = fitted(network, data, kind)
+    if tact is None:
+        return
     for task in data:
         found = layer_statistics(tact, expert, tact.points, data[task], task=task)
         assert found.variance_ratio == pytest.approx(dict.fromkeys(tact.points, 1), rel=1e-3)
     mixed = called(tact, x, task=[*"aaaaaaabbbbb"])
     torch.testing.assert_close(mixed[:7], called(tact, x[:7], task="a"), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mixed[7:], called(tact, x[7:], task=1), rtol=1e-4, atol=1e-4)
-    small = nlm.Tact.fit(model, dict.fromkeys(data, expert), data, points=kind, micro_batch=2)
+    small = fitted(network, data, kind, micro_batch=2)
     for point in tact.points:
         for one, other in zip(tact.correction(point), small.correction(point), strict=True):
             assert (one - other).abs().max() <= 1e-4 * one.abs().max(), point
@@ -71,7 +82,9 @@ def test_every_point_of_a_kind_is_matched_and_served(network, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_folds_is_exact_and_the_rest_is_named(network, kind):
     _, model, expert, x = network
-    tact = nlm.Tact.fit(model, {"a": expert}, {"a": [x]}, points=kind)
+    tact = fitted(network, {"a": [x]}, kind)
+    if tact is None:
+        return
     left = tact.unfoldable()
     if left:
         with pytest.raises(ValueError) as error:
@@ -90,7 +103,7 @@ def test_what_folds_is_exact_and_the_rest_is_named(network, kind):
 
 def test_the_reasons():
     model, expert, x = pair(resnet)
-    tact = nlm.Tact.fit(model, {"a": expert}, {"a": [x]}, points=["1", "2:add", "3"])
+    tact = nlm.Tact.fit(model, {"a": expert}, {"a": [x]}, points={"1": 1, "2:add": 1, "3": 1})
     reasons = tact.unfoldable()
     assert reasons["1"].endswith("read by '2.conv1', which pads with zeros and '2:add'")
     assert reasons["2:add"] == "a function has no weights, and it is read by '2:relu'"
