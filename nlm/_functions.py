@@ -6,11 +6,12 @@ without weights and submodules call, such as that of :class:`torch.nn.ReLU`, cou
 module around them, so that one such module may serve many places.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -20,13 +21,18 @@ ACTIVATIONS = frozenset(
     "relu relu6 gelu silu elu selu celu leaky_relu prelu rrelu mish hardswish hardsigmoid hardtanh "
     "softplus softsign tanh sigmoid logsigmoid tanhshrink softshrink hardshrink".split()
 )
-_NAMED = ACTIVATIONS | {"add"}
 
 
-def function_name(function: Any) -> str:
-    """A function's plain name: "add" for ``+``, ``+=``, ``torch.add`` and ``add_``."""
-    name = getattr(function, "__name__", "").strip("_")
-    return "add" if name in {"iadd", "radd"} else name
+def _named() -> dict[Any, str]:
+    """function -> its name, of those that have places: in every form in which PyTorch offers it."""
+    forms = {name: name for name in ACTIVATIONS | {"add"}} | {"__iadd__": "add", "__radd__": "add"}
+    forms |= {f"{name}_": name for name in [*forms]}
+    homes = (torch, torch.nn.functional, torch._C._nn, Tensor)
+    found = {getattr(home, form, None): name for form, name in forms.items() for home in homes}
+    return {function: name for function, name in found.items() if function is not None}
+
+
+_NAMES = _named()
 
 
 def is_transparent(module: nn.Module) -> bool:
@@ -42,7 +48,7 @@ class FunctionCalls(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._running: list[tuple[str, Counter[str]]] = []
+        self._running: list[tuple[str, dict[str, int]]] = []
         self._aside = False
 
     def called(
@@ -53,12 +59,12 @@ class FunctionCalls(TorchFunctionMode):
 
     def place(self, owner: str, function: Any, result: Any) -> str | None:
         """The place of the current call, of a function that has places."""
-        name = function_name(function)
-        if name not in _NAMED or not isinstance(result, Tensor):
+        name = _NAMES.get(function)
+        if name is None or not isinstance(result, Tensor):
             return None
         counts = self._running[-1][1]
-        counts[name] += 1
-        number = counts[name] - 1
+        number = counts.get(name, 0)
+        counts[name] = number + 1
         return f"{owner}:{name}.{number}" if number else f"{owner}:{name}"
 
     def watch(self, network: nn.Module) -> list[Any]:
@@ -66,7 +72,7 @@ class FunctionCalls(TorchFunctionMode):
         handles: list[Any] = []
         for name, module in network.named_modules():
             if not is_transparent(module):
-                handles.append(module.register_forward_pre_hook(self._entering(name)))
+                handles.append(module.register_forward_pre_hook(partial(self._entering, name)))
                 handles.append(module.register_forward_hook(self._leaving))
         return handles
 
@@ -79,13 +85,10 @@ class FunctionCalls(TorchFunctionMode):
         finally:
             self._aside = before
 
-    def _entering(self, name: str) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any) -> None:
-            if not name:  # a pass that failed has left its modules here
-                self._running.clear()
-            self._running.append((name, Counter()))
-
-        return enter
+    def _entering(self, name: str, module: nn.Module, args: Any) -> None:
+        if not name:  # a pass that failed has left its modules here
+            self._running.clear()
+        self._running.append((name, {}))
 
     def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running.pop()
@@ -126,9 +129,10 @@ class FunctionHooks(FunctionCalls):
     ) -> Any:
         place = self.place(owner, function, result)
         for hook in self._hooks.get(place, ()) if place is not None else ():
-            new = hook(result)
+            within = bool(args) and result is args[0]
+            new = hook(result.clone() if within and torch.is_grad_enabled() else result)
             if new is not None and new is not result:
-                result = result.copy_(new) if args and result is args[0] else new
+                result = result.copy_(new) if within else new
         return result
 
 
@@ -152,4 +156,3 @@ def version_of(value: Any) -> int:
     """How often a tensor was written to; inference tensors do not count."""
     counted = isinstance(value, Tensor) and not value.is_inference()
     return value._version if counted else 0
-

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -78,7 +79,9 @@ def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[
     """
     entered = _entered.calls.get(model)
     calls, remove = install_hooks(model, hooks, entered)
-    nested = [each for each in model.modules() if getattr(each, "use_nested_tensor", False) is True]
+    nested: list[Any] = [
+        each for each in model.modules() if getattr(each, "use_nested_tensor", False) is True
+    ]
     try:
         for encoder in nested:
             encoder.use_nested_tensor = False
@@ -115,8 +118,8 @@ def install_hooks(
             stack.callback(calls.add(places))
         for name, hook in hooks.items():
             if not is_place(name):
-                only = _only_output(name, hook, calls)
-                handle = modules[name].register_forward_hook(only, prepend=True)
+                at_output = partial(_at_output, name, hook, calls)
+                handle = modules[name].register_forward_hook(at_output, prepend=True)
                 stack.callback(handle.remove)
         return calls, stack.pop_all().close
 
@@ -188,18 +191,21 @@ def channel_count(module: nn.Module) -> int | None:
     return None
 
 
-def _only_output(name: str, hook: OutputHook, calls: FunctionHooks | None) -> Callable[..., Any]:
+def _at_output(
+    name: str,
+    hook: OutputHook,
+    calls: FunctionHooks | None,
+    module: nn.Module,
+    args: Any,
+    output: Any,
+) -> Any:
     """The hook on a module's tensor, or on the first of a tuple of which it is the first."""
-
-    def forward_hook(module: nn.Module, args: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(first, Tensor):
-            raise ValueError(
-                f"nlm: a point is a module that returns a tensor, or a tuple that begins with one, "
-                f"got {type(output).__name__} from {name!r}"
-            )
-        with nullcontext() if calls is None else calls.aside():
-            new = hook(first)
-        return new if first is output or new is None else (new, *output[1:])
-
-    return forward_hook
+    first = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(first, Tensor):
+        raise ValueError(
+            f"nlm: a point is a module that returns a tensor, or a tuple that begins with one, "
+            f"got {type(output).__name__} from {name!r}"
+        )
+    with nullcontext() if calls is None else calls.aside():
+        new = hook(first)
+    return new if first is output or new is None else (new, *output[1:])

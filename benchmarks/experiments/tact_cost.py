@@ -141,8 +141,8 @@ def main() -> None:
         rows.append(row)
     for row in rows:
         print(
-            f"{row['network']:<10} {row['tasks']:>2} tasks  fit x{row['fit_ratio']:.3f} of the bare "
-            f"passes ({row['fit_seconds']:.2f} s)  mixed batch x{row['serving_ratio']:.3f}  "
+            f"{row['network']:<10} {row['tasks']:>2} tasks  fit x{row['fit_ratio']:.3f} of the "
+            f"bare passes ({row['fit_seconds']:.2f} s)  mixed batch x{row['serving_ratio']:.3f}  "
             f"{row['correction_bytes']:,} of {row['model_bytes']:,} bytes"
         )
     machine = {"cpu": platform.machine(), "threads": options.threads, "nlm": nlm.__version__}

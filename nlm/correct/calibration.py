@@ -70,7 +70,9 @@ def calibration_size(
     distance[max_samples] = 0.0
     within = [each for each in distance if distance[each] <= tolerance]
     smallest = next(
-        each for each in within if all(distance[more] <= tolerance for more in distance if more > each)
+        each
+        for each in within
+        if all(distance[more] <= tolerance for more in distance if more > each)
     )
     return CalibrationSize(smallest, distance)
 

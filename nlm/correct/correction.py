@@ -239,9 +239,7 @@ class Correction(Wrapper):
         ]
         return cls(model, points, rows, fitted, readers, apart)
 
-    def _plain(
-        self, task: str | int | None
-    ) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
+    def _plain(self, task: str | int | None) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
         """A copy of the network with a task's weights, and the task's corrections, [channels]."""
         ids = self._ids(task)
         if isinstance(ids, Tensor):

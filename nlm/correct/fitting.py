@@ -49,6 +49,7 @@ class Setup:
 
     def stream(self, task: str) -> Stream:
         """The merged model on the samples of one task."""
+
         def call(model: nn.Module, batch: Any) -> Any:
             return run_task(model, task, batch, self.forward)
 
@@ -113,9 +114,7 @@ def prepare(
     task, network = next(iter(experts)), network_of(model)
 
     few = first(batches[task][0], _WATCHED, caller)
-    found = find_points(
-        network, lambda: run_task(model, task, few, forward), points, _heads(model)
-    )
+    found = find_points(network, lambda: run_task(model, task, few, forward), points, _heads(model))
     if not found.dims:
         raise ValueError(f"{caller}: there is at least one point to correct, got none")
     apart = any(length != sample_count(few, caller) for length in found.lengths.values())

@@ -1,6 +1,8 @@
 """A corrected network as one module that compiles and exports."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ class Inlined(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         for encoder in network.modules():
             if getattr(encoder, "use_nested_tensor", False) is True:
                 encoder.use_nested_tensor = False  # type: ignore[assignment]
@@ -37,15 +40,15 @@ class Inlined(nn.Module):
         for number, (scale, shift) in enumerate(tables.values()):
             self.register_buffer(f"scale_{number}", scale.clone())
             self.register_buffer(f"shift_{number}", shift.clone())
-        hooks = {point: self._hook(number, points[point]) for number, point in enumerate(tables)}
+        hooks: dict[str, OutputHook] = {
+            point: partial(self._correct, number, points[point])
+            for number, point in enumerate(tables)
+        }
         self._calls, _ = install_hooks(network, hooks)
 
-    def _hook(self, number: int, dim: int) -> OutputHook:
-        def correct(output: Tensor) -> Tensor:
-            scale, shift = getattr(self, f"scale_{number}"), getattr(self, f"shift_{number}")
-            return ops.scale_shift(output, scale, shift, self._rows[0], dim)
-
-        return correct
+    def _correct(self, number: int, dim: int, output: Tensor) -> Tensor:
+        scale, shift = getattr(self, f"scale_{number}"), getattr(self, f"shift_{number}")
+        return ops.scale_shift(output, scale, shift, self._rows[0], dim)
 
     def forward(self, *args: Any, task: Tensor | None = None, **kwargs: Any) -> Any:
         """The corrected network's output.
@@ -55,7 +58,8 @@ class Inlined(nn.Module):
         task : int64 [n], the id of each sample's task; of a module for one task there is none.
         """
         self._rows[0] = task
-        if self._calls is None:
-            return self.network(*args, **kwargs)
-        with self._calls:
-            return self.network(*args, **kwargs)
+        try:
+            with nullcontext() if self._calls is None else self._calls:
+                return self.network(*args, **kwargs)
+        finally:
+            self._rows[0] = None

@@ -13,7 +13,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nlm._functions import (
     ACTIVATIONS,
     FunctionCalls,
-    function_name,
     is_transparent,
     tensors_of,
     version_of,
@@ -22,11 +21,12 @@ from nlm._modules import channel_dim, evaluation, is_layer, is_norm, output_hook
 
 OUTPUT = "the network's output"
 _PRODUCTS = set(
-    "linear addmm matmul rmatmul mm bmm einsum embedding bilinear multi_head_attention_forward".split()
+    "linear addmm matmul rmatmul mm bmm einsum embedding bilinear "
+    "multi_head_attention_forward".split()
 )
 _REARRANGING = set(
-    "transpose swapaxes swapdims t T mT get permute movedim moveaxis view reshape flatten unflatten "
-    "view_as reshape_as squeeze unsqueeze flip roll".split()
+    "transpose swapaxes swapdims t T mT get permute movedim moveaxis view reshape flatten "
+    "unflatten view_as reshape_as squeeze unsqueeze flip roll".split()
 )
 
 
@@ -106,11 +106,11 @@ class Record(FunctionCalls):
         written = any(result is each for each in inputs)
         if written and self._value(result) is not None:  # the tensor as it was, by dropout perhaps
             return result
-        name = function_name(function)
+        name = getattr(function, "__name__", "").strip("_")
         read = [self._known.get(each) for each in inputs]
         values = [each for each in read if each is not None]
         for value in values if made else ():
-            value.readers.append(owner if owner in self._layers else f"{owner}:{name}")
+            value.readers.append(owner if owner in self._layers else place or f"{owner}:{name}")
         weighs = (name in _PRODUCTS or "conv" in name) and any(
             value is None and each.is_floating_point()
             for each, value in zip(inputs, read, strict=True)

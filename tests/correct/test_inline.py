@@ -67,11 +67,15 @@ def test_onnx(build, data, tmp_path):
     names = [each.name for each in model.graph.input]
     feed = dict(zip(names, (x.numpy(), ids.numpy()), strict=True))
     (found,) = ReferenceEvaluator(model).run(None, feed)
-    torch.testing.assert_close(torch.from_numpy(found), called(tact, x, task=ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.from_numpy(found), called(tact, x, task=ids), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_gradients_flow_through_a_mixed_batch(corrected):
     tact, x = corrected
     x = x.clone().requires_grad_()
-    grads = [torch.autograd.grad(f(x, task=IDS).square().sum(), x)[0] for f in (tact, tact.inline())]
+    grads = [
+        torch.autograd.grad(f(x, task=IDS).square().sum(), x)[0] for f in (tact, tact.inline())
+    ]
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)

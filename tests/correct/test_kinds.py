@@ -106,7 +106,7 @@ def test_the_reasons():
     tact = nlm.Tact.fit(model, {"a": expert}, {"a": [x]}, points={"1": 1, "2:add": 1, "3": 1})
     reasons = tact.unfoldable()
     assert reasons["1"].endswith("read by '2.conv1', which pads with zeros and '2:add'")
-    assert reasons["2:add"] == "a function has no weights, and it is read by '2:relu'"
+    assert reasons["2:add"] == "a function has no weights, and it is read by '2:relu.1'"
     assert "AdaptiveAvgPool2d" not in reasons["3"] and "adaptive_avg_pool2d" in reasons["3"]
     tied = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
     tied[2].weight = tied[0].weight
@@ -172,9 +172,7 @@ def test_padding_masks_and_the_fast_path():
     def keep(batch):
         return ~hidden[: len(batch)]
 
-    tact = nlm.Tact.fit(
-        model, {"a": expert}, {"a": [x]}, forward=forward, mask=keep, points="norm"
-    )
+    tact = nlm.Tact.fit(model, {"a": expert}, {"a": [x]}, forward=forward, mask=keep, points="norm")
     ratio = layer_statistics(
         tact.fold("a"), expert, tact.points, [x], forward=forward, mask=keep
     ).variance_ratio
@@ -199,7 +197,9 @@ def test_one_activation_module_may_serve_many_places():
 
 
 def test_names_patterns_and_mistakes():
-    model, expert, x = pair(lambda: (nn.Sequential(PreNorm(), nn.Linear(12, 2)), torch.randn(8, 5, 12)))
+    model, expert, x = pair(
+        lambda: (nn.Sequential(PreNorm(), nn.Linear(12, 2)), torch.randn(8, 5, 12))
+    )
     own, data = {"a": expert}, {"a": [x]}
     for points, found in [
         ("*.ln_?", {"0.ln_1": -1, "0.ln_2": -1}),

@@ -50,8 +50,10 @@ def test_errors_and_ends():
 )
 def test_settings_of_the_thread_are_taken_over(settings):
     def of_here():
-        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), (
-            torch.is_autocast_enabled("cpu")
+        return (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            (torch.is_autocast_enabled("cpu")),
         )
 
     with settings():
