@@ -89,11 +89,13 @@ def cost(made: Made, tasks: int, samples: int, batch: int) -> dict[str, Any]:
                     for part in data[name]:
                         network(part)
 
-    def fit() -> nlm.Tact:
-        return nlm.Tact.fit(model, dict.fromkeys(names, expert), data, **options)
+    fitted = []
 
-    tact = fit()
-    seconds = in_turns({"fit": fit, "bare": bare}, 1)
+    def fit() -> None:
+        fitted.append(nlm.Tact.fit(model, dict.fromkeys(names, expert), data, **options))
+
+    seconds = in_turns({"bare": bare, "fit": fit}, 1)
+    tact = fitted[0]
     mixed: Tensor = data[names[0]][0]
     ids = torch.arange(len(mixed)) % tasks
 
