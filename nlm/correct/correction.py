@@ -146,7 +146,7 @@ class Correction(Wrapper):
         A correction is folded into the layer or norm that makes the point's output, or into the
         layers that read it. The sum at a residual addition is read by the next addition too,
         weights may be shared with other modules, and a convolution that pads with zeros reads
-        values that are not corrected.
+        values that are not corrected. What reads a point was seen on the calibration data.
         """
         network = network_of(self)
         if isinstance(self.model, MultiTaskModel):

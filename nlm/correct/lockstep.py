@@ -11,12 +11,13 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlm._multitask import MultiTaskModel
+from nlm._multitask import MultiTaskModel, TaskStates
 
 _own = threading.local()
 
@@ -116,6 +117,26 @@ def copy_of(model: nn.Module) -> nn.Module:
         if isinstance(module, MultiTaskModel):
             shared.append(module.states)
     return copy.deepcopy(model, {id(each): each for each in shared})
+
+
+class _Kept:
+    """The weights of a multi-task model, those of each task made once."""
+
+    def __init__(self, states: TaskStates) -> None:
+        self.tasks, self.tensors, self.replaced = states.tasks, states.tensors, states.replaced
+        self.for_task = cache(states.for_task)
+
+
+def standing(model: nn.Module) -> nn.Module:
+    """A copy, as of :func:`copy_of`, of a model whose weights stand still while it is there.
+
+    Copies of it share the weights that a multi-task model makes for a task.
+    """
+    own = copy_of(model)
+    for module in own.modules():
+        if isinstance(module, MultiTaskModel):
+            module.states = _Kept(module.states)
+    return own
 
 
 def _nothing() -> None:

@@ -26,7 +26,7 @@ from nlm._functions import is_place
 from nlm._modules import evaluation, output_hooks, submodule, writes_new_memory
 from nlm._multitask import network_of
 from nlm._state_dict import count_not_finite
-from nlm.correct.lockstep import copy_of, lockstep, pause
+from nlm.correct.lockstep import copy_of, lockstep, pause, standing
 from nlm.correct.matching import match
 from nlm.statistics import Moments
 from nlm.statistics.observe import check_moments, check_reached
@@ -162,11 +162,12 @@ def _advance_together(
     settle: Callable[[list[Reaching]], None],
     caller: str,
 ) -> None:
-    """Walks all micro-batches, each to the first point that is not fitted and from there on."""
+    """Walks all micro-batches of one model to the first point not fitted, and from there on."""
     order = list(points)
+    model = standing(batches[0][0].model)
 
     def call(stream: Stream, batch: Any) -> None:
-        own = Stream(copy_of(stream.model), stream.call, [], stream.mask)
+        own = Stream(copy_of(model), stream.call, [], stream.mask)
         _walk(own, batch, points, fitted, pause, caller)
 
     with lockstep([partial(call, stream, batch) for stream, batch in batches]) as passes:

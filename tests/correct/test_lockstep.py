@@ -9,7 +9,7 @@ from _networks import convnet, images, mlp, vectors
 from torch import nn
 
 import nlm
-from nlm.correct.lockstep import copy_of, lockstep, pause
+from nlm.correct.lockstep import copy_of, lockstep, pause, standing
 
 
 def test_a_pass_is_a_generator():
@@ -118,3 +118,23 @@ def test_each_micro_batch_takes_one_pass():
 
     nlm.Tact.fit(mlp(0), {"a": mlp(1)}, {"a": [vectors(40)]}, micro_batch=10, forward=forward)
     assert len(runs) == 1 + 4 + 4  # points, expert, merged model
+
+
+def test_weights_of_a_task_are_made_once():
+    own = {"a": mlp(1), "b": mlp(2)}
+    merged = nlm.merge(own, mlp(0), method="tall_mask")
+    model = standing(merged.model(mlp(1)))
+    states = [copy_of(model).states.for_task("b") for _ in range(2)]
+    assert all(states[0][name] is states[1][name] for name in states[0])
+    assert torch.equal(model(vectors(3), task="b"), merged.model(mlp(1))(vectors(3), task="b"))
+
+
+def test_what_progress_raises_ends_all_passes():
+    def stop(point, done, total):
+        raise KeyboardInterrupt
+
+    model, before = mlp(0), threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        nlm.Repair.fit(model, {"a": mlp(1)}, {"a": [vectors(40)]}, micro_batch=10, progress=stop)
+    assert threading.active_count() == before
+    assert not any(module._forward_hooks for module in model.modules())
