@@ -5,8 +5,9 @@
 writes results/tact_cost.json beside this file: curves over 2 to 16 tasks on a small transformer,
 and blocks of the sizes of ViT-B/16 and BERT-base, as deep as ``--depth`` says. The network has
 random weights, the experts are noisy copies of it: the cost does not depend on them. A fit stands
-against one forward pass of the merged model and one of each expert on the same micro-batches, a
-mixed batch against the same batch through the model that is not corrected.
+against one forward pass of the merged model and one of each expert on the same micro-batches; it
+also runs one on at most 32 samples, to find the points, which counts for more the fewer samples
+there are. A mixed batch stands against the same batch through the model that is not corrected.
 """
 
 import argparse

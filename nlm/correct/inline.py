@@ -14,8 +14,8 @@ from nlm._modules import OutputHook, install_hooks
 class Inlined(nn.Module):
     """A network whose points are corrected by hooks that stay: ``module(x)``, ``module(x, task)``.
 
-    What :meth:`Correction.inline` returns. It takes no lock and runs no Python of ours beside its
-    hooks, so that ``torch.compile``, ``torch.export`` and ONNX see one graph.
+    What :meth:`Correction.inline` returns. It is called by one thread at a time and takes no lock,
+    so that ``torch.compile``, ``torch.export`` and ONNX see one graph.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ import pytest
 import torch
 from correct._architectures import NETWORKS, PreNorm, called, encoder, pair, resnet
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import nlm
 from nlm.correct.points import find_points
@@ -225,3 +226,22 @@ def test_side_cars_remember_places(tmp_path):
     assert again.unfoldable() == tact.unfoldable() and again.apart == tact.apart
     _, metadata = nlm.checkpoint.read_tensors(tmp_path / "tact")
     assert metadata["parameter_bytes"] == str(tact.parameter_bytes) == str(4 * 2 * (6 + 8))
+
+
+@pytest.mark.parametrize("reader", [lambda: nn.Linear(6, 6), lambda: Conv1D(6, 6)])
+def test_a_norm_without_bias_goes_into_all_that_read_it(reader):
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.head = nn.Linear(6, 6), nn.RMSNorm(6), nn.Linear(6, 2)
+            self.left, self.right = reader(), reader()
+
+        def forward(self, x):
+            h = self.norm(self.first(x))
+            return self.head(self.left(h) * self.right(h).tanh())
+
+    model, expert, x = pair(lambda: (Branches(), torch.randn(20, 6)))
+    tact = nlm.Tact.fit(model, {"a": expert}, {"a": [x]}, points="norm")
+    assert tact.points == {"norm": -1} and tact.readers == {"norm": ["left", "right"]}
+    folded = called(tact.fold("a"), x)
+    torch.testing.assert_close(folded, called(tact, x, task="a"), rtol=1e-4, atol=1e-5)
