@@ -74,7 +74,7 @@ def test_every_point_of_a_kind_is_matched_and_served(network, kind):
     mixed = called(tact, x, task=[*"aaaaaaabbbbb"])
     torch.testing.assert_close(mixed[:7], called(tact, x[:7], task="a"), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mixed[7:], called(tact, x[7:], task=1), rtol=1e-4, atol=1e-4)
-    small = fitted(network, data, kind, micro_batch=2)
+    small = fitted(network, data, kind, micro_batch=4)
     for point in tact.points:
         for one, other in zip(tact.correction(point), small.correction(point), strict=True):
             assert (one - other).abs().max() <= 1e-4 * one.abs().max(), point
