@@ -2,12 +2,15 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from nlm._functions import FunctionHooks, is_place
 
 OutputHook = Callable[[Tensor], Tensor | None]
 
@@ -19,8 +22,24 @@ _CHANNELS_SECOND = (
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._LPPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
 )  # fmt: skip
-_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+_CHANNELS_LAST = (
+    nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention,
+)  # fmt: skip
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+_OUT_OF_PLACE = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+)  # fmt: skip
 
+
+class _Entered(threading.local):
+    """network -> what sees its functions, in this thread."""
+
+    def __init__(self) -> None:
+        self.calls: WeakKeyDictionary[nn.Module, FunctionHooks] = WeakKeyDictionary()
+
+
+_entered = _Entered()
 _locks: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
 _making_a_lock = threading.Lock()
 
@@ -55,13 +74,54 @@ def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[
 
     They run before the hooks that are there already, a user's among them, which see the new output:
     what is measured is what the module itself computes, where a correction stands at run time too.
+    A name may also be that of a function call, see :mod:`nlm._functions`. An encoder of PyTorch's
+    runs its layers one by one, and not as one operation on nested tensors.
     """
+    entered = _entered.calls.get(model)
+    calls, remove = install_hooks(model, hooks, entered)
+    nested: list[Any] = [
+        each for each in model.modules() if getattr(each, "use_nested_tensor", False) is True
+    ]
+    try:
+        for encoder in nested:
+            encoder.use_nested_tensor = False
+        if calls is None or calls is entered:
+            yield
+        else:
+            with calls:
+                _entered.calls[model] = calls
+                yield
+    finally:
+        if calls is not entered:
+            _entered.calls.pop(model, None)
+        remove()
+        for encoder in nested:
+            encoder.use_nested_tensor = True
+
+
+def install_hooks(
+    model: nn.Module, hooks: Mapping[str, OutputHook], calls: FunctionHooks | None = None
+) -> tuple[FunctionHooks | None, Callable[[], None]]:
+    """Hooks that stay until they are removed by what is returned last.
+
+    ``calls`` sees the functions that the model calls; where none is given and there are hooks on
+    functions, it is made. It is returned, and entered for a call.
+    """
+    modules = {name: submodule(model, name.partition(":")[0]) for name in hooks}
+    places = {name: hook for name, hook in hooks.items() if is_place(name)}
     with ExitStack() as stack:
+        if places and calls is None:
+            calls = FunctionHooks()
+            for handle in calls.watch(model):
+                stack.callback(handle.remove)
+        if calls is not None:
+            stack.callback(calls.add(places))
         for name, hook in hooks.items():
-            module = submodule(model, name)
-            handle = module.register_forward_hook(_only_output(name, hook), prepend=True)
-            stack.callback(handle.remove)
-        yield
+            if not is_place(name):
+                at_output = partial(_at_output, name, hook, calls)
+                handle = modules[name].register_forward_hook(at_output, prepend=True)
+                stack.callback(handle.remove)
+        return calls, stack.pop_all().close
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
@@ -80,6 +140,30 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
+def is_transformers_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D: a linear layer whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear or convolution layer, or an attention that ends with one."""
+    return isinstance(module, _LAYERS) or is_transformers_conv1d(module)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: PyTorch's kinds, and others that are called so."""
+    called_so = type(module).__name__.endswith("Norm") and not module._modules
+    return called_so or isinstance(
+        module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    )
+
+
+def writes_new_memory(module: nn.Module) -> bool:
+    """Whether a module's output is memory that nothing else reads: it may be written to."""
+    usual = any(type(module).forward is kind.forward for kind in _OUT_OF_PLACE)
+    return (usual and not module.training) or is_transformers_conv1d(module)
+
+
 def channel_dim(name: str, module: nn.Module) -> int:
     """The dimension of a module's output on which its units stand, of kinds that fix it.
 
@@ -90,7 +174,7 @@ def channel_dim(name: str, module: nn.Module) -> int:
     """
     if isinstance(module, _CHANNELS_SECOND):
         return 1
-    if isinstance(module, _CHANNELS_LAST):
+    if isinstance(module, _CHANNELS_LAST) or is_transformers_conv1d(module):
         return -1
     raise ValueError(
         f"nlm: the channel dimension is known for linear, convolution, normalisation, pooling and "
@@ -107,13 +191,21 @@ def channel_count(module: nn.Module) -> int | None:
     return None
 
 
-def _only_output(name: str, hook: OutputHook) -> Callable[..., Any]:
-    def forward_hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"nlm: a point is a module that returns one tensor, got {type(output).__name__} "
-                f"from {name!r}"
-            )
-        return hook(output)
-
-    return forward_hook
+def _at_output(
+    name: str,
+    hook: OutputHook,
+    calls: FunctionHooks | None,
+    module: nn.Module,
+    args: Any,
+    output: Any,
+) -> Any:
+    """The hook on a module's tensor, or on the first of a tuple of which it is the first."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(first, Tensor):
+        raise ValueError(
+            f"nlm: a point is a module that returns a tensor, or a tuple that begins with one, "
+            f"got {type(output).__name__} from {name!r}"
+        )
+    with nullcontext() if calls is None else calls.aside():
+        new = hook(first)
+    return new if first is output or new is None else (new, *output[1:])

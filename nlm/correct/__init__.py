@@ -1,6 +1,7 @@
 """Matching the activations of a merged model to those of its experts."""
 
 from nlm.correct.batch_norm import reset_batch_norm
+from nlm.correct.calibration import CalibrationSize, calibration_size
 from nlm.correct.correction import Correction
 from nlm.correct.fitting import expert_moments
 from nlm.correct.points import default_points
@@ -9,9 +10,11 @@ from nlm.correct.repair import Repair
 from nlm.correct.tact import Tact
 
 __all__ = [
+    "CalibrationSize",
     "Correction",
     "Repair",
     "Tact",
+    "calibration_size",
     "default_points",
     "expert_moments",
     "fit_logistic",

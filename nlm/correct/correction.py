@@ -10,12 +10,13 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nlm import ops
+from nlm._functions import is_place
 from nlm._modules import OutputHook, channel_count, lock_of, output_hooks
 from nlm._multitask import MultiTaskModel, Wrapper, network_of
 from nlm.checkpoint import read_kind
-from nlm.correct.folding import fold_points
-from nlm.correct.sequential import Fitted
+from nlm.correct.folding import Readers, fold_points, unfoldable
+from nlm.correct.inline import Inlined
+from nlm.correct.sequential import Fitted, corrector
 from nlm.correct.tasks import Task, task_by_task, task_ids
 
 _Self = TypeVar("_Self", bound="Correction")
@@ -30,8 +31,11 @@ class Correction(Wrapper):
     Attributes
     ----------
     model : the merged model, plain or a :class:`MultiTaskModel`.
-    points : module name -> channel dimension of its output.
+    points : module or function call (:mod:`nlm.correct.points`) -> channel dimension of its output.
     rows : task -> row of the corrections.
+    readers : point -> the layers that read it and the other functions that do, where it is known.
+    apart : whether at a point dimension 0 does not count samples, as in [length, n, channels] or
+        where samples are cut up. A batch of several tasks is then run once per task.
     """
 
     _kind: ClassVar[str] = "Correction"  # what its files are called, those of subclasses too
@@ -42,12 +46,16 @@ class Correction(Wrapper):
         points: Mapping[str, int],
         rows: Mapping[str, int],
         fitted: Sequence[Fitted],
+        readers: Readers | None = None,
+        apart: bool = False,
     ) -> None:
         refuse_corrected("nlm.correct", model)
         super().__init__()
         self.model = model
         self.points = dict(points)
         self.rows = dict(rows)
+        self.readers = {point: list(of) for point, of in (readers or {}).items()}
+        self.apart = apart
         for number, point in enumerate(self.points):
             check_channels("nlm.correct", point, [len(row[point][0]) for row in fitted])
             for part, name in enumerate(("scale", "shift")):
@@ -64,7 +72,7 @@ class Correction(Wrapper):
 
     @property
     def parameter_bytes(self) -> int:
-        """The size of all corrections."""
+        """The size of all corrections, which is that of their file but for its header."""
         return sum(table.nbytes for table in self.buffers(recurse=False))
 
     def correction(self, point: str) -> tuple[Tensor, Tensor]:
@@ -90,8 +98,9 @@ class Correction(Wrapper):
         Parameters
         ----------
         task : a task's name or id for all samples, or ids or names with one per sample. May be
-            left out where there is one row for all. A :class:`MultiTaskModel` is run once per task
-            of the batch, on that task's samples.
+            left out where there is one row for all. A batch of several tasks takes one pass, but
+            for a :class:`MultiTaskModel` and where :attr:`apart` says so: one per task, on that
+            task's samples.
 
         Raises
         ------
@@ -103,11 +112,13 @@ class Correction(Wrapper):
         """
         ids = self._ids(task)
         with exclusive(self.model):
-            if not isinstance(self.model, MultiTaskModel):
-                return self._run(args, kwargs, self._rows_of(ids))
+            own = isinstance(self.model, MultiTaskModel)
+            rows = self._rows_of(ids)
+            if not own and not (self.apart and isinstance(rows, Tensor)):
+                return self._run(args, kwargs, rows)
 
             def run(place: int, args: Any, kwargs: dict[str, Any]) -> Any:
-                kwargs = {**kwargs, "task": self.tasks[place]}
+                kwargs = {**kwargs, "task": self.tasks[place]} if own else kwargs
                 return self._run(args, kwargs, self._rows_of(place))
 
             if isinstance(ids, Tensor):
@@ -123,28 +134,54 @@ class Correction(Wrapper):
         Raises
         ------
         ValueError
-            An unknown task, or a point that has no weight and bias of its own to fold into.
+            An unknown task, or points that cannot be folded exactly: all are named.
         """
-        ids = self._ids(task)
-        if isinstance(ids, Tensor):
-            raise ValueError(f"nlm.correct: one task is folded at a time, got {task!r}")
-        row = self._rows_of(ids)
-        with exclusive(self.model):
-            if isinstance(self.model, MultiTaskModel):
-                assert ids is not None  # a multi-task model needs a task
-                plain = self.model.for_task(self.tasks[ids])
-            else:
-                plain = copy.deepcopy(network_of(self))
-        corrections = {
-            point: (scale[row], shift[row])
-            for point in self.points
-            for scale, shift in [self.correction(point)]
-        }
-        fold_points(plain, corrections)
+        plain, corrections = self._plain(task)
+        fold_points(plain, self.points, self.readers, corrections)
         return plain
 
+    def unfoldable(self) -> dict[str, str]:
+        """point -> why it cannot be folded exactly, of the points that cannot.
+
+        A correction is folded into the layer or norm that makes the point's output, or into the
+        layers that read it. The sum at a residual addition is read by the next addition too,
+        weights may be shared with other modules, and a convolution that pads with zeros reads
+        values that are not corrected. What reads a point was seen on the calibration data.
+        """
+        network = network_of(self)
+        if isinstance(self.model, MultiTaskModel):
+            network = self.model.for_task(self.tasks[0])
+        return unfoldable(network, self.points, self.readers)
+
+    def inline(self, task: str | int | None = None) -> nn.Module:
+        """A module of its own that compiles and exports: ``torch.compile``, ``torch.export``, ONNX.
+
+        Parameters
+        ----------
+        task : the task that it is for. Without one it is called as ``module(x, task=ids)``, int64
+            [n], one per sample; ids are not checked, and one out of range gives NaN.
+
+        Raises
+        ------
+        ValueError
+            An unknown task, or none for a model of which several tasks do not run in one pass.
+        """
+        if task is None and len(set(self.rows.values())) > 1:
+            if self.apart or isinstance(self.model, MultiTaskModel):
+                raise ValueError(
+                    f"nlm.correct: a model that runs each task of a batch apart is inlined for one "
+                    f"of {', '.join(self.tasks)}, got none"
+                )
+            with exclusive(self.model):
+                plain = copy.deepcopy(network_of(self))
+            rows = list(self.rows.values())
+            tables = {point: self.correction(point) for point in self.points}
+            chosen = {point: (table[0][rows], table[1][rows]) for point, table in tables.items()}
+            return Inlined(plain, chosen, self.points)
+        return Inlined(*self._plain(task), self.points)
+
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes the corrections (not the model) as safetensors.
+        """Writes the corrections (not the model) as safetensors; their size stands in the header.
 
         Raises
         ------
@@ -157,7 +194,8 @@ class Correction(Wrapper):
         for point in self.points:
             for name, table in zip(("scale", "shift"), self.correction(point), strict=True):
                 tensors[f"{point}.{name}"] = table
-        metadata = {"points": json.dumps(self.points), "rows": json.dumps(self.rows)}
+        facts = ("points", "rows", "readers", "apart", "parameter_bytes")
+        metadata = {fact: json.dumps(getattr(self, fact)) for fact in facts}
         write_tensors(path, tensors, {"nlm": self._kind, **metadata}, force)
 
     @classmethod
@@ -173,6 +211,8 @@ class Correction(Wrapper):
         tensors, metadata = read_kind(path, cls._kind, "nlm.correct")
         try:
             points, rows = json.loads(metadata["points"]), json.loads(metadata["rows"])
+            readers = json.loads(metadata.get("readers", "{}"))
+            apart = json.loads(metadata.get("apart", "false"))
             tables = {p: (tensors[f"{p}.scale"], tensors[f"{p}.shift"]) for p in points}
         except (KeyError, ValueError) as error:
             raise ValueError(
@@ -180,13 +220,13 @@ class Correction(Wrapper):
                 f"every point, got none of {error} in {os.fspath(path)!r}"
             ) from error
         modules = dict(network_of(model).named_modules())
-        if unknown := [point for point in points if point not in modules]:
+        if unknown := [point for point in points if point.partition(":")[0] not in modules]:
             raise ValueError(
                 f"nlm.correct: the points are modules of the model, got {', '.join(unknown)} in "
                 f"{os.fspath(path)!r}"
             )
         for point, (scale, _) in tables.items():
-            count = channel_count(modules[point])
+            count = None if is_place(point) else channel_count(modules[point])
             if count not in (None, scale.shape[-1]):
                 raise ValueError(
                     f"nlm.correct: corrections have the model's channels, got {scale.shape[-1]} "
@@ -197,7 +237,22 @@ class Correction(Wrapper):
             {p: (scale[row].to(home), shift[row].to(home)) for p, (scale, shift) in tables.items()}
             for row in range(1 + max(rows.values()))
         ]
-        return cls(model, points, rows, fitted)
+        return cls(model, points, rows, fitted, readers, apart)
+
+    def _plain(self, task: str | int | None) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
+        """A copy of the network with a task's weights, and the task's corrections, [channels]."""
+        ids = self._ids(task)
+        if isinstance(ids, Tensor):
+            raise ValueError(f"nlm.correct: one task is folded at a time, got {task!r}")
+        row = self._rows_of(ids)
+        with exclusive(self.model):
+            if isinstance(self.model, MultiTaskModel):
+                assert ids is not None  # a multi-task model needs a task
+                plain = self.model.for_task(self.tasks[ids])
+            else:
+                plain = copy.deepcopy(network_of(self))
+        tables = {point: self.correction(point) for point in self.points}
+        return plain, {point: (scale[row], shift[row]) for point, (scale, shift) in tables.items()}
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -220,14 +275,16 @@ class Correction(Wrapper):
     def _run(self, args: Any, kwargs: dict[str, Any], rows: int | Tensor) -> Any:
         def hook(point: str) -> OutputHook:
             scale, shift = self.correction(point)
+            correct = corrector(network, point, self.points[point])
 
-            def correct(output: Tensor) -> Tensor:
+            def at_point(output: Tensor) -> Tensor:
                 chosen = rows.to(output.device) if isinstance(rows, Tensor) else rows
-                return ops.scale_shift(output, scale, shift, chosen, self.points[point])
+                return correct(output, scale, shift, chosen)
 
-            return correct
+            return at_point
 
-        with output_hooks(network_of(self), {point: hook(point) for point in self.points}):
+        network = network_of(self)
+        with output_hooks(network, {point: hook(point) for point in self.points}):
             return self.model(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

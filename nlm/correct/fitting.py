@@ -1,6 +1,6 @@
 """What all fits of corrections share: tasks, points, streams and the experts' moments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,23 +9,28 @@ from torch import nn
 
 from nlm._multitask import MultiTaskModel, network_of
 from nlm.correct.correction import refuse_corrected
-from nlm.correct.points import default_points, points_in_order
+from nlm.correct.points import Found, Points, find_points
 from nlm.correct.sequential import Stream
 from nlm.statistics import Data, Forward, Mask, Moments, collect_moments, run
-from nlm.statistics.data import micro_batches
+from nlm.statistics.data import first, micro_batches, sample_count
 
 ExpertMoments = Mapping[str, Mapping[str, Moments]]
+_WATCHED = 32  # samples: those of the pass that finds the points
 
 
 @dataclass
 class Setup:
-    """A merged model, its experts, and their calibration samples in micro-batches."""
+    """A merged model, its experts, and their calibration samples in micro-batches.
+
+    ``apart`` says that at a point dimension 0 does not count samples.
+    """
 
     caller: str
     model: nn.Module
     experts: dict[str, nn.Module]
     batches: dict[str, list[Any]]
-    points: dict[str, int]
+    found: Found
+    apart: bool
     forward: Forward | None
     mask: Mask | None
     known: ExpertMoments
@@ -38,13 +43,17 @@ class Setup:
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.experts)
 
+    @property
+    def points(self) -> dict[str, int]:
+        return self.found.dims
+
     def stream(self, task: str) -> Stream:
         """The merged model on the samples of one task."""
-        return Stream(
-            lambda batch: run_task(self.model, task, batch, self.forward),
-            self.batches[task],
-            self.mask,
-        )
+
+        def call(model: nn.Module, batch: Any) -> Any:
+            return run_task(model, task, batch, self.forward)
+
+        return Stream(self.model, call, self.batches[task], self.mask)
 
     def expert_moments(self, task: str) -> Mapping[str, Moments]:
         """The moments of an expert's activations on the samples of its task."""
@@ -73,7 +82,7 @@ def prepare(
     model: nn.Module,
     experts: Mapping[str, nn.Module],
     data: Mapping[str, Data],
-    points: Sequence[str] | Mapping[str, int] | None,
+    points: Points,
     max_samples: int | None,
     micro_batch: int | None,
     forward: Forward | None,
@@ -104,16 +113,12 @@ def prepare(
     }
     task, network = next(iter(experts)), network_of(model)
 
-    def call() -> Any:
-        return run_task(model, task, batches[task][0], forward)
-
-    if points is None:
-        found = default_points(network, call, _heads(model))
-    else:
-        found = points_in_order(network, call, points)
-    if not found:
+    few = first(batches[task][0], _WATCHED, caller)
+    found = find_points(network, lambda: run_task(model, task, few, forward), points, _heads(model))
+    if not found.dims:
         raise ValueError(f"{caller}: there is at least one point to correct, got none")
-    return Setup(caller, model, dict(experts), batches, found, forward, mask, moments or {})
+    apart = any(length != sample_count(few, caller) for length in found.lengths.values())
+    return Setup(caller, model, dict(experts), batches, found, apart, forward, mask, moments or {})
 
 
 def _heads(model: nn.Module) -> set[str]:
@@ -126,7 +131,7 @@ def expert_moments(
     experts: Mapping[str, nn.Module],
     data: Mapping[str, Data],
     *,
-    points: Sequence[str] | Mapping[str, int] | None = None,
+    points: Points = None,
     max_samples: int | None = 128,
     forward: Forward | None = None,
     mask: Mask | None = None,

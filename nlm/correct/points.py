@@ -1,139 +1,181 @@
-"""Correction points: the modules whose outputs are corrected, in the order in which they run."""
+"""Correction points: where a network is corrected, in the order in which it runs.
+
+A point is a module's output or the result of a function that a module calls, named as
+:mod:`nlm._functions` says: ``"layer1.0:add"``. A function's result that a module returns is that
+module's output, and its point has the module's name. Kinds of points are
+
+"before_activation"
+    the outputs of convolution and linear layers (transformers' Conv1D and
+    :class:`torch.nn.MultiheadAttention`, whose last layer is no module that runs, among them); a
+    batch norm that directly follows takes the place of its layer;
+"after_activation"
+    the results of activation functions, modules or not;
+"residual"
+    the sums of a stream and what further layers have made of it;
+"norm"
+    the outputs of batch, layer and other norms.
+
+Left alone are heads (the layers that compute the network's output, the last layer that runs unless
+a batch norm follows it, and modules whose names match ``apart``), and what runs several times in a
+forward pass, for which one correction cannot be right.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from nlm._modules import NORMS, channel_dim, evaluation, submodule
+from nlm._functions import is_place
+from nlm._modules import NORMS, channel_dim, submodule
 from nlm._state_dict import as_patterns, matches
+from nlm.correct.recording import Event, Record, record
 
-_LAYERS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
+KINDS = {"after_activation": "activation", "residual": "add", "norm": "norm"}
+BEFORE = "before_activation"
+Points = str | Sequence[str] | Mapping[str, int] | None
 
 
-@dataclass(eq=False)
-class _Run:
-    """One run of a module: the tensors are kept alive, so that their ids stay theirs.
+@dataclass(frozen=True)
+class Found:
+    """Points in the order in which they run.
 
-    A tensor that is written to in place keeps its id: with it goes its number of writes, as they
-    were before and after the run.
+    Attributes
+    ----------
+    dims : point -> channel dimension.
+    readers : point -> the layers that read it, and the places of other functions that do.
+    lengths : point -> the length of dimension 0.
     """
 
-    name: str
-    tensors: tuple[Any, Any]
-    read: tuple[int, int]
-    written: tuple[int, int]
+    dims: dict[str, int]
+    readers: dict[str, list[str]]
+    lengths: dict[str, int]
+
+
+def find_points(
+    network: nn.Module, call: Callable[[], Any], points: Points = None, apart: Iterable[str] = ()
+) -> Found:
+    """The points of a kind, or those that are named.
+
+    Parameters
+    ----------
+    network : the module whose submodules are named.
+    call : runs it once on some data.
+    points : a kind; a name, or a shell-like pattern of names, or several; name -> channel
+        dimension. None stands for "before_activation".
+    apart : patterns of the heads' names.
+
+    Raises
+    ------
+    ValueError
+        A name is no module, or its module does not run exactly once; nothing matches a pattern; a
+        channel dimension is not known.
+    """
+    found = record(network, call)
+    if points is None or points == BEFORE:
+        dims = _before_activation(found, as_patterns(apart))
+    elif isinstance(points, str) and points in KINDS:
+        dims = _of_kind(found, KINDS[points], as_patterns(apart))
+    else:
+        dims = _named(network, found, (points,) if isinstance(points, str) else points)
+    runs = found.runs()
+    ordered = {name: dims[name] for name in found.order if name in dims}
+    values = {name: found.values[name] for name in ordered if name in found.values}
+    return Found(
+        ordered,
+        {name: [_told(each, runs[each]) for each in v.readers] for name, v in values.items()},
+        {name: value.shape[0] if value.shape else 1 for name, value in values.items()},
+    )
+
+
+def _told(reader: str, runs: int) -> str:
+    return reader if runs <= 1 else f"{reader}, which runs {runs} times"
 
 
 def default_points(
     network: nn.Module, call: Callable[[], Any], apart: Iterable[str] = ()
 ) -> dict[str, int]:
-    """The points before the activation function of each convolution and linear module.
+    """The points before activations: name -> channel dimension; see :func:`find_points`."""
+    return find_points(network, call, None, apart).dims
 
-    A batch norm that directly follows takes the place of its layer. Left alone are heads: the
-    layers that compute the network's output, the last layer that runs (unless a norm follows it)
-    and those whose names match ``apart``; and layers that run several times in a forward pass, for
-    which one correction cannot be right.
 
-    Parameters
-    ----------
-    network : the module whose submodules are the points.
-    call : runs it once on some data.
-
-    Returns
-    -------
-    dict
-        module name -> channel dimension of its output, in the order of execution.
-    """
-    apart = as_patterns(apart)
-    runs, outputs = _record(network, call, _LAYERS + NORMS)
-    names = [run.name for run in runs]
-    norms = [run for run in runs if isinstance(submodule(network, run.name), NORMS)]
-    layers = [run for run in runs if run not in norms]
-    norm_of = {run.read: run.name for run in norms if names.count(run.name) == 1}
-    heads = {_state(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)}
-    if layers and layers[-1].written not in {run.read for run in norms}:
-        heads.add(layers[-1].written)
-    points: dict[str, int] = {}
-    for run in layers:
-        if run.written in heads or names.count(run.name) != 1 or matches(run.name, apart):
+def _before_activation(found: Record, apart: tuple[str, ...]) -> dict[str, int]:
+    runs = found.runs()
+    layers = [event for event in found.events if event.kind == "layer"]
+    norms = [event for event in found.events if isinstance(event.module, NORMS)]
+    norm_of = {id(event.read): event for event in norms if runs[event.names[0]] == 1}
+    heads = [*found.outputs]
+    if layers and layers[-1].value not in [norm.read for norm in norms]:
+        heads.append(layers[-1].value)
+    dims: dict[str, int] = {}
+    for event in layers:
+        name = event.names[0]
+        if event.value in heads or runs[name] != 1 or matches(name, apart):
             continue
-        point = norm_of.get(run.written, run.name)
-        points[point] = channel_dim(point, submodule(network, point))
-    return points
+        point = norm_of.get(id(event.value), event)
+        assert point.value.dim is not None  # layers and batch norms fix it
+        dims[point.names[0]] = point.value.dim
+    return dims
 
 
-def points_in_order(
-    network: nn.Module,
-    call: Callable[[], Any],
-    points: Sequence[str] | Mapping[str, int],
+def _of_kind(found: Record, kind: str, apart: tuple[str, ...]) -> dict[str, int]:
+    runs = found.runs()
+
+    def name_of(event: Event) -> str:
+        once = [name for name in (*event.names, event.place) if runs[name] == 1]
+        return once[0] if once else ""
+
+    dims: dict[str, int] = {}
+    unknown = []
+    for event in found.events:
+        name = name_of(event)
+        if event.kind != kind or not name or event.value in found.outputs or matches(name, apart):
+            continue
+        if event.value.dim is None:
+            unknown.append(name)
+        else:
+            dims[name] = event.value.dim
+    _check_known(unknown)
+    return dims
+
+
+def _named(
+    network: nn.Module, found: Record, points: Sequence[str] | Mapping[str, int]
 ) -> dict[str, int]:
-    """The given points in the order in which they run; a mapping names their channel dimensions.
-
-    Raises
-    ------
-    ValueError
-        A name is no module, or its module does not run exactly once, or is of a kind whose channel
-        dimension is not known.
-    """
-    modules = {name: submodule(network, name) for name in points}
-    runs, _ = _record(network, call, (nn.Module,), {id(module) for module in modules.values()})
-    ran = [run.name for run in runs if run.name in modules]
-    for name in modules:
-        if ran.count(name) != 1:
+    runs = found.runs()
+    chosen: dict[str, int | None] = {}
+    for name in points:
+        if any(sign in name for sign in "*?["):
+            names = [
+                each
+                for each, count in runs.items()
+                if count == 1 and each and fnmatchcase(each, name)
+                if is_place(each) == is_place(name)
+            ]
+        else:
+            submodule(network, name.partition(":")[0])
+            names = [name]
+        for each in names:
+            chosen[each] = points[name] if isinstance(points, Mapping) else None
+        if not names or runs[names[0]] != 1:
             raise ValueError(
                 f"nlm.correct: a point's module runs once in a forward pass, got "
-                f"{ran.count(name)} runs of {name!r}"
+                f"{runs[name]} runs of {name!r}"
             )
-    if isinstance(points, Mapping):
-        return {name: points[name] for name in ran}
-    return {name: channel_dim(name, modules[name]) for name in ran}
+    for name, dim in chosen.items():
+        if dim is None and is_place(name):
+            chosen[name] = found.values[name].dim
+        elif dim is None:
+            chosen[name] = channel_dim(name, submodule(network, name))
+    _check_known([name for name, dim in chosen.items() if dim is None])
+    return {name: dim for name, dim in chosen.items() if dim is not None}
 
 
-def _record(
-    network: nn.Module,
-    call: Callable[[], Any],
-    kinds: tuple[type[nn.Module], ...],
-    only: set[int] | None = None,
-) -> tuple[list[_Run], Any]:
-    """Every run of the modules of some kinds, and the outputs."""
-    runs: list[_Run] = []
-    handles = []
-    reads: dict[str, tuple[int, int]] = {}
-
-    def before(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any) -> None:
-            reads[name] = _state(args[0] if args else None)
-
-        return record
-
-    def after(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = (args[0] if args else None, output)
-            runs.append(_Run(name, tensors, reads[name], _state(output)))
-
-        return record
-
-    try:
-        for name, module in network.named_modules():
-            if isinstance(module, kinds) and (only is None or id(module) in only):
-                handles.append(module.register_forward_pre_hook(before(name)))
-                handles.append(module.register_forward_hook(after(name)))
-        with evaluation(network), torch.no_grad():
-            outputs = call()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return runs, outputs
-
-
-def _state(value: Any) -> tuple[int, int]:
-    """A tensor and the number of times that it was written to; inference tensors do not count."""
-    counted = isinstance(value, Tensor) and not value.is_inference()
-    return id(value), value._version if counted else 0
+def _check_known(unknown: list[str]) -> None:
+    if unknown:
+        raise ValueError(
+            f"nlm.correct: the channel dimension of a function's result is known where layers, "
+            f"norms and transpositions alone stand before it; it is given with any other point, as "
+            f"in {{{unknown[0]!r}: 1}}, got none for {', '.join(unknown)}"
+        )

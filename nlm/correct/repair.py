@@ -9,7 +9,7 @@ holds that between the tasks' means. So where the tasks' inputs differ, REPAIR s
 even of a merge that equals its experts: it is the identity there only if all inputs are alike.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from nlm.correct.correction import Correction, check_channels, exclusive
 from nlm.correct.fitting import ExpertMoments, prepare
+from nlm.correct.points import Points
 from nlm.correct.sequential import fit_sequential
 from nlm.statistics import Data, Forward, Mask
 
@@ -41,9 +42,10 @@ class Repair(Correction):
         experts: Mapping[str, nn.Module],
         data: Mapping[str, Data],
         *,
-        points: Sequence[str] | Mapping[str, int] | None = None,
+        points: Points = None,
         max_samples: int | None = 128,
         micro_batch: int | None = None,
+        recompute: bool = False,
         forward: Forward | None = None,
         mask: Mask | None = None,
         device: torch.device | str | None = None,
@@ -68,6 +70,7 @@ class Repair(Correction):
                 targets[point] = (mean, deviation.square())
             streams = [setup.stream(task) for task in setup.tasks]
             fitted = fit_sequential(
-                setup.network, streams, setup.points, targets, "nlm.Repair", progress
+                setup.network, streams, setup.points, targets, "nlm.Repair", progress, recompute
             )
-        return cls(model, setup.points, dict.fromkeys(setup.tasks, 0), [fitted])
+        rows = dict.fromkeys(setup.tasks, 0)
+        return cls(model, setup.points, rows, [fitted], setup.found.readers, setup.apart)

@@ -6,8 +6,9 @@ point sees repaired inputs, and the result does not depend on how the samples ar
 Statistics taken at all points at once from the uncorrected model are worse than no correction in
 places; they are here as a control.
 
-One micro-batch is advanced by a single forward pass that is corrected as it goes. Several are
-recomputed from the input for each point, so that memory stays that of one micro-batch.
+Several micro-batches go in lockstep (:mod:`nlm.correct.lockstep`): one forward pass each, whose
+activations all stand in memory. Where that is short they are recomputed from the input for each
+point, which takes as many passes as there are points and the memory of one micro-batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,25 +19,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from nlm import ops
-from nlm._modules import evaluation, output_hooks
+from nlm._functions import is_place
+from nlm._modules import evaluation, output_hooks, submodule, writes_new_memory
+from nlm._multitask import network_of
 from nlm._state_dict import count_not_finite
+from nlm.correct.lockstep import copy_of, lockstep, pause, standing
 from nlm.correct.matching import match
 from nlm.statistics import Moments
-from nlm.statistics.observe import check_activation, check_reached
+from nlm.statistics.observe import check_moments, check_reached
 
 Progress = Callable[[str, int, int], None]
 
 Target = tuple[Tensor, Tensor]  # mean and variance, float64 [channels]
 Fitted = dict[str, tuple[Tensor, Tensor]]  # point -> scale and shift, [channels]
+Reaching = tuple[str, Moments, torch.dtype]  # a pass at a point, and the activations there
 
 
 @dataclass
 class Stream:
-    """Micro-batches and how the model is run on them."""
+    """A model, how it is run on a batch, and micro-batches."""
 
-    call: Callable[[Any], Any]
+    model: nn.Module
+    call: Callable[[nn.Module, Any], Any]
     batches: list[Any]
     mask: Callable[[Any], Tensor | None] | None = None
 
@@ -60,6 +67,23 @@ def check_count(caller: str, point: str, moments: Moments) -> None:
         )
 
 
+def corrector(
+    network: nn.Module, point: str, dim: int
+) -> Callable[[Tensor, Tensor, Tensor, int | Tensor | None], Tensor]:
+    """``(output, scale, shift, rows) -> corrected output`` of a point, in place where it may be.
+
+    It may where a module has just written its output to new memory and no gradient is wanted.
+    """
+    fresh = not is_place(point) and writes_new_memory(submodule(network, point))
+
+    def correct(output: Tensor, scale: Tensor, shift: Tensor, rows: int | Tensor | None) -> Tensor:
+        differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        within = fresh and not differentiated and output.is_contiguous()
+        return ops.scale_shift(output, scale, shift, rows, dim, out=output if within else None)
+
+    return correct
+
+
 def fit_sequential(
     network: nn.Module,
     streams: list[Stream],
@@ -67,34 +91,41 @@ def fit_sequential(
     targets: Mapping[str, Target],
     caller: str,
     progress: Progress | None = None,
+    recompute: bool = False,
 ) -> Fitted:
     """Scale and shift for every point, each fitted with the earlier ones in place.
 
     ``progress`` is called with (point, points done, points); what it raises cancels.
     """
     fitted: Fitted = {}
-    alone = sum(len(stream.batches) for stream in streams) == 1
+    batches = [(stream, batch) for stream in streams for batch in stream.batches]
 
-    def keep(point: str, moments: Moments, dtype: torch.dtype) -> None:
-        fitted[point] = _fit(point, moments, targets, dtype, caller)
+    def settle(found: list[Reaching]) -> None:
+        (point, pooled, dtype), *others = found
+        for _, moments, _ in others:
+            pooled = pooled + moments
+        fitted[point] = _fit(point, pooled, targets, dtype, caller)
         if progress is not None:
             progress(point, len(fitted), len(points))
 
+    def settle_alone(found: Reaching) -> None:
+        settle([found])
+
     with evaluation(network):
-        if alone:
-            [stream] = [stream for stream in streams if stream.batches]
-
-            def fit_here(point: str, output: Tensor, moments: Moments) -> Tensor:
-                keep(point, moments, output.dtype)
-                return ops.scale_shift(output, *fitted[point], None, points[point])
-
-            with _measuring(network, points, caller, stream, stream.batches[0], fit_here):
-                stream.call(stream.batches[0])
-        else:
+        if len(batches) == 1:
+            [(stream, batch)] = batches
+            _walk(stream, batch, points, fitted, settle_alone, caller)
+        elif recompute:
             for point in points:
-                with _applying(network, points, fitted):
-                    pooled, dtype = _pooled(network, point, points[point], streams, caller)
-                keep(point, pooled, dtype)
+                found: list[Reaching] = []
+                for stream, batch in batches:
+                    seen = partial(_stop, found)
+                    passing = {each: points[each] for each in (*fitted, point)}
+                    advance(partial(_walk, stream, batch, passing, fitted, seen, caller))
+                if found:
+                    settle(found)
+        else:
+            _advance_together(batches, points, fitted, settle, caller)
     check_reached(caller, points, fitted)
     return fitted
 
@@ -110,7 +141,8 @@ def fit_at_once(
     pooled: dict[str, Moments] = {}
     dtypes: dict[str, torch.dtype] = {}
 
-    def collect(point: str, output: Tensor, moments: Moments) -> None:
+    def collect(point: str, output: Tensor, moments: Moments | None) -> None:
+        assert moments is not None  # none is known before
         pooled[point] = pooled[point] + moments if point in pooled else moments
         dtypes[point] = output.dtype
 
@@ -118,30 +150,60 @@ def fit_at_once(
         for stream in streams:
             for batch in stream.batches:
                 with _measuring(network, points, caller, stream, batch, collect):
-                    stream.call(batch)
+                    stream.call(stream.model, batch)
     check_reached(caller, points, pooled)
     return {point: _fit(point, pooled[point], targets, dtypes[point], caller) for point in points}
 
 
-def _pooled(
-    network: nn.Module, point: str, dim: int, streams: list[Stream], caller: str
-) -> tuple[Moments, torch.dtype]:
-    """The moments at one point over all micro-batches; forward passes end there."""
-    total: list[Moments] = []
-    dtypes: list[torch.dtype] = []
+def _advance_together(
+    batches: list[tuple[Stream, Any]],
+    points: Mapping[str, int],
+    fitted: Fitted,
+    settle: Callable[[list[Reaching]], None],
+    caller: str,
+) -> None:
+    """Walks all micro-batches of one model to the first point not fitted, and from there on."""
+    order = list(points)
+    model = standing(batches[0][0].model)
 
-    def collect(point: str, output: Tensor, moments: Moments) -> None:
-        total[:] = [total[0] + moments] if total else [moments]
-        dtypes[:] = [output.dtype]
-        raise Reached
+    def call(stream: Stream, batch: Any) -> None:
+        own = Stream(copy_of(model), stream.call, [], stream.mask)
+        _walk(own, batch, points, fitted, pause, caller)
 
-    for stream in streams:
-        for batch in stream.batches:
-            with _measuring(network, {point: dim}, caller, stream, batch, collect):
-                advance(partial(stream.call, batch))
-    if not total:
-        check_reached(caller, [point], ())
-    return total[0], dtypes[0]
+    with lockstep([partial(call, stream, batch) for stream, batch in batches]) as passes:
+        waiting = [(each, each.advance()) for each in passes]
+        while waiting := [(each, found) for each, found in waiting if found is not None]:
+            point = min((found[0] for _, found in waiting), key=order.index)
+            settle([found for _, found in waiting if found[0] == point])
+            waiting = [
+                (each, each.advance() if found[0] == point else found) for each, found in waiting
+            ]
+
+
+def _walk(
+    stream: Stream,
+    batch: Any,
+    points: Mapping[str, int],
+    fitted: Fitted,
+    visit: Callable[[Reaching], Any],
+    caller: str,
+) -> None:
+    """Runs a model on a batch, corrected at each point once ``visit`` has had it fitted."""
+    network = network_of(stream.model)
+    correctors = {point: corrector(network, point, dim) for point, dim in points.items()}
+
+    def use(point: str, output: Tensor, moments: Moments | None) -> Tensor:
+        if moments is not None:
+            visit((point, moments, output.dtype))
+        return correctors[point](output, *fitted[point], None)
+
+    with _measuring(network, points, caller, stream, batch, use, fitted):
+        stream.call(stream.model, batch)
+
+
+def _stop(found: list[Reaching], at: Reaching) -> None:
+    found.append(at)
+    raise Reached
 
 
 @contextmanager
@@ -151,30 +213,26 @@ def _measuring(
     caller: str,
     stream: Stream,
     batch: Any,
-    use: Callable[[str, Tensor, Moments], Tensor | None],
+    use: Callable[[str, Tensor, Moments | None], Tensor | None],
+    known: Fitted | None = None,
 ) -> Iterator[None]:
-    """Hands each point's output and moments to ``use``; what it returns replaces the output."""
+    """Hands each point's output and moments to ``use``; what it returns replaces the output.
+
+    The moments of ``known`` points are not taken.
+    """
     mask = None if stream.mask is None else stream.mask(batch)
 
     def hook(point: str, dim: int) -> Callable[[Tensor], Tensor | None]:
         def measure(output: Tensor) -> Tensor | None:
+            if known is not None and point in known:
+                return use(point, output, None)
             moments = Moments.of(output, dim, mask)
-            check_activation(caller, point, output, dim, mask)
+            check_moments(caller, point, moments, output, dim, mask)
             return use(point, output, moments)
 
         return measure
 
     with output_hooks(network, {point: hook(point, dim) for point, dim in points.items()}):
-        yield
-
-
-@contextmanager
-def _applying(network: nn.Module, points: Mapping[str, int], fitted: Fitted) -> Iterator[None]:
-    def hook(point: str) -> Callable[[Tensor], Tensor]:
-        scale, shift = fitted[point]
-        return lambda output: ops.scale_shift(output, scale, shift, None, points[point])
-
-    with output_hooks(network, {point: hook(point) for point in fitted}):
         yield
 
 

@@ -9,14 +9,15 @@ task t and each channel of each point k, TACT restores the expert's statistics,
 by a scale and a shift per (task, channel), fitted in forward order on a few unlabelled samples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from nlm.correct.correction import Correction, exclusive
-from nlm.correct.fitting import ExpertMoments, Setup, prepare
+from nlm.correct.fitting import ExpertMoments, prepare
+from nlm.correct.points import Points
 from nlm.correct.sequential import fit_at_once, fit_sequential
 from nlm.statistics import Data, Forward, Mask
 
@@ -41,9 +42,10 @@ class Tact(Correction):
         experts: Mapping[str, nn.Module],
         data: Mapping[str, Data],
         *,
-        points: Sequence[str] | Mapping[str, int] | None = None,
+        points: Points = None,
         max_samples: int | None = 128,
         micro_batch: int | None = None,
+        recompute: bool = False,
         mode: str = "sequential",
         forward: Forward | None = None,
         mask: Mask | None = None,
@@ -58,12 +60,15 @@ class Tact(Correction):
         model : the merged model: any module, or a :class:`MultiTaskModel`.
         experts : task -> its expert, *aligned* as it was merged, with modules of the same names.
         data : task -> a re-iterable of batches of that task's inputs; labels are not used.
-        points : names of the modules whose outputs are corrected, or name -> channel dimension. By
-            default those before the activation function of each convolution and linear module,
-            heads excepted.
+        points : where it is corrected (:mod:`nlm.correct.points`): "before_activation" (the
+            default), "after_activation", "residual", "norm"; names or patterns of modules and
+            function calls; or name -> channel dimension. Heads are no points by default.
         max_samples : per task; 32 to 64 suffice in our experiments.
         micro_batch : samples per forward pass; by default all that fit into one tensor go together.
-            The result does not depend on it, but several micro-batches are recomputed per point.
+            The result does not depend on it. Several go side by side, each in a thread and on a
+            copy of the modules that shares the weights; the activations of all stand in memory.
+        recompute : several micro-batches run one after the other instead, from the input for each
+            point: the memory of one, as many passes as there are points.
         mode : "sequential", or "at_once" for the control that the paper's text leaves open.
         forward, mask, device : see :mod:`nlm.statistics.data`.
         moments : the experts' moments, where :func:`nlm.correct.expert_moments` has found them
@@ -91,7 +96,7 @@ class Tact(Correction):
             raise ValueError(f"nlm.Tact: the mode is one of {', '.join(MODES)}, got {mode!r}")
         fitted = []
         with exclusive(model):
-            setup: Setup = prepare(
+            setup = prepare(
                 "nlm.Tact", model, experts, data, points, max_samples, micro_batch, forward, mask,
                 device, moments,
             )  # fmt: skip
@@ -100,10 +105,12 @@ class Tact(Correction):
                     point: (moments.mean, moments.variance)
                     for point, moments in setup.expert_moments(task).items()
                 }
-                fit = fit_sequential if mode == "sequential" else fit_at_once
-                fitted.append(
-                    fit(setup.network, [setup.stream(task)], setup.points, targets, "nlm.Tact")
-                )
+                given = (setup.network, [setup.stream(task)], setup.points, targets, "nlm.Tact")
+                if mode == "sequential":
+                    fitted.append(fit_sequential(*given, recompute=recompute))
+                else:
+                    fitted.append(fit_at_once(*given))
                 if progress is not None:
                     progress(task, number + 1, len(setup.tasks))
-        return cls(model, setup.points, {task: row for row, task in enumerate(setup.tasks)}, fitted)
+        rows = {task: row for row, task in enumerate(setup.tasks)}
+        return cls(model, setup.points, rows, fitted, setup.found.readers, setup.apart)

@@ -47,7 +47,7 @@ def batches(
         if isinstance(batch, Mapping):
             batch = dict(batch)  # a tokeniser's BatchEncoding among them
         batch = tree_map(_as_tensor, batch)
-        size = _size(batch, caller)
+        size = sample_count(batch, caller)
         if max_samples is not None and seen + size > max_samples:
             size = max_samples - seen
             batch = cut(batch, 0, size, caller)
@@ -68,7 +68,7 @@ def cut(batch: Any, start: int, stop: int, caller: str = "nlm") -> Any:
     ValueError
         The tensors' lengths differ, so that it is not known which of them count samples.
     """
-    size = _size(batch, caller)
+    size = sample_count(batch, caller)
     if start == 0 and stop >= size:
         return batch
     if len(lengths := _lengths(batch)) > 1:
@@ -121,7 +121,7 @@ def micro_batches(
         return [
             cut(chunk, start, start + size, caller)
             for chunk in _joined(chunks)
-            for start in range(0, _size(chunk, caller), size)
+            for start in range(0, sample_count(chunk, caller), size)
         ]
     return _joined(chunks)
 
@@ -170,7 +170,7 @@ def _lengths(batch: Any) -> set[int]:
     return {_length(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)} - {1}
 
 
-def _size(batch: Any, caller: str) -> int:
+def sample_count(batch: Any, caller: str) -> int:
     """The number of samples: the length of the first tensor that is not one for all samples."""
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     if not any(leaf.dim() for leaf in tensors):

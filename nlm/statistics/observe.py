@@ -26,6 +26,14 @@ def check_activation(
         )
 
 
+def check_moments(
+    caller: str, point: str, moments: Moments, activation: Tensor, dim: int, mask: Tensor | None
+) -> None:
+    """Raises ValueError where the activation whose moments they are holds NaN or inf."""
+    if not moments.m2.isfinite().all():
+        check_activation(caller, point, activation, dim, mask)
+
+
 def check_reached(caller: str, points: Iterable[str], reached: Container[str]) -> None:
     """Raises ValueError where a point's module did not run."""
     if missing := [point for point in points if point not in reached]:
@@ -71,7 +79,7 @@ def collect_moments(
     def collector(point: str, dim: int) -> Callable[[Tensor], None]:
         def collect(output: Tensor) -> None:
             new = Moments.of(output, dim, current[0])
-            check_activation(caller, point, output, dim, current[0])
+            check_moments(caller, point, new, output, dim, current[0])
             found[point] = found[point] + new if point in found else new
 
         return collect

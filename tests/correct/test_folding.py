@@ -64,7 +64,7 @@ class Gained(nn.Linear):
 def test_layers_of_another_kind_are_refused(special):
     tact = fitted(lambda: nn.Sequential(special(), nn.ReLU(), nn.Linear(12, 3)), vectors())
     with pytest.raises(
-        ValueError, match=r"a weight and a forward of the usual kind, got .* at '0'"
+        ValueError, match=r"got points without such: .0. \(\w+ has no weight and bias"
     ):
         tact.fold("a")
 

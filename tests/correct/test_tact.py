@@ -180,7 +180,7 @@ def test_multi_task_models_keep_their_heads():
     own = {"a": mlp(1, classes=5), "b": mlp(2, classes=7)}
     model = nlm.merge(own, mlp(0, classes=3), scale=0.5, heads=("4",)).model(own["a"])
     tact = nlm.Tact.fit(model, own, calibration(vectors))
-    assert list(tact.points) == ["0", "2"]
+    assert list(tact.points) == ["0", "2"] and tact.unfoldable() == {}
     x = vectors(9, 4)
     with torch.no_grad():
         for task, classes in (("a", 5), ("b", 7)):

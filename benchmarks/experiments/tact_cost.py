@@ -1,0 +1,158 @@
+"""What TACT costs: seconds of a fit and of a mixed batch, and bytes, against the bare model.
+
+    python benchmarks/experiments/tact_cost.py
+
+writes results/tact_cost.json beside this file: curves over 2 to 16 tasks on a small transformer,
+and blocks of the sizes of ViT-B/16 and BERT-base, as deep as ``--depth`` says. The network has
+random weights, the experts are noisy copies of it: the cost does not depend on them. A fit stands
+against one forward pass of the merged model and one of each expert on the same micro-batches; it
+also runs one on at most 32 samples, to find the points, which counts for more the fewer samples
+there are. A mixed batch stands against the same batch through the model that is not corrected.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import nlm
+
+RESULTS = Path(__file__).parent / "results" / "tact_cost.json"
+TASKS = (2, 4, 8, 16)
+ROUNDS = 15
+
+Made = tuple[nn.Module, Callable[[int], Any]]
+
+
+def vit(width: int, depth: int, heads: int, image: int) -> Made:
+    """A vision transformer of transformers and its batches."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+        intermediate_size=4 * width, image_size=image, patch_size=16, num_labels=10,
+    )  # fmt: skip
+    return ViTForImageClassification(config), lambda count: torch.randn(count, 3, image, image)
+
+
+def bert(width: int, depth: int, heads: int, length: int) -> Made:
+    """A text encoder of transformers and its batches."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+        intermediate_size=4 * width,
+    )  # fmt: skip
+    return BertForSequenceClassification(config), lambda count: torch.randint(1000, (count, length))
+
+
+def noisy(network: nn.Module, amount: float = 0.2) -> nn.Module:
+    """A copy whose weights are off by a share of their deviation."""
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += amount * torch.randn_like(parameter) * parameter.std(correction=0)
+    return other.eval()
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def cost(made: Made, tasks: int, samples: int, batch: int) -> dict[str, Any]:
+    """One row: ``samples`` per task in micro-batches of ``batch``, then a mixed batch of it."""
+    torch.manual_seed(0)
+    model, draw = made[0].eval(), made[1]
+    names = [f"task {number}" for number in range(tasks)]
+    expert = noisy(model)
+    data = {name: list(draw(samples).split(batch)) for name in names}
+    options: dict[str, Any] = {"max_samples": None, "micro_batch": batch}
+
+    def bare() -> None:
+        with torch.no_grad():
+            for name in names:
+                for network in (model, expert):
+                    for part in data[name]:
+                        network(part)
+
+    fitted = []
+
+    def fit() -> None:
+        fitted.append(nlm.Tact.fit(model, dict.fromkeys(names, expert), data, **options))
+
+    seconds = in_turns({"bare": bare, "fit": fit}, 1)
+    tact = fitted[0]
+    mixed: Tensor = data[names[0]][0]
+    ids = torch.arange(len(mixed)) % tasks
+
+    def served() -> None:
+        with torch.no_grad():
+            tact(mixed, task=ids)
+
+    def uncorrected() -> None:
+        with torch.no_grad():
+            model(mixed)
+
+    serving = in_turns({"mixed": served, "plain": uncorrected}, ROUNDS)
+    return {
+        "tasks": tasks,
+        "samples": samples,
+        "micro_batch": batch,
+        "points": len(tact.points),
+        "fit_seconds": seconds["fit"],
+        "bare_seconds": seconds["bare"],
+        "fit_ratio": seconds["fit"] / seconds["bare"],
+        "mixed_seconds": serving["mixed"],
+        "plain_seconds": serving["plain"],
+        "serving_ratio": serving["mixed"] / serving["plain"],
+        "correction_bytes": tact.parameter_bytes,
+        "model_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--depth", type=int, default=2, help="blocks of the large networks")
+    parser.add_argument("--samples", type=int, default=64, help="per task, of the large networks")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    start = time.perf_counter()
+    rows = [{"network": "small", **cost(vit(96, 4, 4, 64), n, 128, 32)} for n in TASKS]
+    large = {
+        "vit-base": lambda: vit(768, options.depth, 12, 224),
+        "bert-base": lambda: bert(768, options.depth, 12, 128),
+    }
+    for name, build in large.items():
+        row = {"network": name, "depth": options.depth, **cost(build(), 2, options.samples, 16)}
+        rows.append(row)
+    for row in rows:
+        print(
+            f"{row['network']:<10} {row['tasks']:>2} tasks  fit x{row['fit_ratio']:.3f} of the "
+            f"bare passes ({row['fit_seconds']:.2f} s)  mixed batch x{row['serving_ratio']:.3f}  "
+            f"{row['correction_bytes']:,} of {row['model_bytes']:,} bytes"
+        )
+    machine = {"cpu": platform.machine(), "threads": options.threads, "nlm": nlm.__version__}
+    report = {"machine": machine, "seconds": time.perf_counter() - start}
+    options.json.parent.mkdir(exist_ok=True)
+    options.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

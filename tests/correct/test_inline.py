@@ -1,0 +1,93 @@
+"""The corrected model as one module: it compiles, exports and goes to ONNX, with equal outputs."""
+
+import copy
+
+import onnx
+import pytest
+import torch
+from _networks import images
+from correct._architectures import PreNorm, called, pair
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+import nlm
+
+IDS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 1])
+
+
+@pytest.fixture(params=["before_activation", "residual"], scope="module")
+def corrected(request):
+    model, expert, x = pair(
+        lambda: (nn.Sequential(PreNorm(), nn.Linear(12, 4)), torch.randn(12, 5, 12))
+    )
+    data = {"a": [x], "b": [x * 0.7 + 0.2]}
+    return nlm.Tact.fit(model, dict.fromkeys(data, expert), data, points=request.param), x
+
+
+def test_inlined_modules_compute_the_same(corrected):
+    tact, x = corrected
+    with torch.no_grad():
+        one, mixed = tact.inline("b"), tact.inline()
+        torch.testing.assert_close(one(x), tact(x, task="b"))
+        torch.testing.assert_close(mixed(x, task=IDS), tact(x, task=IDS))
+        torch.testing.assert_close(copy.deepcopy(one)(x), one(x))
+    assert not any(module._forward_hooks for module in tact.model.modules())
+
+
+def test_compiled(corrected):
+    tact, x = corrected
+    with torch.no_grad():
+        compiled = torch.compile(tact.inline(), fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, task=IDS), tact(x, task=IDS))
+        torch.testing.assert_close(compiled(x, task=1 - IDS), tact(x, task=1 - IDS))
+
+
+@pytest.mark.parametrize("corrected", ["residual"], indirect=True)
+def test_exported(corrected, tmp_path):
+    tact, x = corrected
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(
+            tact.inline(), (x,), {"task": IDS},
+            dynamic_shapes={"args": ({0: batch},), "task": {0: batch}},
+        )  # fmt: skip
+        torch.export.save(program, tmp_path / "model.pt2")
+        again = torch.export.load(tmp_path / "model.pt2").module()
+        for rows in (slice(None), slice(5)):
+            found = again(x[rows], task=IDS[rows])
+            torch.testing.assert_close(found, tact(x[rows], task=IDS[rows]))
+
+
+def test_onnx(tmp_path):
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(144, 6),
+            nn.ReLU(),
+            nn.Linear(6, 2),
+        )
+
+    torch.manual_seed(0)
+    own = {"a": build(), "b": build()}
+    tact = nlm.Tact.fit(build(), own, {"a": [images(40)], "b": [images(40, 1) * 2]})
+    x, ids = images(6, 3), torch.tensor([0, 1, 1, 0, 0, 1])
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(tact.inline(), (x,), path, kwargs={"task": ids}, dynamo=True, verbose=False)
+    model = onnx.load(path)
+    names = [each.name for each in model.graph.input]
+    feed = dict(zip(names, (x.numpy(), ids.numpy()), strict=True))
+    (found,) = ReferenceEvaluator(model).run(None, feed)
+    torch.testing.assert_close(
+        torch.from_numpy(found), called(tact, x, task=ids), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_gradients_flow_through_a_mixed_batch(corrected):
+    tact, x = corrected
+    x = x.clone().requires_grad_()
+    grads = [
+        torch.autograd.grad(f(x, task=IDS).square().sum(), x)[0] for f in (tact, tact.inline())
+    ]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
