@@ -153,7 +153,7 @@ def merge_report(
 
     tell("accuracies", 0.0)
     samples = {task: list(batches(data[task], None, device, "nlm.report")) for task in experts}
-    models: dict[str, nn.Module] = {"merged": choice.merged.model(next(iter(experts.values())))}
+    models: dict[str, nn.Module] = {"none": choice.merged.model(next(iter(experts.values())))}
     if correction != "none":
         models[correction] = choice.model
     own = _own(experts, samples, forward)

@@ -52,7 +52,7 @@ def test_every_part_is_what_its_function_finds(world, report) -> None:
     assert report["experts"] == {"a": 1.0, "b": 1.0}  # the labels are their own outputs
     cells = report["settings"]["merged"]["2"]
     merged = choice.merged.model(mlp())
-    for name, model in (("merged", merged), ("tact", choice.model)):
+    for name, model in (("none", merged), ("tact", choice.model)):
         own = {task: accuracy(model, data[task], task=task) for task in TASKS}
         assert cells[name]["tasks"] == own and cells[name]["scale"] == choice.scale
         assert cells[name]["average"] == pytest.approx(sum(own.values()) / 2)
@@ -64,8 +64,8 @@ def test_every_part_is_what_its_function_finds(world, report) -> None:
         for task in TASKS
     ]  # fmt: skip
     found = report["layers"]["variance_ratio"]
-    assert found["merged"][1] == pytest.approx(sum(ratios) / 2)
-    assert abs(found["tact"][1] - 1) < abs(found["merged"][1] - 1)
+    assert found["none"][1] == pytest.approx(sum(ratios) / 2)
+    assert abs(found["tact"][1] - 1) < abs(found["none"][1] - 1)
     first, second = (model.state_dict() for model in foundations)
     raw = loss_barrier(foundations[0], first, second, data["a"])
     assert report["barrier"]["loss"]["not aligned"] == raw.losses
@@ -112,7 +112,7 @@ def test_of_another_merge(world) -> None:
         choice, aligned, data, correction="none", grid=0, projected=0,
         progress=lambda what, share: seen.append(share),
     )  # fmt: skip
-    assert list(found["settings"]["merged"]["2"]) == ["merged"]
+    assert list(found["settings"]["merged"]["2"]) == ["none"]
     assert not found.keys() & {"landscapes", "barrier"} and found["projections"] == {}
     assert seen == sorted(seen) and 0 <= seen[0] <= seen[-1] <= 1
     with pytest.raises(ValueError, match=r"nlm.report: there is test data .* got none for b"):

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from nlm.cli.results import SERIES, SETTINGS, Results, numbers_of_tasks, score
 
@@ -74,6 +74,8 @@ def by_layer(layers: Mapping[str, Any], quantity: str) -> Draw:
         if quantity == "variance_ratio":
             axes.axhline(1, color="#999999", lw=1, zorder=0)
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}" if axes.get_ylim()[0] > 0.1 else NullFormatter())
             axes.set_ylabel("variance, merged over expert")
         else:
             axes.set_ylim(bottom=0)
@@ -94,7 +96,8 @@ def curves(
     def draw(axes: Any) -> None:
         _lines(axes, x, series)
         axes.set_ylim(bottom=bottom)
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=isinstance(x, range)))
+        if isinstance(x, range):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set_xlabel(across)
         axes.set_ylabel(up)
 
@@ -110,13 +113,14 @@ def landscape(surface: Mapping[str, Any], quantity: str, span: tuple[float, floa
         levels = np.linspace(low, high if high > low else low + 1, 21)
         grid = surface["x"], surface["y"], surface["values"][quantity]
         filled = axes.contourf(*grid, levels=levels, cmap="viridis", extend="both")
-        axes.figure.colorbar(filled, ax=axes, ticks=MaxNLocator(6), extendfrac=0.02)
+        ticks = [t for t in MaxNLocator(6).tick_values(low, high) if low <= t <= high]
+        axes.figure.colorbar(filled, ax=axes, ticks=ticks, extendfrac=0.02)
         top = 0.15 * surface["y"][0] + 0.85 * surface["y"][-1]
         for name, (x, y, _) in surface["models"].items():
             axes.plot(x, y, "o", ms=6, mfc="white", mec="black")
             axes.annotate(
                 _plain(name), (x, y), (0, -15 if y > top else 7), textcoords="offset points",
-                ha="center", fontsize=8, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                ha="center", fontsize=8, path_effects=[withStroke(linewidth=2, foreground="w")],
             )  # fmt: skip
         axes.set_xlabel("distance of weights")
 

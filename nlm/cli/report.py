@@ -28,7 +28,7 @@ _MARK = '<meta name="generator" content="nlm'
 _HISTOGRAM = 200, 60  # width and height
 _TITLE = "Experts of two foundation models, merged into one"
 _NEEDS = {
-    ("tact", "repair"): "TACT and REPAIR see unlabelled samples of each task.",
+    ("tact", "repair"): "Corrections see unlabelled samples of each task.",
     ("probe", "probe_full"): "The linear probes train a new last layer on labelled ones.",
     ("plain",): "Merging scales are chosen after correction, on validation samples that no other "
     "number here has seen.",

@@ -18,6 +18,7 @@ SETTINGS = {
 }
 
 CORRECTIONS = {
+    "none": "not corrected",
     "plain": "Task Arithmetic",
     "repair": "+ REPAIR",
     "tact": "+ TACT",

@@ -51,7 +51,7 @@ def sample(tasks: int = 8) -> dict[str, Any]:
             for setting in PLAIN
         },
         "layers": {
-            "points": LAYERS,
+            "points": [*LAYERS],
             "variance_ratio": {k: [v ** (i + 1) for i in range(4)] for k, v in steps.items()},
             "relative_distance": {k: [1.2 - v] * 4 for k, v in steps.items()},
         },

@@ -1,7 +1,6 @@
 """``nlm report``: a file of results in, a page out; other files are refused in a sentence."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ def test_the_page_of_the_demo_s_file(html: str, results: dict[str, Any], capsys)
     Path("run.json").write_text(json.dumps(results | {"calibration_sizes": {"8": 0.8}}))
     assert run(["report", "run.json", "-o", "page.html"]) == 0
     assert capsys.readouterr().out == "The page is page.html\n"
-    pages = [re.sub('base64,[^"]*', "", each) for each in (html, Path("page.html").read_text())]
-    assert pages[0] == pages[1] and pages[0].count("<img") == 8
+    assert Path("page.html").read_text() == html
 
 
 def test_a_part_alone_is_a_page(results: dict[str, Any]) -> None:
