@@ -19,7 +19,7 @@ LONGEST_FILE = 400
 # What a room may import besides itself. Leaves are open to every room above ops, and import leaves;
 # `_registry` and `_native` belong to ops, and `_info` reports on them. Rooms that are not listed
 # (pipeline, cli, ...) stand above all of these.
-LEAVES = {"checkpoint", "_functions", "_modules", "_multitask", "_state_dict"}
+LEAVES = {"checkpoint", "_functions", "_modules", "_multitask", "_results", "_state_dict"}
 BELOW: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "kernels": set(),

@@ -60,6 +60,9 @@ def align(
     html: Annotated[
         Path | None, typer.Option(help="Write a page with the figures of the alignment here.")
     ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write what the page shows here, for nlm report.")
+    ] = None,
     model_class: ModelClass = None,
     force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
@@ -74,4 +77,6 @@ def align(
 
     chosen = [name for name, on in (("weights", weights), ("orthogonal", orthogonal)) if on]
     seen = {"stride": stride, "max_tokens": max_tokens, "heads": heads, "residual": residual}
-    run(a, b, output, spec, chosen, data, samples, seed, html, model_class, force, quiet, seen)
+    run(
+        a, b, output, spec, chosen, data, samples, seed, html, json, model_class, force, quiet, seen
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """The work of ``nlm align``. Files that may not be written are refused before it starts."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from nlm._results import Barrier
 from nlm.align import AlignmentResult
 from nlm.align import align as find
 from nlm.checkpoint import atomic_path, read_tensors, refuse_existing
 from nlm.cli.align_data import barriers, open_data
-from nlm.cli.align_page import METHODS, render
+from nlm.cli.align_page import results
 from nlm.cli.progress import Report, progress_bar
+from nlm.cli.report import render
+from nlm.cli.results import METHODS
 from nlm.cli.spec_page import proof
 from nlm.cli.spec_source import open_source
 from nlm.symmetry import PermutationSpec
@@ -43,6 +47,7 @@ def run(
     samples: int | None,
     seed: int,
     html: Path | None,
+    json_file: Path | None,
     model_class: str | None,
     force: bool,
     quiet: bool,
@@ -59,7 +64,7 @@ def run(
         raise ValueError(
             f"nlm align: one method is chosen, --orthogonal with --data, got {' '.join(given)}"
         )
-    for target in (output, html):
+    for target in (output, html, json_file):
         if target is not None:
             refuse_existing(target, force)
     seen = {"max_samples": samples, **seen}
@@ -70,11 +75,13 @@ def run(
         found = _aligned(spec, first, second, method, batches, seed, report, seen)
         found.save(output, force)
         curves = None
-        if html is not None and batches is not None:
+        if batches is not None and (html is not None or json_file is not None):
             curves = _barriers(spec, first, second, found, batches, samples, report)
-    if html is not None:
-        with atomic_path(html, force) as temporary:
-            temporary.write_text(render(spec, found.report, curves, a, b), encoding="utf-8")
+    page = results(spec, found.report, curves, a, b)
+    for target, text in ((html, render), (json_file, json.dumps)):
+        if target is not None:
+            with atomic_path(target, force) as temporary:
+                temporary.write_text(text(page), encoding="utf-8")
     _print(spec, found, curves)
     print(f"The alignment is {output}" + (f", the page is {html}" if html else ""))
 
@@ -143,7 +150,7 @@ def _barriers(
     data: list[Any],
     samples: int | None,
     report: Report | None,
-) -> dict[str, Any] | None:
+) -> Barrier | None:
     """The losses on the line between the models, before and after; None without labels."""
     if report is not None:
         report("the losses between the models", 0.92)
@@ -156,7 +163,7 @@ def _barriers(
     return barriers(found.copied(first.model), pairs, data, samples)
 
 
-def _print(spec: PermutationSpec, found: AlignmentResult, curves: Mapping[str, Any] | None) -> None:
+def _print(spec: PermutationSpec, found: AlignmentResult, curves: Barrier | None) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("group", "units", "for each of", "found at", "similarity of matched units"):
         table.add_column(column, justify="right" if column == "units" else "left")
@@ -169,7 +176,8 @@ def _print(spec: PermutationSpec, found: AlignmentResult, curves: Mapping[str, A
         )  # fmt: skip
     Console(highlight=False, markup=False).print(table)
     print(f"{headline(spec)}\n{proof(spec)}")
-    print(f"Aligned by {METHODS[found.report.method]} in {found.report.seconds:.1f} s.")
+    method = METHODS.get(found.report.method, found.report.method)
+    print(f"Aligned by {method} in {found.report.seconds:.1f} s.")
     if curves is not None:
-        each = ", ".join(f"{value:.3g} {name}" for name, value in curves["barriers"].items())
+        each = ", ".join(f"{value:.3g} {name}" for name, value in curves["barrier"].items())
         print(f"Barrier of the loss: {each}.")

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nlm._results import Barrier
 from nlm.checkpoint import read_tensors
 from nlm.cli.spec_source import called
 from nlm.evaluate import loss_barrier
+from nlm.report import barriers as as_barriers
 from nlm.statistics import Data
 
 _BATCH = 16  # samples
@@ -69,7 +71,7 @@ def barriers(
     states: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]],
     data: Data,
     samples: int | None,
-) -> dict[str, Any] | None:
+) -> Barrier | None:
     """The losses on the line between two models, for each pair; None where the data has no labels.
 
     Labels are the entry ``labels`` of a batch by name, the second of a pair, and the text itself
@@ -88,12 +90,7 @@ def barriers(
         )
         for name, (a, b) in states.items()
     }  # fmt: skip
-    first = next(iter(curves.values()))
-    return {
-        "positions": first.positions,
-        "losses": {name: curve.losses for name, curve in curves.items()},
-        "barriers": {name: curve.barrier for name, curve in curves.items()},
-    }
+    return as_barriers(curves)
 
 
 def _labelled(model: nn.Module, batch: Any) -> tuple[Any, Tensor] | None:

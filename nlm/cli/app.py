@@ -102,3 +102,21 @@ def info(
     from nlm.cli.info import show
 
     show(json)
+
+
+@app.command()
+def report(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN.json",
+            help="What nlm demo --json, nlm align --json or nlm.report.merge_report left.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Write the page (HTML) here.")],
+    force: spec.Force = False,
+) -> None:
+    """Draw the results of a merge, or of an alignment, as one page that needs no other file."""
+    from nlm.cli.report import report as write
+
+    write(file, output, force)

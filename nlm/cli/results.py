@@ -1,8 +1,9 @@
-"""Reading the results of the demo: the words for its settings and corrections, and its headline.
+"""Reading results (:class:`nlm.report.Report`): the words for what they hold, and a headline.
 
 ``results["settings"][setting][tasks][correction]`` holds ``average`` and ``worst``, the normalised
 accuracies (accuracy of the merged model over the expert's) over the tasks, and the chosen
-``scale``. Tasks are text, as in JSON. What a run left out is simply not there.
+``scale``. Tasks are text, as in JSON. What a run left out is simply not there, and what has no word
+here is called by its name.
 """
 
 from collections.abc import Mapping
@@ -17,13 +18,34 @@ SETTINGS = {
 }
 
 CORRECTIONS = {
+    "none": "not corrected",
     "plain": "Task Arithmetic",
     "repair": "+ REPAIR",
     "tact": "+ TACT",
+    "tact_at_once": "+ TACT, all at once",
     "tact_once": "TACT, all at once",
     "tact_lambda0": "TACT at λ = 0",
     "probe": "probe, as many labels",
     "probe_full": "probe, all labels",
+}
+
+METHODS = {
+    "weights": "weights",
+    "activations": "activations",
+    "orthogonal": "orthogonal maps",
+}
+
+# How series are called, of settings and corrections put together.
+SERIES = {
+    "nonlocal": "not aligned",
+    "permuted": "aligned",
+    "permuted + TACT": "aligned + TACT",
+    "unaligned": "not aligned",
+    "weights": "weight matching",
+    "activations": "activation matching",
+    "none": "not corrected",
+    "tact": "+ TACT",
+    "repair": "+ REPAIR",
 }
 
 # Corrections by what they are in a table: the way itself, its controls, and what needs labels.
@@ -34,9 +56,27 @@ SECTIONS = (
 )
 
 
-def score(
-    results: Results, setting: str, tasks: int, correction: str
-) -> Mapping[str, float] | None:
+def sections(results: Results) -> list[list[str]]:
+    """The corrections that the results have, by section; others than those above come first."""
+    found = {
+        correction: None
+        for by_tasks in results.get("settings", {}).values()
+        for scores in by_tasks.values()
+        for correction in scores
+    }
+    known = [name for section in SECTIONS for name in section]
+    first, *others = SECTIONS
+    parts = [[name for name in found if name not in known] + [*first], *map(list, others)]
+    return [there for part in parts if (there := [name for name in part if name in found])]
+
+
+def settings(results: Results) -> dict[str, str]:
+    """The settings that the results have, with their words."""
+    there = results.get("settings", {})
+    return {name: SETTINGS.get(name, name) for name in sorted(there, key=_place)}
+
+
+def score(results: Results, setting: str, tasks: int, correction: str) -> Mapping[str, Any] | None:
     """The scores of one cell, or None where the run has none."""
     by_tasks = results["settings"].get(setting, {})
     return by_tasks.get(str(tasks), {}).get(correction)
@@ -44,8 +84,8 @@ def score(
 
 def numbers_of_tasks(results: Results) -> list[int]:
     """The numbers of tasks that were merged, ascending."""
-    found = {int(tasks) for by_tasks in results["settings"].values() for tasks in by_tasks}
-    return sorted(found)
+    there = results.get("settings", {}).values()
+    return sorted({int(tasks) for by_tasks in there for tasks in by_tasks})
 
 
 def shown_numbers_of_tasks(results: Results) -> list[int]:
@@ -55,17 +95,26 @@ def shown_numbers_of_tasks(results: Results) -> list[int]:
 
 
 def headline(results: Results) -> str:
-    """The result in one sentence: average normalised accuracies at the largest number of tasks."""
-    tasks = numbers_of_tasks(results)[-1]
+    """The result in one sentence: average normalised accuracies at the largest number of tasks.
+
+    Empty where none of the settings was run that it tells of.
+    """
     steps = (
         ("nonlocal", "plain", "merged as they are"),
         ("permuted", "plain", "aligned"),
         ("permuted", "tact", "aligned and corrected by TACT"),
         ("local", "plain", "with one foundation for all"),
     )
-    parts = [
-        f"{scores['average']:.2f} {words}"
-        for setting, correction, words in steps
-        if (scores := score(results, setting, tasks, correction)) is not None
-    ]
-    return f"{tasks} experts of two foundations keep of their accuracy: {', '.join(parts)}."
+    for tasks in numbers_of_tasks(results)[-1:]:
+        parts = [
+            f"{scores['average']:.2f} {words}"
+            for setting, correction, words in steps
+            if (scores := score(results, setting, tasks, correction)) is not None
+        ]
+        if parts:
+            return f"{tasks} experts of two foundations keep of their accuracy: {', '.join(parts)}."
+    return ""
+
+
+def _place(setting: str) -> int:
+    return list(SETTINGS).index(setting) if setting in SETTINGS else len(SETTINGS)

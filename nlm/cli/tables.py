@@ -3,7 +3,14 @@
 from rich import box
 from rich.table import Table
 
-from nlm.cli.results import CORRECTIONS, SECTIONS, SETTINGS, Results, score, shown_numbers_of_tasks
+from nlm.cli.results import (
+    CORRECTIONS,
+    Results,
+    score,
+    sections,
+    settings,
+    shown_numbers_of_tasks,
+)
 
 
 def tables(results: Results) -> list[Table]:
@@ -19,14 +26,16 @@ def _table(results: Results, tasks: int) -> Table:
         box=box.SIMPLE_HEAD,
     )
     table.add_column("foundations")
-    settings = [setting for setting in SETTINGS if setting in results["settings"]]
-    for setting in settings:
-        table.add_column(SETTINGS[setting], justify="right", no_wrap=True)
-    for section in SECTIONS:
+    columns = settings(results)
+    for words in columns.values():
+        table.add_column(words, justify="right", no_wrap=True)
+    for section in sections(results):
         for correction in section:
-            cells = [_cell(results, setting, tasks, correction) for setting in settings]
+            cells = [_cell(results, setting, tasks, correction) for setting in columns]
             if any(cells):
-                table.add_row(CORRECTIONS[correction], *(cell or "-" for cell in cells))
+                table.add_row(
+                    CORRECTIONS.get(correction, correction), *(cell or "-" for cell in cells)
+                )
         table.add_section()
     return table
 

@@ -11,7 +11,6 @@ The scale of the merged task vector is chosen for each of them on validation dat
 correction; test data are only scored.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,14 +23,9 @@ from nlm.align import AlignmentResult, align
 from nlm.correct import default_points, expert_moments, linear_probe
 from nlm.demo.tasks import TASKS
 from nlm.demo.world import Demo, load
-from nlm.evaluate import (
-    accuracy,
-    ensemble_accuracy,
-    layer_statistics,
-    loss_barrier,
-    normalized_accuracy,
-)
+from nlm.evaluate import accuracy, ensemble_accuracy, loss_barrier, normalized_accuracy
 from nlm.pipeline import Aligned, Choice, align_experts, choose
+from nlm.report import Barrier, Cell, Clock, Layers, barriers, cell, layers
 
 Progress = Callable[[str, float], None]
 
@@ -131,7 +125,7 @@ def compare(
     corrections: Sequence[str] = tuple(CORRECTIONS),
     controls: Sequence[str] = CONTROLS,
     **options: Any,
-) -> tuple[dict[str, dict[str, float]], dict[str, Choice], Aligned]:
+) -> tuple[dict[str, Cell], dict[str, Choice], Aligned]:
     """Average and worst normalised test accuracy of one setting under every correction.
 
     The controls are "tact_lambda0" (TACT on theta_init, no task vector in it), and linear probes on
@@ -142,7 +136,7 @@ def compare(
     calibration = {name: world.calibration[name] for name in names}
     validation = world.validation
     choices: dict[str, Choice] = {}
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, Cell] = {}
 
     scales = [round(multiple / count, 4) for multiple in SCALES_TIMES_TASKS]
     known = {"moments": expert_moments(aligned.experts, calibration, max_samples=None)}
@@ -157,14 +151,14 @@ def compare(
 
     for name in corrections:
         choices[name] = choose_with(CORRECTIONS[name], scales)
-        scores[name] = _row(world.score(setting, choices[name].model, names), choices[name].scale)
+        scores[name] = cell(world.score(setting, choices[name].model, names), choices[name].scale)
     if "tact_lambda0" in controls:
         nothing = choose_with("tact", (0.0,))
-        scores["tact_lambda0"] = _row(world.score(setting, nothing.model, names), 0.0)
+        scores["tact_lambda0"] = cell(world.score(setting, nothing.model, names), 0.0)
     for name, labels in (("probe", CALIBRATION), ("probe_full", PROBE_LABELS)):
         if name in controls:
             probed = _probed(world, setting, choices["plain"], names, labels)
-            scores[name] = _row(probed, choices["plain"].scale)
+            scores[name] = cell(probed, choices["plain"].scale)
     return scores, choices, aligned
 
 
@@ -185,9 +179,10 @@ def run(
     -------
     dict
         seconds, seed, tasks, experts, settings (setting -> number of tasks -> correction ->
-        average, worst, scale), layers, barrier, alignment, foundations, timings, versions.
+        average, worst, scale, tasks), layers, barrier, alignment, foundations, timings, versions:
+        an :class:`nlm.report.Report`.
     """
-    clock = _Clock()
+    clock = Clock()
     world = prepare(seed, tasks, _share(progress, 0.0, _LOADING_SHARE), **loading)
     clock.lap("models, data and alignment")
     counts = [count for count in ((2, 4, 6) if thorough else (2, 4)) if count < tasks] + [tasks]
@@ -211,7 +206,7 @@ def run(
     clock.lap("merging, correction and evaluation")
     _tell(progress, "layers and barrier", 1.0)
     middle = min(4, tasks)
-    layers = _layers(world, {name: kept[name, middle] for name in ("nonlocal", "permuted")})
+    by_layer = _layers(world, {name: kept[name, middle] for name in ("nonlocal", "permuted")})
     clock.lap("layer statistics")
     barrier = _barrier(world)
     clock.lap("loss barrier")
@@ -221,17 +216,13 @@ def run(
         "tasks": list(world.demo.tasks),
         "experts": world.expert_accuracy("nonlocal", list(world.demo.tasks)),
         "settings": settings,
-        "layers": layers,
+        "layers": by_layer,
         "barrier": barrier,
         "alignment": {name: asdict(result.report) for name, result in world.alignments.items()},
         "foundations": _foundations(world),
         "timings": clock.laps,
         "versions": {"nlm": nlm.__version__, "torch": torch.__version__},
     }
-
-
-def _row(scores: Mapping[str, float], scale: float) -> dict[str, float]:
-    return {"average": scores["average"], "worst": scores["worst"], "scale": scale}
 
 
 def _probed(
@@ -246,29 +237,20 @@ def _probed(
     return normalized_accuracy(scores, world.expert_accuracy(setting, names))
 
 
-def _layers(world: World, kept: Mapping[str, tuple[dict[str, Choice], Aligned]]) -> dict[str, Any]:
+def _layers(world: World, kept: Mapping[str, tuple[dict[str, Choice], Aligned]]) -> Layers:
     """Per layer the variance ratio and relative distance on test images, means over the tasks."""
     network = world.demo.foundations[0]
     inputs = world.demo.pretraining.calibration[:2]
     points = default_points(network, lambda: network(inputs))
-    models = {name: (choices["plain"].model, aligned) for name, (choices, aligned) in kept.items()}
+    models = {
+        name: (choices["plain"].model, aligned.experts) for name, (choices, aligned) in kept.items()
+    }
     choices, aligned = kept["permuted"]
-    models["permuted + TACT"] = (choices["tact"].model, aligned)
-    found: dict[str, Any] = {"points": list(points), "variance_ratio": {}, "relative_distance": {}}
-    for name, (model, aligned) in models.items():
-        every = [
-            layer_statistics(model, expert, points, world.test[task], task=task)
-            for task, expert in aligned.experts.items()
-        ]
-        for what in ("variance_ratio", "relative_distance"):
-            columns = [getattr(statistics, what) for statistics in every]
-            found[what][name] = [
-                sum(column[point] for column in columns) / len(columns) for point in points
-            ]
-    return found
+    models["permuted + TACT"] = (choices["tact"].model, aligned.experts)
+    return layers(models, points, world.test)
 
 
-def _barrier(world: World) -> dict[str, Any]:
+def _barrier(world: World) -> Barrier:
     """The loss of the pre-training task on the line between the two foundations."""
     first, second = world.demo.foundations
     test = world.demo.pretraining.test.batches()
@@ -280,11 +262,7 @@ def _barrier(world: World) -> dict[str, Any]:
         )
         for name, move in moves.items()
     }
-    return {
-        "lambda": curves["unaligned"].positions,
-        "loss": {name: curve.losses for name, curve in curves.items()},
-        "barrier": {name: curve.barrier for name, curve in curves.items()},
-    }
+    return barriers(curves)
 
 
 def _foundations(world: World) -> dict[str, float]:
@@ -296,23 +274,6 @@ def _foundations(world: World) -> dict[str, float]:
         "B": accuracy(second, test),
         "ensemble": ensemble_accuracy([first, second], test),
     }
-
-
-class _Clock:
-    """Seconds per stage and in all."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = now - self._last
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        return time.perf_counter() - self._start
 
 
 def _share(progress: Progress | None, start: float, length: float) -> Progress | None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from nlm._modules import evaluation
 from nlm._multitask import with_state
-from nlm._state_dict import check_alike
+from nlm._state_dict import StateDict, check_alike
 from nlm.evaluate.accuracy import outputs_of
 from nlm.statistics import Data, Forward, batches
 from nlm.statistics.data import labelled
@@ -76,31 +76,37 @@ def loss_barrier(
     if points < 2:
         raise ValueError(f"nlm.evaluate: a line has at least two points, got {points}")
     check_alike("nlm.evaluate", {"state_a": state_a, "state_b": state_b})
-    if unlike := sorted(set(network.state_dict()) ^ set(state_a)):
-        raise ValueError(
-            f"nlm.evaluate: state dicts have the entries of the network, got "
-            f"{', '.join(map(repr, unlike[:5]))} in only one of them"
-        )
+    check_entries(network, state_a)
     samples = list(batches(data, max_samples, device, "nlm.evaluate"))
     positions = [number / (points - 1) for number in range(points)]
     losses = []
     for at in positions:
         state = {name: _between(state_a[name], state_b[name], at) for name in state_a}
         model = with_state(network, state)
-        losses.append(_mean_loss(model if device is None else model.to(device), samples, loss,
-                                 forward, kwargs))  # fmt: skip
+        model = model if device is None else model.to(device)
+        losses.append(mean_loss(model, samples, loss, forward, kwargs))
         if not math.isfinite(losses[-1]):
             raise ValueError(f"nlm.evaluate: losses are finite, got {losses[-1]} at {at:.3g}")
     return BarrierCurve(positions, losses)
 
 
-def _mean_loss(
+def check_entries(network: nn.Module, state: StateDict) -> None:
+    """Raises ValueError where a state dict has other entries than a network."""
+    if unlike := sorted(set(network.state_dict()) ^ set(state)):
+        raise ValueError(
+            f"nlm.evaluate: state dicts have the entries of the network, got "
+            f"{', '.join(map(repr, unlike[:5]))} in only one of them"
+        )
+
+
+def mean_loss(
     model: nn.Module,
     samples: list[Any],
     loss: Callable[[Tensor, Tensor], Tensor],
     forward: Forward | None,
     kwargs: Mapping[str, Any],
 ) -> float:
+    """The mean over all samples, in evaluation mode."""
     total = count = 0.0
     with evaluation(model):
         for batch in samples:

@@ -73,8 +73,8 @@ def layer_statistics(
         for batch in batches(data, max_samples, device, "nlm.evaluate"):
             counted = None if mask is None else mask(batch)
             outputs = [
-                _outputs(merged, network, points, batch, forward, kwargs),
-                _outputs(expert, expert, points, batch, forward, {}),
+                outputs_of_points(merged, network, points, batch, forward, kwargs),
+                outputs_of_points(expert, expert, points, batch, forward, {}),
             ]
             for point, dim in points.items():
                 if outputs[0][point].shape != outputs[1][point].shape:
@@ -99,7 +99,7 @@ def layer_statistics(
     )
 
 
-def _outputs(
+def outputs_of_points(
     model: nn.Module,
     network: nn.Module,
     points: Mapping[str, int],

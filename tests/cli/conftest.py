@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from nlm.cli.report import render
+
 TASKS = ["digits", "upper", "cyrillic", "arrows", "greek", "math", "lower", "style"]
 LAYERS = ["trunk.conv1", "trunk.conv2", "trunk.fc1", "trunk.fc2"]
 PLAIN = {"local": 0.96, "nonlocal": 0.1, "permuted": 0.78}
@@ -29,6 +31,7 @@ def _scores(setting: str, tasks: int) -> dict[str, dict[str, float]]:
             "average": min(base + gain, 0.99),
             "worst": min(base + gain, 0.99) * 0.8,
             "scale": 0.4,
+            "tasks": {task: min(base + gain, 0.99) for task in TASKS[:tasks]},
         }
         for correction, gain in GAIN.items()
     }
@@ -48,7 +51,7 @@ def sample(tasks: int = 8) -> dict[str, Any]:
             for setting in PLAIN
         },
         "layers": {
-            "points": LAYERS,
+            "points": [*LAYERS],
             "variance_ratio": {k: [v ** (i + 1) for i in range(4)] for k, v in steps.items()},
             "relative_distance": {k: [1.2 - v] * 4 for k, v in steps.items()},
         },
@@ -59,15 +62,32 @@ def sample(tasks: int = 8) -> dict[str, Any]:
                 "weights": [0.5, 0.9, 0.5],
                 "activations": [0.5, 1.0, 0.5],
             },
+            "barrier": {"unaligned": 2.5, "weights": 0.4, "activations": 0.5},
         },
         "alignment": {
             "weights": {
                 "objective": [10.0, 20.0],
                 "correlation": dict.fromkeys(LAYERS, 0.6),
+                "histogram": {layer: [0] * 30 + [7] * 10 for layer in LAYERS},
                 "seconds": 1.5,
             },
             "activations": {"correlation": dict.fromkeys(LAYERS, 0.65), "seconds": 0.5},
         },
+        "landscapes": {
+            "none": {
+                "x": [0.0, 1.5],
+                "y": [-0.5, 2.25],
+                "values": {"average": [[0.111, 0.222], [0.333, 0.4444]]},
+                "models": {"start": [0.0, 0.0, 0.0], "merged": [0.7, 0.6, 0.125]},
+            },
+        },
+        "projections": {
+            "digits": {
+                "expert": [[0.0, 0.0], [1.0, 1.0]],
+                "merged": [[0.5, 2.0], [1.5, 1.0]],
+            },
+        },
+        "run": {"scale": 0.3, "correction": "tact"},
         "timings": {"training": 100.0, "evaluation": 20.0},
         "versions": {"nlm": "0.1.0", "torch": "2.13.0"},
     }
@@ -76,6 +96,12 @@ def sample(tasks: int = 8) -> dict[str, Any]:
 @pytest.fixture
 def results() -> dict[str, Any]:
     return sample()
+
+
+@pytest.fixture(scope="session")
+def html() -> str:
+    """The page of the results."""
+    return render(sample())
 
 
 class Experiment:

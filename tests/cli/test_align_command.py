@@ -108,12 +108,16 @@ def test_by_weights_a_planted_permutation_is_undone(capsys) -> None:
 
 def test_by_activations_with_the_barrier(capsys) -> None:
     command = ["align", "pairs:a", "pairs:b", "--data", "pairs:batches", "--quiet"]
-    assert run([*command, "-o", "p.safetensors", "--html", "p.html"]) == 0
+    written = ["-o", "p.safetensors", "--html", "p.html", "--json", "p.json"]
+    assert run([*command, *written]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     before, after = map(float, re.findall(r"([-.\de]+) (?:not )?aligned", captured.out))
     assert before > 0.01 and after < 1e-4
-    assert "Loss against the share" in Path("p.html").read_text()
+    page = Path("p.html").read_text()
+    assert "Loss against the share" in page and "12 units" not in page and "24 units" in page
+    assert run(["report", "p.json", "-o", "again.html"]) == 0
+    assert Path("again.html").read_text() == page
     assert run([*command, "--weights", "-o", "w.safetensors", "--html", "w.html"]) == 0
     assert AlignmentResult.load("w.safetensors").report.method == "weights"
     assert "Loss against the share" in Path("w.html").read_text()
