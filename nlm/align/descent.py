@@ -123,10 +123,11 @@ class Descent:
         found = {other for other in self._moves if not move.blocks.isdisjoint(other.blocks)}
         return found if move.quadratic else found - {move}
 
-    def agreement(self) -> dict[str, Tensor]:
+    def agreement(self, comparisons: Sequence[Comparison] | None = None) -> dict[str, Tensor]:
         """Free group -> similarity of each of its matched units; 0 where one has no weights.
 
         Of weights the cosine; of activations, which are correlations already, the mean.
+        ``comparisons``: those that count, of one sort.
         """
         sums = {
             name: torch.zeros(3, *index_shape(self.groups, name), dtype=torch.float64)
@@ -134,7 +135,7 @@ class Descent:
             if is_free(self.groups, name)
         }
         order = Gathers(self.groups, self.permutation)
-        for comparison in self.comparisons:
+        for comparison in self.comparisons if comparisons is None else comparisons:
             for block, start, parts in comparison.parts(order):
                 for number, axis in enumerate(block.axes):
                     if axis.group not in sums:

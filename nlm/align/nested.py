@@ -236,12 +236,24 @@ class Move:
     def _similarity(
         self, name: str, order: Gathers, shape: list[int], window: Window | None
     ) -> Tensor:
-        """The similarity of a member's units over its places, but for those that are bent.
+        """The similarity of a member's units over its places, but for those that are bent."""
+        similarity = self._of_weights(name, order, shape, window)
+        seen = [place for place in self.places[name] if place.comparison.a is None]
+        if seen and name in self._kept:
+            similarity = similarity.clone()
+        for place in seen:
+            add_similarity(similarity, place, order, {}, window)
+        return similarity
+
+    def _of_weights(
+        self, name: str, order: Gathers, shape: list[int], window: Window | None
+    ) -> Tensor:
+        """What the parameters say of it.
 
         The next time only the terms at changed positions are replaced, where that is less work. It
         is made afresh once twice its work has gone into that, so that roundings do not add up.
         """
-        places = self.places[name]
+        places = [place for place in self.places[name] if place.comparison.a is not None]
         whole = sum(place.size for place in places)
         kept = self._kept.pop(name, None)
         found = None if kept is None else [changes(each, kept.order, order) for each in places]
@@ -256,8 +268,7 @@ class Move:
         similarity = torch.zeros(shape, dtype=torch.float64)
         for place in places:
             add_similarity(similarity, place, order, {}, window)
-        is_whole = window is None and all(place.comparison.a is not None for place in places)
-        if self.keeps and is_whole:
+        if self.keeps and window is None and places:
             self._kept[name] = Kept(order, similarity, 0.0)
         return similarity
 
