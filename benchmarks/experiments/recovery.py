@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results"
 NOISES = (0.0, 0.1, 0.3, 1.0, 1.5, 2.0, 3.0, 5.0)
 IMAGES, CALIBRATION = 12_800, 512
 WIDTH = 128
-RECIPE = Recipe(2, 2e-3, 0.5)
+RECIPE = Recipe(6, 2e-3, 0.5)
 
 
 def mlp(classes: int) -> nn.Module:

@@ -10,23 +10,19 @@ bare parameter, experts in one stacked tensor) are matched by their weights then
 place; where that is every group of a traced network, the whole network is.
 """
 
-import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from nlm._state_dict import StateDict
-from nlm.align.descent import Descent
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
-from nlm.align.seen import Seen, correlate, standing
-from nlm.align.similarity import Correlation
+from nlm.align.seen import Seen, by_correlation, correlate
 from nlm.align.variants import restricted
 from nlm.align.weights import weight_matching
 from nlm.statistics import Data, Forward, Mask
 from nlm.symmetry import PermutationSpec
-from nlm.symmetry.blocks import Block
 
 
 def activation_matching(
@@ -107,7 +103,7 @@ def match_seen(
     ``progress`` is that of :func:`nlm.align.weight_matching`, where nothing is seen.
     """
     started = time.perf_counter()
-    descent = _best_descent(spec, seen.comparisons)
+    descent = by_correlation(spec.groups, seen.comparisons)
     permutation, similarity = descent.permutation, descent.agreement()
     objective = descent.objective[-1:]
     unseen = [group for group in spec.free if group not in seen.samples]
@@ -129,33 +125,3 @@ def match_seen(
         histogram=histograms(similarity),
     )
     return AlignmentResult(permutation, report, similarity=similarity)
-
-
-def _best_descent(spec: PermutationSpec, comparisons: Sequence[Correlation]) -> Descent:
-    """From the order as it is; where groups of one parent stand side by side at some module
-    (queries of a key, and the units of both), also from where other modules lead, and the better.
-
-    There those that other modules show come first, then the rest with these in place.
-    """
-    descent = Descent(spec.groups, comparisons)
-    descent.run()
-    if all(_is_chain(spec, block) for seen in comparisons for block in seen.blocks):
-        return descent
-    clear = [seen.where(lambda block: _is_chain(spec, block)) for seen in comparisons]
-    shown = {
-        name for seen in clear for block in seen.blocks for name in standing(spec.groups, block)
-    }
-    first = Descent(spec.groups, clear)
-    first.run()
-    other = Descent(spec.groups, comparisons, first.permutation)
-    other.run(but=shown)
-    other.run()
-    return max(descent, other, key=lambda each: each.objective[-1])
-
-
-def _is_chain(spec: PermutationSpec, block: Block) -> bool:
-    """Whether of any two groups of a block one is inside the other."""
-    return all(
-        one in spec.groups[other].parents or other in spec.groups[one].parents
-        for one, other in itertools.combinations(standing(spec.groups, block), 2)
-    )

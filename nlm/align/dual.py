@@ -6,7 +6,8 @@ C_g being the correlations of the units of a group that a module shows, k_g what
 scale of the weights (:mod:`nlm.align.scale`). Xu et al. ("Training-free pretrained model merging",
 CVPR 2024, arXiv:2403.01753) mix the two spaces group by group; here the sum is one, and its second
 part linear in each P_g: the moves of a descent (:mod:`nlm.align.descent`) stay exact, and it never
-falls. Groups that no module shows are matched by their weights, as they are anyway.
+falls. It starts from the order as it is and from the one that activations lead to, and the better
+end is kept. Groups that no module shows are matched by their weights, as they are anyway.
 """
 
 import time

@@ -1,5 +1,6 @@
 """What two models' modules show of their units: correlations over the same inputs."""
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from nlm._state_dict import check_weight
+from nlm.align.descent import Descent
 from nlm.align.similarity import Correlation
 from nlm.align.variants import stream_sites, streams
 from nlm.statistics import Data, Mask, attention_mask, collect_cross_moments
@@ -99,6 +101,35 @@ def correlate(
         for block in found.comparisons[-1].blocks:
             found.samples.update(dict.fromkeys(standing(spec.groups, block), count))
     return found
+
+
+def by_correlation(groups: Groups, comparisons: Sequence[Correlation]) -> Descent:
+    """The best descent on correlations alone: from the order as it is; where groups of one parent
+    stand side by side at some module (queries of a key, and the units of both), also from where
+    other modules lead.
+
+    There those that other modules show come first, then the rest with these in place.
+    """
+    descent = Descent(groups, comparisons)
+    descent.run()
+    if all(_is_chain(groups, block) for seen in comparisons for block in seen.blocks):
+        return descent
+    clear = [seen.where(lambda block: _is_chain(groups, block)) for seen in comparisons]
+    shown = {name for seen in clear for block in seen.blocks for name in standing(groups, block)}
+    first = Descent(groups, clear)
+    first.run()
+    other = Descent(groups, comparisons, first.permutation)
+    other.run(but=shown)
+    other.run()
+    return max(descent, other, key=lambda each: each.objective[-1])
+
+
+def _is_chain(groups: Groups, block: Block) -> bool:
+    """Whether of any two groups of a block one is inside the other."""
+    return all(
+        one in groups[other].parents or other in groups[one].parents
+        for one, other in itertools.combinations(standing(groups, block), 2)
+    )
 
 
 def standing(groups: Groups, block: Block) -> set[str]:

@@ -28,7 +28,7 @@ from nlm.align.descent import ORDERS, Descent
 from nlm.align.frank_wolfe import Entry, Polytope
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
 from nlm.align.scale import on_one_scale
-from nlm.align.seen import Seen
+from nlm.align.seen import Seen, by_correlation
 from nlm.align.similarity import Comparison, Correlation
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.layout import references
@@ -72,6 +72,7 @@ def weight_matching(
         if that is higher (:mod:`nlm.align.frank_wolfe`).
     seen : what modules show of the two models, to be matched beside the weights, with the share
         ``dual``: at least 0, weights alone, and less than 1 (:mod:`nlm.align.dual`).
+        One more descent starts from what they say alone.
     progress : called after each step and each sweep with its number and the objective (of a step
         the relaxed one); what it raises cancels.
 
@@ -93,9 +94,11 @@ def weight_matching(
     shown: Sequence[Correlation] = ()
     if seen is not None and dual > 0:
         shown = on_one_scale(comparisons, seen, spec.groups, dual)
+    starts = [None, *(spec.random(seed + number) for number in range(1, restarts + 1))]
+    if seen is not None and shown:
+        starts.append(by_correlation(spec.groups, seen.comparisons).permutation)
     best, descents, relaxed = None, [], []
-    for number in range(restarts + 1):
-        start = spec.random(seed + number) if number > 0 else None
+    for number, start in enumerate(starts):
         descent = Descent(spec.groups, [*comparisons, *shown], start)
         steps: list[float] = []
         if frank_wolfe:
