@@ -44,6 +44,8 @@ class Joint:
         self.layouts = spec.params | {name: layouts for name, (layouts, _) in factors.items()}
         self.entries = {**entries, **{name: of for name, (_, of) in factors.items()}}
         self.factors = factors
+        self.permutations: list[Permutation] = []
+        self.products = [[0.0] * count for _ in range(count)]
         self.move([spec.identity() for _ in range(count)])
         self.objective: list[float] = []
         self.record()
@@ -55,7 +57,8 @@ class Joint:
 
     def move(self, permutations: Sequence[Permutation]) -> None:
         """Goes on to other permutations."""
-        self.permutations, self.products = list(permutations), self._products(permutations)
+        self.products = self._products(permutations)
+        self.permutations = list(permutations)
 
     def accept(self, permutations: Sequence[Permutation]) -> bool:
         """Goes on to other permutations, if the objective rises."""
@@ -97,11 +100,20 @@ class Joint:
         return [Gathers(self.groups, permutation) for permutation in permutations]
 
     def _products(self, permutations: Sequence[Permutation]) -> list[list[float]]:
-        """Of every pair of models in the shared order, exact to float64."""
+        """Of every pair of models in the shared order, exact to float64.
+
+        Those of two whose permutations are the ones at hand are known.
+        """
         orders = self._orders(permutations)
-        pairs = [(m, n) for m in range(len(orders)) for n in range(m + 1)]
+        known = [
+            any(new is old for old in self.permutations[at : at + 1])
+            for at, new in enumerate(permutations)
+        ]
+        pairs = [
+            (m, n) for m in range(len(orders)) for n in range(m + 1) if not known[m] or not known[n]
+        ]
         terms: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
-        for name, tensors in self.entries.items():
+        for name, tensors in self.entries.items() if pairs else ():
             layouts = self.layouts[name]
             moved = [
                 in_order(tensor, layouts, order)
@@ -110,10 +122,10 @@ class Joint:
             for m, n in pairs:
                 if m != n or name not in self.factors:
                     terms[m, n].append(dot(moved[m], moved[n]))
-        return [
-            [math.fsum(terms[max(m, n), min(m, n)]) for n in range(len(orders))]
-            for m in range(len(orders))
-        ]
+        products = [list(row) for row in self.products]
+        for (m, n), values in terms.items():
+            products[m][n] = products[n][m] = math.fsum(values)
+        return products
 
 
 def _over_pairs(products: Sequence[Sequence[float]]) -> float:

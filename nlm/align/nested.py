@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nlm.align.assignment import best_assignment, matched
+from nlm.align.assignment import matched, solved
 from nlm.align.contraction import Place, add_change, add_similarity, changes, work
 from nlm.align.relaxation import relaxed
 from nlm.align.similarity import Comparison, Window, chain_of
+from nlm.ops import Assignment
 from nlm.symmetry.blocks import Block
 from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation
@@ -92,6 +93,7 @@ class Move:
         self.nbytes = 8 * sum(self._entries(name) for name in self.members)
         self._tables: dict[str, Tensor] = {}
         self._kept: dict[str, Kept] = {}
+        self._solved: dict[str, Assignment] = {}
         self.is_chained = all(
             self.above[parent] == self.above[name][:number]
             for name in self.members
@@ -202,7 +204,10 @@ class Move:
                     )
             if inner is not None:
                 carried = carried + inner[at]
-            table[at] = best_assignment(carried if other is None else carried + other)
+            found = solved(carried if other is None else carried + other, self._solved.get(name))
+            if window is None:
+                self._solved[name] = found
+            table[at] = found.columns
             value[at] = matched(carried, table[at]).sum(-1)
         return table, value
 
@@ -275,6 +280,7 @@ class Move:
     def forget(self) -> None:
         """Gives the memory of earlier solutions back."""
         self._kept.clear()
+        self._solved.clear()
         self._tables.clear()
 
     def _seen_by_parent(self, name: str, value: Tensor) -> Tensor:
