@@ -89,10 +89,11 @@ class Joint:
         found[number] = descent.permutation
         return self.accept(found)
 
-    def relax(self, progress: Callable[[int, float], None]) -> list[float]:
+    def relax(self, progress: Callable[[int, float], None], tolerance: float) -> list[float]:
         """Tries what Frank-Wolfe steps of all models together find; their objectives."""
         entries = [Entry(self.layouts[name], of) for name, of in self.entries.items()]
-        found, relaxed = Polytope(self.groups, entries, self.permutations).solve(progress)
+        hull = Polytope(self.groups, entries, self.permutations)
+        found, relaxed = hull.solve(progress, tolerance)
         self.accept([each for each in found if each is not None])
         return relaxed
 

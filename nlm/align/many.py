@@ -169,8 +169,8 @@ def align_many(
         "reference" (each with the first); see :mod:`nlm.align.many`.
     data : for "activations" and "dual", as for :func:`nlm.align`.
     example_inputs : an input of the first model, to prove the specification with.
-    seed, max_sweeps, tolerance, exclude : as for :func:`nlm.align`; a round that gains less than
-        ``tolerance`` of the objective is the last.
+    seed, max_sweeps, tolerance, exclude : as for :func:`nlm.align`; a round or a step that
+        gains less than ``tolerance`` of the objective is the last.
     max_rounds : at most so many alignments of every model with the others.
     progress : called after the alignments with the first model, the steps and each round, with a
         running number and the objective; what it raises cancels.
@@ -212,7 +212,7 @@ def align_many(
     report(joint.record())
     relaxed: list[float] = []
     if strategy == "universe":
-        relaxed = joint.relax(lambda _, value: report(value))
+        relaxed = joint.relax(lambda _, value: report(value), tolerance)
         report(joint.record())
     if strategy != "reference":
         generator = torch.Generator().manual_seed(seed)

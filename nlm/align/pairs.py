@@ -56,6 +56,6 @@ def factors(pairs: Pairs, count: int) -> dict[str, tuple[tuple[Layout, ...], lis
             whole[one, :, two], whole[two, :, one] = matrix, matrix.mT
         matrix = whole.view(count * layout.size, -1)
         matrix.diagonal().fill_(1.01 * float(matrix.abs().sum(1).max()) or 1.0)
-        parts = torch.linalg.cholesky(matrix).view(count, layout.size, -1)
+        parts = torch.linalg.cholesky(matrix).contiguous().view(count, layout.size, -1)
         found[f"activations {number}"] = (layout, Fixed(len(matrix))), list(parts)
     return found
