@@ -6,37 +6,48 @@ gained. ``rebasin`` runs its own loop on its own wrappers of the layers; the gro
 it, because its tracer finds none in BERT and takes the flattened features of VGG16 for one group of
 25088. The tracer also lists parameters several times, and each is multiplied again: in a ViT the
 first feed-forward layer eight times, the second four times. "rebasin" has each once, "rebasin as
-traced" so many times. Groups inside others (heads) are beyond it: "all groups" is nlm's alone. Each
-measurement has a process of its own.
+traced" so many times. Groups inside others (heads) are beyond it: "all groups" is nlm's alone. A
+run ends after ``--most`` seconds, then with the sweep that it is in. Each pair of models has a
+process of its own. Beside them: the heads of BERT-base from their correlations on, and SciPy in a
+loop over all pairs of heads.
 
     python benchmarks/bench_weight_matching.py [--workload PART] [--providers NAME ...]
 """
 
 import argparse
+import itertools
 import json
 import math
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from _bench import RESULTS, facts, machine, write
+from _bench import RESULTS, SECONDS, facts, machine, time_in_turns, write
 from _state_dicts import random_state, specification, vit_base
+from bench_assignment import correlations
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from nlm._state_dict import is_statistic
 from nlm.align import weight_matching
-from nlm.symmetry import PermutationSpec, shipped
+from nlm.align.activations import match_seen
+from nlm.align.seen import Seen
+from nlm.align.similarity import Correlation
+from nlm.symmetry import PermutationSpec, parse, shipped
+from nlm.symmetry.blocks import blocks
 from nlm.symmetry.layout import Ref
 
 State = Mapping[str, Tensor]
 CONVOLUTIONS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 PAIRS = ("random pair", "noisy copy")
+HEADS = "BERT-base, heads of 12 layers from correlations"
 
 
 def vgg16() -> PermutationSpec:
@@ -137,15 +148,27 @@ class Rebasin:
         return sweeps, not goes_on
 
 
-def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, Any]:
-    """One run: seconds, sweeps, the last objective, and the peak memory of this process.
-
-    ``trace``: (seconds, objective) after every sweep of nlm.
-    """
+def measure(
+    workload: str, kind: str, providers: Sequence[str], most: float
+) -> list[dict[str, Any]]:
+    """A row for each provider, one after the other on the same models."""
     spec = WORKLOADS[workload]()
     a, b = pair(spec, kind)
     small = {"w": torch.ones(4, 4)}
     weight_matching(small, small, specification({"g": (4, ())}, {"w": ["g:4", "4"]}))
+    rows = []
+    for provider in providers:
+        if not (provider.startswith("rebasin") and "all groups" in workload):
+            row = {"workload": f"{workload}, {kind}", **run(spec, a, b, provider, most)}
+            rows.append(row)
+    return rows
+
+
+def run(spec: PermutationSpec, a: State, b: State, provider: str, most: float) -> dict[str, Any]:
+    """Seconds, sweeps, the last objective, and the peak memory of this process above what it held.
+
+    ``trace``: (seconds, objective) after every sweep of nlm.
+    """
     held = sum(tensor.nbytes for state in (a, b) for tensor in state.values())
     trace: list[tuple[float, float]] = []
     is_peer, as_traced = provider.startswith("rebasin"), provider.endswith("as traced")
@@ -173,7 +196,6 @@ def measure(workload: str, kind: str, provider: str, most: float) -> dict[str, A
         complete, permutation = trace[-1][0] < most, None
     added = peak_bytes() - before
     return {
-        "workload": f"{workload}, {kind}",
         "provider": provider,
         "groups": len(spec.free),
         "threads": torch.get_num_threads(),
@@ -194,7 +216,7 @@ def peak_bytes() -> int:
     return 1024 * int(found.group(1))
 
 
-def in_a_process(*arguments: str) -> dict[str, Any]:
+def in_a_process(*arguments: str) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, __file__, "--measure", *arguments], capture_output=True, text=True
     )
@@ -206,35 +228,80 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workload", default="", help="only workloads whose name contains this")
-    parser.add_argument("--providers", nargs="+", default=["rebasin", "nlm random"])
+    parser.add_argument("--providers", nargs="+", default=["nlm random", "rebasin"])
     parser.add_argument(
-        "--most", type=float, default=600.0, help="seconds after which a run is ended"
+        "--most", type=float, default=20.0, help="seconds after which a run is ended"
     )
     parser.add_argument("--json", type=Path, default=RESULTS / machine() / "weight_matching.json")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        *which, most = options.measure
-        print(json.dumps(measure(*which, float(most))))
+        workload, kind, most, *providers = options.measure
+        print(json.dumps(measure(workload, kind, providers, float(most))))
         return
     rows = []
     for workload in WORKLOADS:
         for kind in PAIRS:
-            if options.workload not in f"{workload}, {kind}":
-                continue
-            last = None
-            for provider in options.providers:
-                if provider.startswith("rebasin") and "all groups" in workload:
-                    continue
-                row = in_a_process(workload, kind, provider, str(options.most))
-                if provider.startswith("rebasin"):
-                    last = row["objective"]
-                elif last is not None:
-                    there = [s for s, value in row["trace"] if value >= last * (1 - 1e-6)]
-                    row["seconds_to_equal"] = there[0] if there else None
-                rows.append(row)
-                print(line(row), flush=True)
+            if options.workload in f"{workload}, {kind}":
+                found = in_a_process(workload, kind, str(options.most), *options.providers)
+                compare(found)
+                rows += found
+                print(*map(line, found), sep="\n", flush=True)
+    if options.workload in HEADS:
+        rows += heads()
     write(options.json, {**facts(), "rows": rows})
+
+
+def heads() -> list[dict[str, Any]]:
+    """All 12 layers of BERT-base, from the correlations of their heads' units on.
+
+    SciPy: the best assignment of the units of every two heads, then that of the heads.
+    """
+    make, many, size = torch.Generator().manual_seed(0), 12, 64
+    layers = [correlations(many * size, make).double() for _ in range(12)]
+    groups: dict[str, tuple[int, tuple[str, ...]]] = {}
+    comparisons = []
+    for i, correlation in enumerate(layers):
+        groups |= {f"h{i}": (many, ()), f"d{i}": (size, (f"h{i}",))}
+        layout = parse(f"h{i}:{many} x d{i}:{size}")
+        used = blocks((layout,), (layout.size,))
+        comparisons.append(Correlation(correlation, layout, used))
+    spec = specification(groups, {})
+    seen = Seen(comparisons, dict.fromkeys(groups, 1))
+
+    def by_nlm() -> float:
+        return match_seen({}, {}, spec, seen).report.objective[-1]
+
+    def by_scipy() -> float:
+        total = 0.0
+        for layer in layers:
+            cut = layer.numpy().reshape(many, size, many, size)
+            worth = np.empty((many, many))
+            for one, two in itertools.product(range(many), repeat=2):
+                pairs = cut[one, :, two]
+                worth[one, two] = pairs[linear_sum_assignment(pairs, maximize=True)].sum()
+            total += worth[linear_sum_assignment(worth, maximize=True)].sum()
+        return total
+
+    providers = {"nlm": by_nlm, "scipy": by_scipy}
+    ends = {name: call() for name, call in providers.items()}
+    if not math.isclose(ends["nlm"], ends["scipy"], rel_tol=1e-9):
+        raise SystemExit(f"{HEADS}: the sums are not the same, got {ends}")
+    rows = []
+    for name, seconds in time_in_turns(providers, SECONDS).items():
+        row = {"workload": HEADS, "provider": name, "threads": torch.get_num_threads()}
+        rows.append({**row, "seconds": seconds, "objective": ends[name]})
+        print(f"{HEADS:<38} {name:<17} {1e3 * seconds:8.1f} ms", flush=True)
+    return rows
+
+
+def compare(rows: Sequence[dict[str, Any]]) -> None:
+    """Notes when nlm was as good as the peer was in the end."""
+    lasts = [row["objective"] for row in rows if row["provider"].startswith("rebasin")]
+    for row in rows if lasts else ():
+        there = [s for s, value in row["trace"] if value >= lasts[0] * (1 - 1e-6)]
+        if not row["provider"].startswith("rebasin"):
+            row["seconds_to_equal"] = there[0] if there else None
 
 
 def line(row: Mapping[str, Any]) -> str:

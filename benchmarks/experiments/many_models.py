@@ -1,10 +1,12 @@
-"""Four and eight foundations brought into one order: the mean of them all, strategy by strategy.
+"""Four and eight foundations brought into one order: the mean of them all, method by method.
 
     python benchmarks/experiments/many_models.py --seeds 0 1 2
 
 trains foundations of the demo (other weights, images and batches each; kept in the cache), aligns
-them with ``nlm.align_many`` by every strategy, and writes for each the objective (the sum over all
-pairs), the seconds, and loss and accuracy of the mean of all models on held-out images, as JSON.
+them with ``nlm.align_many`` by every method and strategy, and writes for each the objective (the
+sum over all pairs), the seconds, and loss and accuracy of the mean of all models on held-out
+images, as JSON. "mean" is Git Re-Basin's way to merge many models; "universe" by weights is C2M3's
+Frank-Wolfe matching, refined: peers that stand in nlm itself.
 """
 
 import argparse
@@ -29,7 +31,9 @@ from nlm.demo.training import FOUNDATION, train_foundation
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (4, 8)
+METHODS = ("weights", "activations", "dual")
 IMAGES = 24_000
+TOLERANCE = 1e-3  # a sweep or a round that gains less is the last
 
 
 def foundations(network: str, glyphs: Glyphs, seed: int, count: int) -> list[nn.Sequential]:
@@ -69,36 +73,53 @@ def score(
     }
 
 
-def run(network: str, seed: int) -> dict[str, Any]:
-    """Every strategy on the first four and on all eight foundations of a seed."""
+def states_of(models: Sequence[nn.Module]) -> list[Mapping[str, Tensor]]:
+    return [model.state_dict() for model in models]
+
+
+def run(network: str, seed: int, counts: Sequence[int]) -> dict[str, Any]:
+    """Every method and strategy on the first foundations of a seed, so many at a time."""
     glyphs = render()
     data = make_pretraining(glyphs, seed, Sizes())
-    models = foundations(network, glyphs, seed, max(COUNTS))
+    models = foundations(network, glyphs, seed, max(counts))
     spec = nlm.trace(models[0], data.calibration[:32])
     found: dict[str, Any] = {
         "network": network,
         "seed": seed,
-        "members": [score(models[0], [model.state_dict()], data.test) for model in models],
+        "tolerance": TOLERANCE,
+        "members": [score(models[0], [state], data.test) for state in states_of(models)],
         "counts": {},
     }
-    for count in COUNTS:
-        states = [model.state_dict() for model in models[:count]]
-        rows = {"as they are": score(models[0], states, data.test)}
-        for strategy in STRATEGIES:
-            joint = nlm.align_many(states, spec, strategy=strategy, seed=seed)
-            moved = [
-                spec.apply(permutation, state)
-                for permutation, state in zip(joint.permutations, states, strict=True)
-            ]
-            rows[strategy] = {
-                **score(models[0], moved, data.test),
-                "objective": joint.report.objective,
-                "relaxed": joint.report.relaxed,
-                "seconds": joint.report.seconds,
-            }
-            print(f"{network} seed {seed}, {count} models, {strategy}: "
-                  f"accuracy {rows[strategy]['accuracy']:.3f}, objective "
-                  f"{joint.report.objective[-1]:.1f}, {joint.report.seconds:.1f} s")  # fmt: skip
+    for count in counts:
+        chosen = models[:count]
+        rows: dict[str, Any] = {"as they are": score(models[0], states_of(chosen), data.test)}
+        for method in METHODS:
+            given = None if method == "weights" else [data.calibration]
+            rows[method] = {}
+            for strategy in STRATEGIES:
+                joint = nlm.align_many(
+                    chosen, spec, method, strategy, data=given, seed=seed, tolerance=TOLERANCE
+                )
+                moved = [
+                    spec.apply(permutation, state)
+                    for permutation, state in zip(
+                        joint.permutations, states_of(chosen), strict=True
+                    )
+                ]
+                report = joint.report
+                rows[method][strategy] = {
+                    **score(models[0], moved, data.test),
+                    "objective": report.objective,
+                    "relaxed": report.relaxed,
+                    "seconds": report.seconds,
+                }
+                print(
+                    f"{network} seed {seed}, {count} models, {method}, {strategy}: accuracy "
+                    f"{rows[method][strategy]['accuracy']:.3f}, objective "
+                    f"{report.objective[-1]:.1f}, {len(report.objective)} values, "
+                    f"{report.seconds:.1f} s",
+                    flush=True,
+                )
         found["counts"][str(count)] = rows
     return found
 
@@ -107,10 +128,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--network", choices=list(NETWORKS), default="cnn64")
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
     path = settings.json or RESULTS / f"many_models_{settings.network}.json"
-    results = [run(settings.network, seed) for seed in settings.seeds]
+    results = [run(settings.network, seed, settings.counts) for seed in settings.seeds]
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 from nlm._state_dict import state_of
 from nlm.align.activations import activation_matching
+from nlm.align.dual import dual_matching
 from nlm.align.many import JointAlignment, JointReport, align_many
 from nlm.align.orthogonal import OrthogonalAlignment, orthogonal_matching
 from nlm.align.partial import partial_matching
+from nlm.align.proof import SAMPLES, prove
 from nlm.align.result import AlignmentReport, AlignmentResult
 from nlm.align.variants import without_heads
 from nlm.align.weights import weight_matching
 from nlm.align.zipping import zip_matching
 from nlm.gauge import find
-from nlm.statistics import Data, Forward, Mask, batches, first, run
-from nlm.symmetry import PermutationSpec, SymmetryError
-from nlm.symmetry.verify import confirm
+from nlm.statistics import Data, Forward, Mask, batches
+from nlm.symmetry import PermutationSpec
 
 __all__ = [
     "AlignmentReport",
@@ -37,9 +38,7 @@ __all__ = [
 ]
 
 _BY_WEIGHTS = ("weights", "frank-wolfe")
-_METHODS = (*_BY_WEIGHTS, "activations", "orthogonal")
-_SAMPLES = 32  # of a proof
-_FEW_SAMPLES = 2  # that confirm one
+_METHODS = (*_BY_WEIGHTS, "activations", "dual", "orthogonal")
 
 
 def align(
@@ -57,6 +56,7 @@ def align(
     restarts: int = 0,
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
+    dual: float = 0.5,
     observe: Mapping[str, str | tuple[str, int]] | None = None,
     heads: str = "matched",
     residual: str = "last",
@@ -83,18 +83,21 @@ def align(
         "frank-wolfe" (the same from where steps of all groups together lead, see
         :mod:`nlm.align.frank_wolfe`), "activations" (signed correlation of the units' outputs, see
         :func:`activation_matching`; groups that no module shows are matched by weights,
-        ``report.by_weights`` names them) or "orthogonal", for pre-norm transformers (see
+        ``report.by_weights`` names them), "dual" (weights and activations in one objective, see
+        :mod:`nlm.align.dual`) or "orthogonal", for pre-norm transformers (see
         :func:`orthogonal_matching`).
-    data : for "activations" and "orthogonal": a re-iterable of batches; only inputs are used.
+    data : for all that sees activations: a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
     seed : of the order of visits (by weights), of the positions that are drawn (else).
-    max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights" and "frank-wolfe".
-    observe, heads, residual : for "activations", see :func:`activation_matching`.
+    max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights", "frank-wolfe" and
+        "dual".
+    dual : the share of activations beside weights, at least 0 (weights alone) and less than 1.
+    observe, heads, residual : for "activations" and "dual", see :func:`activation_matching`.
     forward, mask, max_samples, stride, max_tokens, precision, device : see there too; also for
         "orthogonal", which needs ``example_inputs`` beside ``forward``.
     progress : called with a number and a value: of each sweep and its objective (by weights; of
-        the Frank-Wolfe steps too), or of each batch and the seconds so far ("activations"). What it
-        raises cancels.
+        the Frank-Wolfe steps too), or of each batch and the seconds so far (by activations); of
+        these and then of those ("dual"). What it raises cancels.
 
     Returns
     -------
@@ -123,12 +126,15 @@ def align(
             f"nlm.align: the method {method!r} needs two modules and data, got "
             f"{type(model_a).__name__}, {type(model_b).__name__} and data={data!r}"
         )
-    _prove(spec, model_a, example_inputs, data, forward, device)
+    prove(spec, model_a, example_inputs, data, forward, device)
+    search: dict[str, Any] = {
+        "seed": seed, "max_sweeps": max_sweeps, "tolerance": tolerance, "order": order,
+        "restarts": restarts, "normalise": normalise, "exclude": exclude,
+    }  # fmt: skip
     if method in _BY_WEIGHTS:
         return weight_matching(
-            state_of(model_a), state_of(model_b), spec, seed=seed, max_sweeps=max_sweeps,
-            tolerance=tolerance, order=order, restarts=restarts, normalise=normalise,
-            exclude=exclude, frank_wolfe=method == "frank-wolfe", progress=progress,
+            state_of(model_a), state_of(model_b), spec, **search,
+            frank_wolfe=method == "frank-wolfe", progress=progress,
         )  # fmt: skip
     assert data is not None and isinstance(model_a, nn.Module) and isinstance(model_b, nn.Module)
     walk: dict[str, Any] = {
@@ -136,10 +142,11 @@ def align(
         "max_tokens": max_tokens, "seed": seed, "precision": precision, "device": device,
         "progress": progress,
     }  # fmt: skip
+    seen: dict[str, Any] = {"observe": observe, "heads": heads, "residual": residual}
     if method == "activations":
-        return activation_matching(
-            model_a, model_b, spec, data, observe=observe, heads=heads, residual=residual, **walk
-        )
+        return activation_matching(model_a, model_b, spec, data, **seen, **walk)
+    if method == "dual":
+        return dual_matching(model_a, model_b, spec, data, dual=dual, search=search, **seen, **walk)
     gauge = find(model_a, _example(example_inputs, data, forward, device), spec)
     return orthogonal_matching(model_a, model_b, gauge, data, **walk)
 
@@ -155,50 +162,5 @@ def _example(
             "nlm.align: the continuous symmetries of a model that forward runs are found with "
             "example_inputs, got none"
         )
-    batch = next(batches(data, _SAMPLES, device, "nlm.align"))
+    batch = next(batches(data, SAMPLES, device, "nlm.align"))
     return batch[0] if isinstance(batch, (tuple, list)) else batch
-
-
-def _prove(
-    spec: PermutationSpec,
-    model: nn.Module | Mapping[str, Tensor],
-    example_inputs: Any,
-    data: Data | None,
-    forward: Forward | None,
-    device: torch.device | str | None,
-) -> None:
-    """Proves a specification on the model, where there is an input, or sees that it was proven."""
-    if example_inputs is not None:
-        if not isinstance(model, nn.Module):
-            raise ValueError(
-                f"nlm.align: example inputs prove a specification on a module, got "
-                f"{type(model).__name__} for model_a"
-            )
-        if not _holds(spec, model, example_inputs, None):
-            spec.verify(model, example_inputs)
-    elif data is not None and isinstance(model, nn.Module):
-        batch = next(batches(data, device=device, caller="nlm.align"))
-
-        def call(model: nn.Module, batch: Any) -> Any:
-            return run(model, batch, forward)
-
-        if not _holds(spec, model, first(batch, _FEW_SAMPLES), call):
-            spec.verify(model, first(batch, _SAMPLES), forward=call)
-    if not spec.proven:
-        state = "not verified" if spec.verified is None else "changed since it was verified"
-        raise SymmetryError(
-            f"nlm.align: a specification is proven before anything is matched with it "
-            f"(spec.verify, or example_inputs here), got one that is {state}"
-        )
-
-
-def _holds(
-    spec: PermutationSpec, model: nn.Module, example_inputs: Any, call: Forward | None
-) -> bool:
-    """Whether a specification is proven, and confirmed on the model; why not, the proof says."""
-    try:
-        if spec.proven:
-            confirm(spec, model, example_inputs, call)
-    except SymmetryError:
-        return False
-    return spec.proven

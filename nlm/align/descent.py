@@ -5,7 +5,10 @@ of weights, or correlations of activations. One move after another is solved wit
 held; it is kept if the objective, evaluated anew, really rises. Where a group stands on two axes of
 one parameter the move is quadratic, and solving it can lower the objective: then Frank-Wolfe steps
 are tried (:mod:`nlm.align.relaxation`). A move whose neighbours have not moved since its last visit
-is not solved again. A sweep that gains less than ``tolerance`` times the objective is the last.
+is not solved again, and an assignment starts from the last one of its group: of trained MLPs, where
+it is most of the work, a descent takes 1.1 s instead of 1.5; of noisy copies of a ViT or a BERT it
+is one twentieth of the work at most. A sweep that gains less than ``tolerance`` times the objective
+is the last.
 """
 
 import math
@@ -123,10 +126,11 @@ class Descent:
         found = {other for other in self._moves if not move.blocks.isdisjoint(other.blocks)}
         return found if move.quadratic else found - {move}
 
-    def agreement(self) -> dict[str, Tensor]:
+    def agreement(self, comparisons: Sequence[Comparison] | None = None) -> dict[str, Tensor]:
         """Free group -> similarity of each of its matched units; 0 where one has no weights.
 
         Of weights the cosine; of activations, which are correlations already, the mean.
+        ``comparisons``: those that count, of one sort.
         """
         sums = {
             name: torch.zeros(3, *index_shape(self.groups, name), dtype=torch.float64)
@@ -134,7 +138,7 @@ class Descent:
             if is_free(self.groups, name)
         }
         order = Gathers(self.groups, self.permutation)
-        for comparison in self.comparisons:
+        for comparison in self.comparisons if comparisons is None else comparisons:
             for block, start, parts in comparison.parts(order):
                 for number, axis in enumerate(block.axes):
                     if axis.group not in sums:

@@ -201,10 +201,11 @@ class Polytope:
             self._parts.append((parts, terms))
 
     def solve(
-        self, progress: Callable[[int, float], None] | None = None
+        self, progress: Callable[[int, float], None] | None = None, tolerance: float = _LEAST_GAIN
     ) -> tuple[list[Permutation | None], list[float]]:
         """The permutations nearest to where the steps end; f before and after each step.
 
+        A step that gains less than ``tolerance`` of f, or than 1e-4 of it, is the last.
         ``progress`` is called after each step with its number and f.
         """
         points = [self.point(permutation, _BLUR) for permutation in self.start]
@@ -222,7 +223,7 @@ class Polytope:
             length = _highest(polynomial)
             before, after = (float(polynomial(at)) for at in (0.0, length))
             values = values or [before]
-            if after - before <= _LEAST_GAIN * abs(after):
+            if after - before <= max(tolerance, _LEAST_GAIN) * abs(after):
                 break
             points = between(length)
             values.append(after)

@@ -10,17 +10,19 @@ mean        one model after the other, in random order, is aligned with the mean
             in the shared order, until a round gains nothing (Ainsworth, Hayase and Srinivasa, Git
             Re-Basin, arXiv:2209.04836, algorithm 3)
 universe    from the reference, Frank-Wolfe steps of all models together
-            (:mod:`nlm.align.frank_wolfe`); the permutations nearest to their end are kept if the
-            objective rises, and refined as by "mean"
+            (:mod:`nlm.align.frank_wolfe`, which is what Crisostomi et al. do, "Cycle-consistent
+            multi-model merging", arXiv:2405.17897); the permutations nearest to their end are kept
+            if the objective rises, and refined as by "mean"
+
+By activations the sum is that of the correlations that every two permutations match, of all modules
+that show units; by both ("dual") that of :mod:`nlm.align.dual`; how, :mod:`nlm.align.pairs` says.
 
 As all maps between models lead through the shared order, they agree round every cycle. Memory: the
 state dicts, the sum of all but one of them, and what a descent needs (:mod:`nlm.align.weights`), or
 the steps.
 """
 
-import functools
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,18 +32,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlm._state_dict import state_of
-from nlm.align.descent import Descent
-from nlm.align.frank_wolfe import Entry, Polytope
-from nlm.align.result import AlignmentReport
-from nlm.align.similarity import Comparison, dot, in_order
-from nlm.align.weights import compared
+from nlm._state_dict import StateDict, state_of
+from nlm.align.activations import match_seen
+from nlm.align.dual import check_share
+from nlm.align.joint import Joint
+from nlm.align.pairs import correlate_all, factors
+from nlm.align.proof import prove
+from nlm.align.result import AlignmentReport, AlignmentResult
+from nlm.align.scale import on_one_scale
+from nlm.align.similarity import Comparison
+from nlm.align.variants import restricted
+from nlm.align.weights import compared, weight_matching
+from nlm.statistics import Data
 from nlm.symmetry import AxisGroup, PermutationSpec
-from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Permutation, compose, inverse
 
 STRATEGIES = ("universe", "mean", "reference")
 _BY_WEIGHTS = ("weights", "frank-wolfe")
+_METHODS = (*_BY_WEIGHTS, "activations", "dual")
+
+# what is permuted, the models, their alignments with the first, entries left out of the cost
+_Start = tuple[PermutationSpec, Joint, list[AlignmentResult], list[str]]
 
 
 @dataclass
@@ -50,12 +61,13 @@ class JointReport:
 
     Attributes
     ----------
-    method : of the alignments with the first model.
+    method : "weights", "frank-wolfe", "activations" or "dual".
     strategy : "universe", "mean" or "reference".
     objective : the maximised sum for the models as they are, after the alignments with the first,
         the Frank-Wolfe steps ("universe") and every round ("mean", "universe"). It never falls, but
         with "reference", where it is not what is maximised.
-    products : of every pair of models at the end; of a model with itself its squared norm.
+    products : of every pair of models at the end; of a model with itself the squared norm of its
+        weights.
     seconds : wall time.
     excluded : entries left out of the objective.
     relaxed : the objective on the convex hull of the permutations, before and after each step
@@ -129,102 +141,13 @@ class JointAlignment:
         return cls(permutations, groups, report)
 
 
-class Joint:
-    """Several models and the permutation of each into a shared order, at first the identity.
-
-    Attributes
-    ----------
-    permutations : of each model.
-    products : of every pair of models in the shared order.
-    objective : the sum over all pairs, at first and whenever :meth:`record` was called.
-    """
-
-    def __init__(
-        self, spec: PermutationSpec, entries: Mapping[str, Sequence[Tensor]], count: int
-    ) -> None:
-        self.spec = spec
-        self.entries = entries
-        self.move([spec.identity() for _ in range(count)])
-        self.objective: list[float] = []
-        self.record()
-
-    def record(self) -> float:
-        """Notes the objective, and says it."""
-        self.objective.append(_over_pairs(self.products))
-        return self.objective[-1]
-
-    def move(self, permutations: Sequence[Permutation]) -> None:
-        """Goes on to other permutations."""
-        self.permutations, self.products = list(permutations), self._products(permutations)
-
-    def accept(self, permutations: Sequence[Permutation]) -> bool:
-        """Goes on to other permutations, if the objective rises."""
-        before = self.permutations, self.products
-        self.move(permutations)
-        if _over_pairs(self.products) > _over_pairs(before[1]):
-            return True
-        self.permutations, self.products = before
-        return False
-
-    def improve(self, number: int, seed: int, max_sweeps: int, tolerance: float) -> bool:
-        """Aligns one model with the sum of the others, and says whether that gained anything."""
-        orders = self._orders(self.permutations)
-        comparisons = []
-        for name, tensors in self.entries.items():
-            layouts = self.spec.params[name]
-            wide = torch.promote_types(tensors[number].dtype, torch.float32)
-            others = [
-                in_order(tensor, layouts, order).to(wide)
-                for place, (tensor, order) in enumerate(zip(tensors, orders, strict=True))
-                if place != number
-            ]
-            total = functools.reduce(torch.add, others)
-            comparisons.append(Comparison(total, tensors[number].to(wide), layouts))
-        descent = Descent(self.spec.groups, comparisons, self.permutations[number])
-        descent.run(seed, max_sweeps, tolerance)
-        found = list(self.permutations)
-        found[number] = descent.permutation
-        return self.accept(found)
-
-    def relax(self, progress: Callable[[int, float], None]) -> list[float]:
-        """Tries what Frank-Wolfe steps of all models together find; their objectives."""
-        entries = [Entry(self.spec.params[name], of) for name, of in self.entries.items()]
-        found, relaxed = Polytope(self.spec.groups, entries, self.permutations).solve(progress)
-        self.accept([each for each in found if each is not None])
-        return relaxed
-
-    def _orders(self, permutations: Sequence[Permutation]) -> list[Gathers]:
-        return [Gathers(self.spec.groups, permutation) for permutation in permutations]
-
-    def _products(self, permutations: Sequence[Permutation]) -> list[list[float]]:
-        """Of every pair of models in the shared order, exact to float64."""
-        orders = self._orders(permutations)
-        pairs = [(m, n) for m in range(len(orders)) for n in range(m + 1)]
-        terms: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
-        for name, tensors in self.entries.items():
-            layouts = self.spec.params[name]
-            moved = [
-                in_order(tensor, layouts, order)
-                for tensor, order in zip(tensors, orders, strict=True)
-            ]
-            for m, n in pairs:
-                terms[m, n].append(dot(moved[m], moved[n]))
-        return [
-            [math.fsum(terms[max(m, n), min(m, n)]) for n in range(len(orders))]
-            for m in range(len(orders))
-        ]
-
-
-def _over_pairs(products: Sequence[Sequence[float]]) -> float:
-    return math.fsum(value for number, row in enumerate(products) for value in row[:number])
-
-
 def align_many(
     models: Sequence[nn.Module | Mapping[str, Tensor]],
     spec: PermutationSpec,
     method: str = "weights",
     strategy: str = "universe",
     *,
+    data: Data | None = None,
     example_inputs: Any = None,
     seed: int = 0,
     max_sweeps: int = 100,
@@ -240,17 +163,19 @@ def align_many(
     ----------
     models : two or more of one architecture, modules or (by weights) their state dicts.
     spec : what may be permuted, as for :func:`nlm.align`.
-    method : of the alignments with the first model, as for :func:`nlm.align`: "weights" or
-        "frank-wolfe"; with strategy "reference" also "activations".
+    method : "weights", "frank-wolfe" (of the alignments with the first model; then as "weights"),
+        "activations" or "dual", as for :func:`nlm.align`.
     strategy : "universe" (all models together), "mean" (each with the mean of the others) or
         "reference" (each with the first); see :mod:`nlm.align.many`.
+    data : for "activations" and "dual", as for :func:`nlm.align`.
     example_inputs : an input of the first model, to prove the specification with.
-    seed, max_sweeps, tolerance, exclude : as for :func:`nlm.align`; a round that gains less than
-        ``tolerance`` of the objective is the last.
+    seed, max_sweeps, tolerance, exclude : as for :func:`nlm.align`; a round or a step that
+        gains less than ``tolerance`` of the objective is the last.
     max_rounds : at most so many alignments of every model with the others.
     progress : called after the alignments with the first model, the steps and each round, with a
         running number and the objective; what it raises cancels.
-    options : passed on to :func:`nlm.align` for the alignments with the first model.
+    options : those of :func:`nlm.align`, for the alignments with the first model; how activations
+        are seen, and ``dual``, hold for all pairs of models.
 
     Returns
     -------
@@ -261,24 +186,19 @@ def align_many(
     Raises
     ------
     ValueError
-        Fewer than two models, an unknown method or strategy, activations without a reference, and
-        what :func:`nlm.align` raises, as it does other errors.
+        Fewer than two models, an unknown method or strategy, activations without modules and data,
+        and what :func:`nlm.align` raises, as it does other errors.
     """
-    from nlm.align import align
-
     started = time.perf_counter()
     _check(len(models), method, strategy)
-    names = {f"model {number}": state_of(model) for number, model in enumerate(models)}
-    entries, excluded = compared(names, spec, exclude)
-    joint = Joint(spec, entries, len(models))
-    results = [
-        align(
-            models[0], model, spec, method, example_inputs=None if number else example_inputs,
-            seed=seed, max_sweeps=max_sweeps, tolerance=tolerance, exclude=exclude, **options,
-        )
-        for number, model in enumerate(models[1:])
-    ]  # fmt: skip
-    found = [spec.identity(), *(result.permutation for result in results)]
+    search: dict[str, Any] = {
+        "seed": seed, "max_sweeps": max_sweeps, "tolerance": tolerance, "exclude": exclude,
+    }  # fmt: skip
+    start = _one_by_one if method in _BY_WEIGHTS or strategy == "reference" else _seen_together
+    inside, joint, results, excluded = start(
+        models, spec, method, data, example_inputs, search, options
+    )
+    found = [inside.identity(), *(result.permutation for result in results)]
     steps = 0
 
     def report(objective: float) -> None:
@@ -292,7 +212,7 @@ def align_many(
     report(joint.record())
     relaxed: list[float] = []
     if strategy == "universe":
-        relaxed = joint.relax(lambda _, value: report(value))
+        relaxed = joint.relax(lambda _, value: report(value), tolerance)
         report(joint.record())
     if strategy != "reference":
         generator = torch.Generator().manual_seed(seed)
@@ -303,8 +223,21 @@ def align_many(
             gain = joint.objective[-1] - joint.objective[-2]
             if not any(gained) or gain <= tolerance * abs(joint.objective[-1]):
                 break
+    permutations = joint.permutations
+    unseen = results[0].report.by_weights if method == "activations" else []
+    if unseen and strategy != "reference":
+        moved = [
+            inside.apply(permutation, state_of(model))
+            for permutation, model in zip(permutations, models, strict=True)
+        ]
+        rest = align_many(
+            moved, inside.restrict(unseen), "weights", strategy, max_rounds=max_rounds, **search
+        )
+        permutations = [
+            inside.compose(*both) for both in zip(permutations, rest.permutations, strict=True)
+        ]
     alignment = JointAlignment(
-        joint.permutations,
+        [spec.compose(permutation, {}) for permutation in permutations],
         spec.groups,
         JointReport(
             method,
@@ -322,15 +255,91 @@ def align_many(
     return alignment
 
 
+def _one_by_one(
+    models: Sequence[nn.Module | Mapping[str, Tensor]],
+    spec: PermutationSpec,
+    method: str,
+    data: Data | None,
+    example_inputs: Any,
+    search: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> _Start:
+    """The models compared by their weights, and each aligned with the first."""
+    from nlm.align import align
+
+    entries, excluded = compared(_named(models), spec, search["exclude"])
+    results = [
+        align(
+            models[0], model, spec, method, data=data,
+            example_inputs=None if number else example_inputs, **search, **options,
+        )
+        for number, model in enumerate(models[1:])
+    ]  # fmt: skip
+    return spec, Joint(spec, entries, {}, len(models)), results, excluded
+
+
+def _seen_together(
+    models: Sequence[nn.Module | Mapping[str, Tensor]],
+    spec: PermutationSpec,
+    method: str,
+    data: Data | None,
+    example_inputs: Any,
+    search: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> _Start:
+    """The models compared by what their modules show, beside their weights or alone."""
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    if data is None or len(modules) < len(models):
+        raise ValueError(
+            f"nlm.align_many: the method {method!r} needs modules and data, got "
+            f"{', '.join(type(model).__name__ for model in models)} and data={data!r}"
+        )
+    walk = dict(options)
+    by_weights = {
+        name: walk.pop(name) for name in ("order", "restarts", "normalise") if name in walk
+    }
+    heads, residual = walk.pop("heads", "matched"), walk.setdefault("residual", "last")
+    dual = walk.pop("dual", 0.5)
+    check_share(dual)
+    prove(spec, modules[0], example_inputs, data, walk.get("forward"), walk.get("device"))
+    inside = restricted(spec, heads, residual)
+    entries, excluded = compared(_named(models), inside, search["exclude"])
+    seen = correlate_all(modules, inside, data, seed=search["seed"], **walk)
+    first, *others = (model.state_dict() for model in modules)
+    if method == "dual":
+        pairs = {}
+        for (one, two), each in seen.items():
+            comparisons = [
+                Comparison(of[one], of[two], inside.params[name]) for name, of in entries.items()
+            ]
+            pairs[one, two] = on_one_scale(comparisons, each, inside.groups, dual)
+        results = [
+            weight_matching(
+                first, other, inside, seen=seen[0, number], dual=dual, **search, **by_weights
+            )
+            for number, other in enumerate(others, 1)
+        ]
+    else:
+        pairs = {pair: each.comparisons for pair, each in seen.items()}
+        results = [
+            match_seen(first, other, inside, seen[0, number])
+            for number, other in enumerate(others, 1)
+        ]
+        entries, excluded = {}, []
+    joint = Joint(inside, entries, factors(pairs, len(models)), len(models))
+    return inside, joint, results, excluded
+
+
+def _named(models: Sequence[nn.Module | Mapping[str, Tensor]]) -> dict[str, StateDict]:
+    """The state dicts, by what errors call them."""
+    return {f"model {number}": state_of(model) for number, model in enumerate(models)}
+
+
 def _check(count: int, method: str, strategy: str) -> None:
+    for what, names, given in (("method", _METHODS, method), ("strategy", STRATEGIES, strategy)):
+        if given not in names:
+            raise ValueError(
+                f"nlm.align_many: the {what} is one of {', '.join(names)}, got {given!r}"
+            )
     if count < 2:
         raise ValueError(f"nlm.align_many: there are at least two models, got {count}")
-    if strategy not in STRATEGIES:
-        raise ValueError(
-            f"nlm.align_many: the strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}"
-        )
-    if method not in (_BY_WEIGHTS if strategy != "reference" else (*_BY_WEIGHTS, "activations")):
-        raise ValueError(
-            f"nlm.align_many: the method is one of {', '.join(_BY_WEIGHTS)} (with strategy "
-            f"'reference' also activations), got {method!r} with strategy {strategy!r}"
-        )

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nlm.align.assignment import best_assignment, matched
+from nlm.align.assignment import matched, solved
 from nlm.align.contraction import Place, add_change, add_similarity, changes, work
 from nlm.align.relaxation import relaxed
 from nlm.align.similarity import Comparison, Window, chain_of
+from nlm.ops import Assignment
 from nlm.symmetry.blocks import Block
 from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation
@@ -92,6 +93,7 @@ class Move:
         self.nbytes = 8 * sum(self._entries(name) for name in self.members)
         self._tables: dict[str, Tensor] = {}
         self._kept: dict[str, Kept] = {}
+        self._solved: dict[str, Assignment] = {}
         self.is_chained = all(
             self.above[parent] == self.above[name][:number]
             for name in self.members
@@ -202,7 +204,10 @@ class Move:
                     )
             if inner is not None:
                 carried = carried + inner[at]
-            table[at] = best_assignment(carried if other is None else carried + other)
+            found = solved(carried if other is None else carried + other, self._solved.get(name))
+            if window is None:
+                self._solved[name] = found
+            table[at] = found.columns
             value[at] = matched(carried, table[at]).sum(-1)
         return table, value
 
@@ -236,12 +241,24 @@ class Move:
     def _similarity(
         self, name: str, order: Gathers, shape: list[int], window: Window | None
     ) -> Tensor:
-        """The similarity of a member's units over its places, but for those that are bent.
+        """The similarity of a member's units over its places, but for those that are bent."""
+        similarity = self._of_weights(name, order, shape, window)
+        seen = [place for place in self.places[name] if place.comparison.a is None]
+        if seen and name in self._kept:
+            similarity = similarity.clone()
+        for place in seen:
+            add_similarity(similarity, place, order, {}, window)
+        return similarity
+
+    def _of_weights(
+        self, name: str, order: Gathers, shape: list[int], window: Window | None
+    ) -> Tensor:
+        """What the parameters say of it.
 
         The next time only the terms at changed positions are replaced, where that is less work. It
         is made afresh once twice its work has gone into that, so that roundings do not add up.
         """
-        places = self.places[name]
+        places = [place for place in self.places[name] if place.comparison.a is not None]
         whole = sum(place.size for place in places)
         kept = self._kept.pop(name, None)
         found = None if kept is None else [changes(each, kept.order, order) for each in places]
@@ -256,14 +273,14 @@ class Move:
         similarity = torch.zeros(shape, dtype=torch.float64)
         for place in places:
             add_similarity(similarity, place, order, {}, window)
-        is_whole = window is None and all(place.comparison.a is not None for place in places)
-        if self.keeps and is_whole:
+        if self.keeps and window is None and places:
             self._kept[name] = Kept(order, similarity, 0.0)
         return similarity
 
     def forget(self) -> None:
         """Gives the memory of earlier solutions back."""
         self._kept.clear()
+        self._solved.clear()
         self._tables.clear()
 
     def _seen_by_parent(self, name: str, value: Tensor) -> Tensor:

@@ -24,17 +24,18 @@ class AlignmentReport:
 
     Attributes
     ----------
-    method : "weights", "frank-wolfe", "activations", "orthogonal", "straight-through" or
+    method : "weights", "frank-wolfe", "activations", "dual", "orthogonal", "straight-through" or
         "sinkhorn".
     objective : the maximised sum, at the start, where the Frank-Wolfe steps lead if that is higher
-        (frank-wolfe), and after each sweep (weights, also where all groups are in ``by_weights``);
-        or once (activations). Of :mod:`nlm.align.learned` the loss in each step instead.
+        (frank-wolfe), and after each sweep (weights, dual, also where all groups are in
+        ``by_weights``); or once (activations). Of :mod:`nlm.align.learned` the loss in each step
+        instead.
     correlation : group -> mean similarity of the matched units: cosine of their weights, or
-        Pearson's correlation of their activations.
+        Pearson's correlation of their activations, or both in their shares (dual).
     seconds : wall time.
     samples : positions that the activation statistics saw, per group.
     excluded : entries left out of the cost.
-    by_weights : groups that no module's output shows, matched by their weights (activations).
+    by_weights : groups that no module's output shows, matched by their weights (activations, dual).
     histogram : group -> how many matched units have their similarity in each of 40 equal bins
         from -1 to 1.
     descents : the last objective of every descent, of which the best is kept (weights).

@@ -145,21 +145,26 @@ class Correlation(Comparison):
     correlation : float64 [n, n], the first model's units in rows.
     layout : how the groups make up the units.
     used : the blocks that count.
+    weight : what the sum of the matched correlations is multiplied with.
     """
 
-    def __init__(self, correlation: Tensor, layout: Layout, used: list[Block]) -> None:
+    def __init__(
+        self, correlation: Tensor, layout: Layout, used: list[Block], weight: float = 1.0
+    ) -> None:
         self.a = None
         self.b = correlation
         self.layouts = (Fixed(layout.size), layout)
         self.blocks = used
-        self.scale = float(layout.size)
+        self.weight = weight
+        self.scale = weight * layout.size
 
     def where(self, counts: Callable[[Block], bool]) -> "Correlation":
         """The same, by the blocks for which this holds."""
-        return Correlation(self.b, self.layouts[1], [each for each in self.blocks if counts(each)])
+        used = [each for each in self.blocks if counts(each)]
+        return Correlation(self.b, self.layouts[1], used, self.weight)
 
     def value(self, order: Gathers) -> float:
-        return float(self._used(self._matched(order)).sum())
+        return self.weight * float(self._used(self._matched(order)).sum())
 
     def parts(self, order: Gathers) -> Iterator[tuple[Block, int, tuple[Tensor, ...]]]:
         held = self._matched(order)
@@ -181,11 +186,17 @@ class Correlation(Comparison):
             block.view(used).copy_(block.view(units))
         return used
 
+    def products(self) -> Tensor:
+        """What the units of the first model and of the second count together, float64 [n, n]."""
+        used = self._used(torch.ones(len(self.b), dtype=torch.float64))
+        return self.b * (self.weight * used[:, None] * used)
+
     def operands(self, block: Block, held: Tensor) -> list[tuple[Tensor, list[int]]]:
         sizes = [axis.size for axis in block.axes]
         strides = [axis.stride * step for step in held.stride() for axis in block.axes]
         offset = held.storage_offset() + block.start[0] * sum(held.stride())
-        return [(held.as_strided(sizes * 2, strides, offset), list(range(2 * len(sizes))))]
+        view = held.as_strided(sizes * 2, strides, offset)
+        return [(view if self.weight == 1 else view * self.weight, list(range(2 * len(sizes))))]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ scale would dominate it. Heads are part of it where the models share their class
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ from nlm._state_dict import StateDict, check_weight, is_statistic, matches
 from nlm.align.descent import ORDERS, Descent
 from nlm.align.frank_wolfe import Entry, Polytope
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
-from nlm.align.similarity import Comparison
+from nlm.align.scale import on_one_scale
+from nlm.align.seen import Seen, by_correlation
+from nlm.align.similarity import Comparison, Correlation
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.layout import references
 from nlm.symmetry.stacks import joined
@@ -46,6 +48,8 @@ def weight_matching(
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     frank_wolfe: bool = False,
+    seen: Seen | None = None,
+    dual: float = 0.5,
     progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
     """The permutation of ``b``'s units that brings its weights closest to ``a``'s.
@@ -66,6 +70,9 @@ def weight_matching(
         hand-written one), so is every entry whose sizes differ on an axis without groups.
     frank_wolfe : whether a descent starts from where steps of all groups together lead, projected,
         if that is higher (:mod:`nlm.align.frank_wolfe`).
+    seen : what modules show of the two models, to be matched beside the weights, with the share
+        ``dual``: at least 0, weights alone, and less than 1 (:mod:`nlm.align.dual`).
+        One more descent starts from what they say alone.
     progress : called after each step and each sweep with its number and the objective (of a step
         the relaxed one); what it raises cancels.
 
@@ -84,10 +91,15 @@ def weight_matching(
         Comparison(in_a, in_b, spec.params[name], normalise)
         for name, (in_a, in_b) in entries.items()
     ]
+    shown: Sequence[Correlation] = ()
+    if seen is not None and dual > 0:
+        shown = on_one_scale(comparisons, seen, spec.groups, dual)
+    starts = [None, *(spec.random(seed + number) for number in range(1, restarts + 1))]
+    if seen is not None and shown:
+        starts.append(by_correlation(spec.groups, seen.comparisons).permutation)
     best, descents, relaxed = None, [], []
-    for number in range(restarts + 1):
-        start = spec.random(seed + number) if number > 0 else None
-        descent = Descent(spec.groups, comparisons, start)
+    for number, start in enumerate(starts):
+        descent = Descent(spec.groups, [*comparisons, *shown], start)
         steps: list[float] = []
         if frank_wolfe:
             descent, steps = _projected(descent, progress)
@@ -96,13 +108,20 @@ def weight_matching(
         if best is None or descents[-1] > best.objective[-1]:
             best, relaxed = descent, steps
     assert best is not None
-    similarity = best.agreement()
+    similarity = best.agreement(comparisons)
+    samples = {} if seen is None else seen.samples
+    if samples:
+        by_activations = best.agreement(shown)
+        for group in samples:
+            similarity[group] = similarity[group].lerp(by_activations[group], dual)
     report = AlignmentReport(
-        "frank-wolfe" if frank_wolfe else "weights",
+        "dual" if seen is not None else "frank-wolfe" if frank_wolfe else "weights",
         best.objective,
         means(similarity),
         time.perf_counter() - started,
+        samples,
         excluded=excluded,
+        by_weights=[group for group in spec.free if seen is not None and group not in samples],
         histogram=histograms(similarity),
         descents=descents,
         relaxed=relaxed,
@@ -117,12 +136,9 @@ def _projected(
     polytope = Polytope(
         descent.groups,
         [
-            Entry(
-                other.layouts,
-                [each for each in (other.a, other.b) if each is not None],
-                other.weight,
-            )
+            Entry(other.layouts, [other.a, other.b], other.weight)
             for other in descent.comparisons
+            if other.a is not None
         ],
         [None, descent.permutation],
     )

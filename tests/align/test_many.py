@@ -198,9 +198,13 @@ def test_what_is_refused():
         nlm.align_many(states[:1], spec)
     with pytest.raises(ValueError, match=r"the strategy is one of universe, .* got 'cycle'"):
         nlm.align_many(states, spec, strategy="cycle")
-    for method, strategy in (("activations", "mean"), ("orthogonal", "reference")):
-        with pytest.raises(ValueError, match=f"is one of weights, .* got '{method}' with"):
-            nlm.align_many(states, spec, method, strategy)
+    with pytest.raises(ValueError, match=r"is one of weights, .*, dual, got 'orthogonal'"):
+        nlm.align_many(states, spec, "orthogonal")
+    for method, data in (("activations", [vectors(8)]), ("dual", None)):
+        with pytest.raises(ValueError, match=f"'{method}' needs modules and data, got OrderedDict"):
+            nlm.align_many(states, spec, method, data=data)
+    with pytest.raises(ValueError, match="at least 0 and less than 1, got 1"):
+        nlm.align_many([mlp(0), mlp(1)], spec, "dual", data=[vectors(8)], dual=1)
     states[2]["0.weight"][0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"got 1 NaN or inf of 288 in '0\.weight' of 'model 2'"):
         nlm.align_many(states, spec)

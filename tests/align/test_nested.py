@@ -158,7 +158,7 @@ def test_a_selector_that_moves_is_refused():
         weight_matching(weights(spec, 0), weights(spec, 1), spec)
 
 
-@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize("method", ["weights", "activations", "dual"])
 @pytest.mark.parametrize("case", STRUCTURED)
 def test_a_planted_permutation_comes_back(case, method):
     for seed in range(3):
@@ -172,13 +172,15 @@ def test_a_planted_permutation_comes_back(case, method):
             for name, tensor in model.state_dict().items()
         }
         other.load_state_dict(spec.apply(planted, noisy))
-        data = [inputs] if method == "activations" else None
+        data = None if method == "weights" else [inputs]
         result = nlm.align(model, other, spec, method, data=data)
         whole = spec.compose(planted, result.permutation)
         assert all(torch.equal(whole[group], still) for group, still in spec.identity().items())
         assert set(result.report.correlation) == set(spec.free)
         assert all(value > 0.9 for value in result.report.correlation.values())
         assert method == "weights" or set(result.report.samples) == set(spec.free)
+        objective = result.report.objective
+        assert objective == sorted(objective) and (method != "dual" or len(objective) > 1)
 
 
 def test_observe_places_units_with_their_parents():
