@@ -135,10 +135,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
     path = settings.json or RESULTS / f"many_models_{settings.network}.json"
-    results: dict[int, dict[str, Any]] = {}
+    results: list[dict[str, Any]] = []
     for seed in settings.seeds:
-        for results[seed] in run(settings.network, seed, settings.counts):
-            path.write_text(json.dumps(list(results.values()), indent=1) + "\n")
+        for found in run(settings.network, seed, settings.counts):
+            path.write_text(json.dumps([*results, found], indent=1) + "\n")
+        results.append(found)
 
 
 if __name__ == "__main__":
