@@ -12,7 +12,7 @@ Frank-Wolfe matching, refined: peers that stand in nlm itself.
 import argparse
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,11 @@ def states_of(models: Sequence[nn.Module]) -> list[Mapping[str, Tensor]]:
     return [model.state_dict() for model in models]
 
 
-def run(network: str, seed: int, counts: Sequence[int]) -> dict[str, Any]:
-    """Every method and strategy on the first foundations of a seed, so many at a time."""
+def run(network: str, seed: int, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Every method and strategy on the first foundations of a seed, so many at a time.
+
+    What is known so far, after each method.
+    """
     glyphs = render()
     data = make_pretraining(glyphs, seed, Sizes())
     models = foundations(network, glyphs, seed, max(counts))
@@ -93,6 +96,7 @@ def run(network: str, seed: int, counts: Sequence[int]) -> dict[str, Any]:
     for count in counts:
         chosen = models[:count]
         rows: dict[str, Any] = {"as they are": score(models[0], states_of(chosen), data.test)}
+        found["counts"][str(count)] = rows
         for method in METHODS:
             given = None if method == "weights" else [data.calibration]
             rows[method] = {}
@@ -120,8 +124,7 @@ def run(network: str, seed: int, counts: Sequence[int]) -> dict[str, Any]:
                     f"{report.seconds:.1f} s",
                     flush=True,
                 )
-        found["counts"][str(count)] = rows
-    return found
+            yield found
 
 
 def main() -> None:
@@ -132,8 +135,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
     path = settings.json or RESULTS / f"many_models_{settings.network}.json"
-    results = [run(settings.network, seed, settings.counts) for seed in settings.seeds]
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results: list[dict[str, Any]] = []
+    for seed in settings.seeds:
+        for found in run(settings.network, seed, settings.counts):
+            path.write_text(json.dumps([*results, found], indent=1) + "\n")
+        results.append(found)
 
 
 if __name__ == "__main__":
