@@ -17,12 +17,10 @@ from typing import Any
 
 import torch
 from nonlocal_merging import commit
-from torch import Tensor
 
 from nlm._modules import NORMS
-from nlm.correct import Correction, synthetic_inputs
+from nlm.correct import Correction
 from nlm.demo import Settings
-from nlm.demo.augmentation import SIDE
 from nlm.demo.experiment import (
     CALIBRATION,
     PROBE_LABELS,
@@ -46,19 +44,16 @@ class Row:
     needs: str
     correction: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
-    synthetic: bool = False
     labels: int = 0
 
 
 IMAGES = f"{CALIBRATION} images"
-UNION = {"target": "union"}
 ROWS = {
     "none": Row("none", "nothing"),
     "batch_norm": Row("BatchNorm reset", IMAGES, "batch_norm"),
     "repair": Row("REPAIR", IMAGES, "repair"),
-    "shared": Row("shared", IMAGES, "repair", UNION),
-    "shared_free": Row("shared, data-free", "nothing", "repair", UNION, synthetic=True),
-    "tact_free": Row("TACT, data-free", "nothing, a task id", "tact", synthetic=True),
+    "shared_free": Row("row lengths, shared", "nothing", "data_free", {"shared": True}),
+    "free": Row("row lengths", "a task id", "data_free"),
     "tact": Row("TACT", f"{IMAGES}, a task id", "tact"),
     "tact_once": Row("TACT, all at once", f"{IMAGES}, a task id", "tact_at_once"),
     "probe": Row("linear probe", f"{CALIBRATION} labels", labels=CALIBRATION),
@@ -109,18 +104,11 @@ class Figures:
 
 def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
     names = list(aligned.experts)
-
-    def inputs() -> dict[str, list[Tensor]]:
-        if not row.synthetic:
-            return {name: world.calibration[name] for name in names}
-        return {
-            name: synthetic_inputs(expert, (1, SIDE, SIDE), CALIBRATION, seed=number)
-            for number, (name, expert) in enumerate(aligned.experts.items())
-        }
+    calibration = {name: world.calibration[name] for name in names}
 
     def chosen(scales: Sequence[float]) -> Choice:
         return choose(
-            aligned, inputs(), world.validation, correction=row.correction, scales=scales,
+            aligned, calibration, world.validation, correction=row.correction, scales=scales,
             max_samples=None, correct_options=row.options,
             expert_scores=world.expert_accuracy(setting, names, "validation"),
         )  # fmt: skip
@@ -136,7 +124,8 @@ def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
     if row.labels:
         probed(world, choice, row.labels)
     else:
-        correct(model, aligned.experts, inputs(), row.correction, max_samples=None, **row.options)
+        budget = {} if row.correction == "data_free" else {"max_samples": None}
+        correct(model, aligned.experts, calibration, row.correction, **budget, **row.options)
     seconds = time.perf_counter() - start
     stored = 0
     if isinstance(choice.model, Correction) and len(set(choice.model.rows.values())) > 1:

@@ -2,7 +2,7 @@
 
 from nlm.correct.batch_norm import reset_batch_norm
 from nlm.correct.correction import Correction
-from nlm.correct.data_free import synthetic_inputs
+from nlm.correct.data_free import DataFree
 from nlm.correct.fitting import expert_moments
 from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
@@ -11,6 +11,7 @@ from nlm.correct.tact import Tact
 
 __all__ = [
     "Correction",
+    "DataFree",
     "Repair",
     "Tact",
     "default_points",
@@ -18,5 +19,4 @@ __all__ = [
     "fit_logistic",
     "linear_probe",
     "reset_batch_norm",
-    "synthetic_inputs",
 ]

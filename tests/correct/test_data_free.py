@@ -1,72 +1,71 @@
-"""Inputs without data: their colours, and that a correction fitted on them helps on real ones."""
+"""Corrections from weights alone: what they match, per task and for all."""
 
 import pytest
 import torch
-from _networks import convnet, mlp, vectors
-from torch import nn
+from _networks import convnet, images, mlp, vectors
 
 import nlm
-from nlm.correct import synthetic_inputs
+from nlm.correct import DataFree
 from nlm.statistics import collect_moments
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_the_covariance_is_that_of_the_first_layers_weights(flat):
-    model = nn.Sequential(nn.Flatten(), *mlp(3)) if flat else mlp(3)
-    weight = mlp(3)[0].weight.detach().double()
-    [inputs] = synthetic_inputs(model, (3, 4) if flat else (12,), 40_000)
-    inputs = inputs.reshape(-1, 12).double()
-    expected = weight.T @ weight
-    expected *= 12 / expected.trace()
-    found = inputs.T @ inputs / len(inputs)
-    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
-    assert float(inputs.square().mean()) == pytest.approx(1, abs=1e-6)
-
-
-def test_a_seed_decides_the_inputs_and_the_model_is_left_as_it_is():
-    model = convnet(1).double().train()
-    first, again, other = (
-        synthetic_inputs(model, (1, 8, 8), 5, seed=seed)[0] for seed in (0, 0, 1)
-    )
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert first.shape == (5, 1, 8, 8) and first.dtype == torch.float64
-    assert not first.requires_grad and model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_the_inputs_are_read_by_a_layer():
-    class Learnt(nn.Module):
-        """Its first layer reads a parameter, not the inputs."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.code, self.layer = nn.Parameter(torch.ones(1, 12)), nn.Linear(12, 3)
-
-        def forward(self, x):
-            return self.layer(self.code) + x.sum()
-
-    for model, got in ((Learnt(), "one that does not in Learnt"), (nn.PReLU(), "none in PReLU")):
-        with pytest.raises(ValueError, match=f"layer reads the inputs, got {got}"):
-            synthetic_inputs(model, (12,))
-
-
-@pytest.mark.parametrize("fit", [nlm.Tact.fit, lambda *args: nlm.Repair.fit(*args, target="union")])
-def test_the_collapse_on_real_inputs_is_undone_in_part(fit):
-    own = {"a": mlp(1), "b": mlp(2)}
-    model = mlp(0)
+def averaged(own, build):
+    model = build(0)
     model.load_state_dict(nlm.merge(own, method="linear"))
-    made = {task: synthetic_inputs(expert, (12,)) for task, expert in own.items()}
-    corrected = fit(model, own, made)
-    points, real = corrected.points, [vectors(256, 5)]
+    return model
+
+
+@pytest.mark.parametrize("build", [mlp, convnet])
+def test_rows_are_as_long_as_the_experts(build):
+    own = {"a": build(1), "b": build(2)}
+    fixed = DataFree.fit(averaged(own, build), own)
     for task, expert in own.items():
-        aim, plain, fixed = (
-            collect_moments(network, points, real)
-            for network in (expert, model, corrected.fold(task))
-        )
-        for point in list(points)[1:]:
-            off = [
-                (found[point].variance / aim[point].variance).log().mean().abs()
-                for found in (plain, fixed)
-            ]
-            assert off[1] < 0.5 * off[0], (task, point)
+        plain = fixed.fold(task)
+        for point in fixed.points:
+            found, aim = (network.get_submodule(point) for network in (plain, expert))
+            lengths = [layer.weight.flatten(1).norm(dim=1) for layer in (found, aim)]
+            torch.testing.assert_close(*lengths)
+            torch.testing.assert_close(found.bias, aim.bias)
+    x = vectors(5) if build is mlp else images(5)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), fixed(x, task="b"), rtol=1e-4, atol=1e-4)
+
+
+def test_one_set_for_all_tasks():
+    own = {"a": mlp(1), "b": mlp(2)}
+    model = averaged(own, mlp)
+    apart, shared = DataFree.fit(model, own), DataFree.fit(model, own, shared=True)
+    assert set(shared.rows.values()) == {0} and shared.points == apart.points
+    for one, both in zip(shared.correction("2"), apart.correction("2"), strict=True):
+        torch.testing.assert_close(one[0], both.mean(0))
+    assert torch.equal(shared(vectors(4)), shared(vectors(4), task="b"))
+
+
+def test_the_collapse_on_data_is_undone_in_part():
+    own = {"a": mlp(1), "b": mlp(2)}
+    model = averaged(own, mlp)
+    fixed = DataFree.fit(model, own).fold("a")
+    aim, before, after = (
+        collect_moments(net, {"2": -1}, [vectors(256)])["2"].variance.log().mean()
+        for net in (own["a"], model, fixed)
+    )
+    assert abs(after - aim) < 0.5 * abs(before - aim)
+
+
+def test_heads_dead_rows_and_bad_points():
+    own = {"a": mlp(1, classes=5), "b": mlp(2, classes=7)}
+    for expert in own.values():
+        expert[0].weight.data[3] = 0
+    model = nlm.merge(own, method="linear", heads=("4",)).model(own["a"])
+    fixed = DataFree.fit(model, own)
+    assert list(fixed.points) == ["0", "2"]
+    scale, shift = fixed.correction("0")
+    assert (scale[:, 3] == 1).all() and torch.isfinite(shift).all()
+    plain = mlp(0)
+    for experts, points, message in [
+        ({}, None, "at least one expert and one point, got 0 and 3"),
+        ({"a": mlp(1)}, ["1"], "a linear or convolution module, got ReLU and ReLU at '1'"),
+        ({"a": mlp(1, width=9)}, ["0"], "the merged model's channels, got 9 and 24 at '0'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DataFree.fit(plain, experts, points=points)

@@ -11,39 +11,24 @@ from nlm.evaluate import accuracy
 from nlm.statistics import collect_moments
 
 
-@pytest.mark.parametrize("target", ["average", "union"])
-def test_repair_reaches_the_experts_statistics(target):
+def test_repair_reaches_the_experts_average_statistics():
     own = {"a": mlp(1), "b": mlp(2)}
     model = mlp(0)
     model.load_state_dict(nlm.merge(own, method="linear"))
     data = {"a": [vectors(128, 0)], "b": [vectors(128, 1) * 2]}
-    repair = nlm.Repair.fit(model, own, data, target=target)
+    repair = nlm.Repair.fit(model, own, data)
     assert set(repair.rows.values()) == {0} and repair.tasks == ("a", "b")
     moments = [collect_moments(own[task], repair.points, data[task]) for task in own]
     plain = repair.fold()
     found = collect_moments(plain, repair.points, [data["a"][0], data["b"][0]])
     for point in repair.points:
-        if target == "average":
-            deviation = sum(of[point].variance.sqrt() for of in moments) / 2
-        else:
-            deviation = (moments[0][point] + moments[1][point]).variance.sqrt()
+        deviation = sum(of[point].variance.sqrt() for of in moments) / 2
         torch.testing.assert_close(found[point].variance.sqrt(), deviation, rtol=1e-4, atol=1e-5)
     x = vectors(5, 9)
     with torch.no_grad():
         torch.testing.assert_close(plain(x), repair(x), rtol=1e-4, atol=1e-5)
         assert torch.equal(repair(x), repair(x, task="b"))
         assert torch.equal(repair(x), repair(x, task=torch.tensor([0, 1, 1, 0, 0])))
-
-
-def test_a_merge_that_equals_its_experts_is_left_as_it_is():
-    own, model = {"a": mlp(1), "b": mlp(1)}, mlp(1)
-    data = {"a": [vectors(128, 0)], "b": [vectors(128, 1) + 2]}
-    scale, shift = nlm.Repair.fit(model, own, data, target="union").correction("2")
-    torch.testing.assert_close(scale, torch.ones_like(scale), rtol=1e-5, atol=0)
-    torch.testing.assert_close(shift, torch.zeros_like(shift), rtol=0, atol=1e-5)
-    assert (nlm.Repair.fit(model, own, data).correction("0")[0] < 0.99).all()
-    with pytest.raises(ValueError, match="the target is one of average, union, got 'mean'"):
-        nlm.Repair.fit(model, own, data, target="mean")
 
 
 @pytest.mark.parametrize("micro_batch", [None, 9])
