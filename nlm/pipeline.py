@@ -19,7 +19,7 @@ from nlm._multitask import MultiTaskModel
 from nlm._state_dict import as_patterns, matches
 from nlm.align import AlignmentResult, JointAlignment, align, align_many
 from nlm.align.result import Move
-from nlm.correct import Correction, Repair, Tact, expert_moments
+from nlm.correct import Correction, DataFree, Repair, Tact, expert_moments, reset_batch_norm
 from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.merge import Merged, merge
 from nlm.statistics import Data, Forward
@@ -27,7 +27,7 @@ from nlm.statistics.data import batches
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.permutation import Permutation
 
-CORRECTIONS = ("none", "tact", "tact_at_once", "repair")
+CORRECTIONS = ("none", "tact", "tact_at_once", "repair", "batch_norm", "data_free")
 Model = MultiTaskModel | Correction
 
 
@@ -181,14 +181,16 @@ def correct(
     correction: str = "tact",
     **options: Any,
 ) -> Model:
-    """The merged model with one of the corrections.
+    """The merged model with one of the corrections; the model itself is left as it is.
 
     Parameters
     ----------
     experts : task -> its aligned expert.
     calibration : task -> unlabelled batches, at least for the experts' tasks.
-    correction : "none", "tact", "tact_at_once" or "repair".
-    options : passed on to :meth:`Tact.fit` or :meth:`Repair.fit`.
+    correction : "none", "tact", "tact_at_once", "repair", "data_free" or "batch_norm"
+        (:func:`reset_batch_norm` on a copy).
+    options : passed on to :meth:`Tact.fit`, :meth:`Repair.fit`, :meth:`DataFree.fit` or
+        :func:`reset_batch_norm`.
 
     Raises
     ------
@@ -198,8 +200,14 @@ def correct(
     _check_correction(correction)
     if correction == "none":
         return model
+    if correction == "data_free":
+        return DataFree.fit(model, experts, **options)
     _check_data("calibration", calibration, experts)
     data = {task: calibration[task] for task in experts}
+    if correction == "batch_norm":
+        model = copy.deepcopy(model)
+        reset_batch_norm(model, data, **options)
+        return model
     if correction == "repair":
         return Repair.fit(model, experts, data, **options)
     mode = "sequential" if correction == "tact" else "at_once"
@@ -259,9 +267,11 @@ def choose(
     network = next(iter(experts.values()))
     samples = _drawn(calibration, experts, max_samples, device)
     fitting: dict[str, Any] = {}
-    if correction != "none":
+    if correction == "data_free":
+        fitting = dict(correct_options or {})
+    elif correction != "none":
         fitting = {"max_samples": None, "forward": forward, **(correct_options or {})}
-        if "moments" not in fitting:
+        if "moments" not in fitting and correction != "batch_norm":
             shared = {n: fitting[n] for n in ("points", "mask", "forward") if n in fitting}
             fitting["moments"] = expert_moments(experts, samples, max_samples=None, **shared)
     labelled = _drawn(validation, experts, None, device)

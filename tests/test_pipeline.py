@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from _networks import mlp, vectors
+from _networks import convnet, images, mlp, vectors
 from small_transformers import Size, vit
 from torch import nn
 
 import nlm
 from nlm.evaluate import accuracy
 from nlm.gauge import find
-from nlm.pipeline import align_experts, choose
+from nlm.pipeline import align_experts, choose, correct
 
 TASKS = ("a", "b", "c")
 
@@ -108,6 +108,18 @@ def test_every_merger_with_every_correction(world, method, correction):
     assert bool(choice.merged.masks) == (method == "tall_mask")
     for task in TASKS:
         assert accuracy(choice.model, data[task], task=task) > 0.75
+
+
+def test_batch_norms_are_reset_on_a_copy():
+    own = {"a": convnet(1), "b": convnet(2)}
+    model = nlm.merge(own, convnet(0), scale=0.5).model(own["a"])
+    before = model.states["1.running_mean"].clone()
+    data = {"a": [images(40)], "b": [images(40, 1)]}
+    fixed = correct(model, own, data, "batch_norm")
+    assert torch.equal(model.states["1.running_mean"], before)
+    assert nlm.reset_batch_norm(model, data) == 2
+    assert torch.equal(model.states["1.running_mean"], fixed.states["1.running_mean"])
+    assert not torch.equal(model.states["1.running_mean"], before)
 
 
 def test_theta_init_may_be_any_foundation(world):

@@ -3,6 +3,7 @@
 from nlm.correct.batch_norm import reset_batch_norm
 from nlm.correct.calibration import CalibrationSize, calibration_size
 from nlm.correct.correction import Correction
+from nlm.correct.data_free import DataFree
 from nlm.correct.fitting import expert_moments
 from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
@@ -12,6 +13,7 @@ from nlm.correct.tact import Tact
 __all__ = [
     "CalibrationSize",
     "Correction",
+    "DataFree",
     "Repair",
     "Tact",
     "calibration_size",

@@ -7,6 +7,9 @@ time, and it has less to give the more tasks there are.
 As published, the target variance is that within tasks, while the variance over all samples also
 holds that between the tasks' means. So where the tasks' inputs differ, REPAIR shrinks activations
 even of a merge that equals its experts: it is the identity there only if all inputs are alike.
+Aiming at the mean and variance of all experts' activations together is no remedy: at four tasks of
+two aligned foundations (seed 0 of the demo, scale 0.5) it recovers 1 % of what TACT gains, REPAIR
+49 %, and least squares on the experts' activations, channel by channel, 61 %.
 """
 
 from collections.abc import Callable, Mapping

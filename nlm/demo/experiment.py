@@ -157,8 +157,8 @@ def compare(
         scores["tact_lambda0"] = cell(world.score(setting, nothing.model, names), 0.0)
     for name, labels in (("probe", CALIBRATION), ("probe_full", PROBE_LABELS)):
         if name in controls:
-            probed = _probed(world, setting, choices["plain"], names, labels)
-            scores[name] = cell(probed, choices["plain"].scale)
+            model = probed(world, choices["plain"], labels)
+            scores[name] = cell(world.score(setting, model, names), choices["plain"].scale)
     return scores, choices, aligned
 
 
@@ -225,16 +225,16 @@ def run(
     }
 
 
-def _probed(
-    world: World, setting: str, choice: Choice, names: Sequence[str], labels: int
-) -> dict[str, float]:
-    """The scores of the merged trunk with a new head per task, from labelled images."""
-    scores = {}
-    for name in names:
-        model = choice.merged.model(world.demo.experts[name][0]).for_task(name)
-        model.head = linear_probe(model, world.demo.tasks[name].train.batches(), max_samples=labels)
-        scores[name] = accuracy(model, world.test[name])
-    return normalized_accuracy(scores, world.expert_accuracy(setting, names))
+def probed(world: World, choice: Choice, labels: int) -> nn.Module:
+    """The merged trunk with a new head per task, from labelled images."""
+    merged, network = choice.merged, world.demo.experts[choice.merged.tasks[0]][0]
+    trunk = merged.model(network)
+    heads = {}
+    for name in merged.tasks:
+        data = world.demo.tasks[name].train.batches()
+        head = linear_probe(trunk, data, max_samples=labels, task=name)
+        heads[name] = {f"head.{entry}": tensor for entry, tensor in head.state_dict().items()}
+    return nlm.Merged(merged, heads, merged.masks, merged.base).model(network)
 
 
 def _layers(world: World, kept: Mapping[str, tuple[dict[str, Choice], Aligned]]) -> Layers:

@@ -8,6 +8,7 @@ which weight matching has nothing to find. Torch's global random state is left a
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -56,7 +57,11 @@ def mlp512(classes: int, seed: int = 0, norm: str | None = None) -> nn.Sequentia
     return _network(layers, 512, classes, seed, norm)
 
 
-NETWORKS: dict[str, Callable[..., nn.Sequential]] = {"cnn64": cnn64, "mlp512": mlp512}
+NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
+    "cnn64": cnn64,
+    "cnn64_norm": partial(cnn64, norm="batch"),
+    "mlp512": mlp512,
+}
 
 
 def _network(

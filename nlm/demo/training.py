@@ -38,8 +38,16 @@ class Recipe:
 
 # Strong weight decay moves a foundation away from its initial weights, which is what makes two of
 # them alignable: at 0.01 the aligned midpoint of two MLPs scores 0.24, at 1.0 it scores 0.65.
-FOUNDATION = {"cnn64": Recipe(3, 2e-3, 0.5), "mlp512": Recipe(3, 2e-3, 1.0)}
-EXPERT = {"cnn64": Recipe(4, 1e-3, 0.01), "mlp512": Recipe(5, 1e-3, 0.01)}
+FOUNDATION = {
+    "cnn64": Recipe(3, 2e-3, 0.5),
+    "cnn64_norm": Recipe(3, 2e-3, 0.5),
+    "mlp512": Recipe(3, 2e-3, 1.0),
+}
+EXPERT = {
+    "cnn64": Recipe(4, 1e-3, 0.01),
+    "cnn64_norm": Recipe(4, 1e-3, 0.01),
+    "mlp512": Recipe(5, 1e-3, 0.01),
+}
 
 Fraction = Callable[[float], None]
 

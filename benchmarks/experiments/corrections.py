@@ -1,0 +1,159 @@
+"""Corrections beside one another: what each gains, needs, stores and costs.
+
+    python benchmarks/experiments/corrections.py --seeds 0 1 2
+
+merges the demo's experts by Task Arithmetic in three settings and writes one JSON per network and
+seed beside this file; docs/corrections.md is made of them. The scale is chosen on validation data
+for each correction; beside it stands what the correction gives at scale 0, without task vectors.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from nonlocal_merging import commit
+
+from nlm._modules import NORMS
+from nlm.correct import Correction
+from nlm.demo import Settings
+from nlm.demo.experiment import (
+    CALIBRATION,
+    PROBE_LABELS,
+    SCALES_TIMES_TASKS,
+    World,
+    prepare,
+    probed,
+)
+from nlm.pipeline import Aligned, Choice, choose, correct
+
+RESULTS = Path(__file__).parent / "results"
+SETTINGS = ("permuted", "nonlocal", "local")
+COUNTS = {"cnn64": (2, 4, 8), "cnn64_norm": (4,)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A correction of the table: ``labels`` is the budget of a linear probe on the merged trunk."""
+
+    title: str
+    needs: str
+    correction: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    labels: int = 0
+
+
+IMAGES = f"{CALIBRATION} images"
+ROWS = {
+    "none": Row("none", "nothing"),
+    "batch_norm": Row("BatchNorm reset", IMAGES, "batch_norm"),
+    "repair": Row("REPAIR", IMAGES, "repair"),
+    "shared_free": Row("row lengths, shared", "nothing", "data_free", {"shared": True}),
+    "free": Row("row lengths", "a task id", "data_free"),
+    "tact": Row("TACT", f"{IMAGES}, a task id", "tact"),
+    "tact_once": Row("TACT, all at once", f"{IMAGES}, a task id", "tact_at_once"),
+    "probe": Row("linear probe", f"{CALIBRATION} labels", labels=CALIBRATION),
+    "probe_full": Row("linear probe", f"{PROBE_LABELS} labels", labels=PROBE_LABELS),
+}
+
+
+def result_path(network: str, seed: int) -> Path:
+    return RESULTS / f"corrections_{network}_seed{seed}.json"
+
+
+def run(
+    world: World,
+    counts: Sequence[int],
+    settings: Sequence[str] = SETTINGS,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Setting -> number of tasks -> row -> its figures, and what the rows are."""
+    rows = {name: row for name, row in ROWS.items() if name != "batch_norm" or _has_norms(world)}
+    found: dict[str, Any] = {"seed": world.demo.seed, "calibration": world.samples, "settings": {}}
+    found["rows"] = {name: {"title": row.title, "needs": row.needs} for name, row in rows.items()}
+    for setting in settings:
+        for count in counts:
+            aligned = world.aligned(setting, count)
+            at = found["settings"].setdefault(setting, {}).setdefault(str(count), {})
+            for name, row in rows.items():
+                at[name] = asdict(measure(world, setting, aligned, row))
+                progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
+    return found
+
+
+@dataclass
+class Figures:
+    """Average and worst normalised test accuracy, the same at scale 0, and the price.
+
+    ``bytes`` are those of each task's own parameters beside its head: shared corrections can be
+    folded into the weights. ``seconds`` are those of one fit, with all that it has to run.
+    """
+
+    average: float
+    worst: float
+    scale: float
+    average_at_zero: float
+    worst_at_zero: float
+    seconds: float
+    bytes: int
+
+
+def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
+    names = list(aligned.experts)
+    calibration = {name: world.calibration[name] for name in names}
+
+    def chosen(scales: Sequence[float]) -> Choice:
+        return choose(
+            aligned, calibration, world.validation, correction=row.correction, scales=scales,
+            max_samples=None, correct_options=row.options,
+            expert_scores=world.expert_accuracy(setting, names, "validation"),
+        )  # fmt: skip
+
+    def scores(choice: Choice) -> dict[str, float]:
+        model = probed(world, choice, row.labels) if row.labels else choice.model
+        return world.score(setting, model, names)
+
+    choice = chosen([round(multiple / len(names), 4) for multiple in SCALES_TIMES_TASKS])
+    own, zero = scores(choice), scores(chosen((0.0,)))
+    model = choice.merged.model(aligned.experts[names[0]])
+    start = time.perf_counter()
+    if row.labels:
+        probed(world, choice, row.labels)
+    else:
+        budget = {} if row.correction == "data_free" else {"max_samples": None}
+        correct(model, aligned.experts, calibration, row.correction, **budget, **row.options)
+    seconds = time.perf_counter() - start
+    stored = 0
+    if isinstance(choice.model, Correction) and len(set(choice.model.rows.values())) > 1:
+        stored = choice.model.parameter_bytes // len(names)
+    return Figures(
+        own["average"], own["worst"], choice.scale, zero["average"], zero["worst"], seconds, stored
+    )
+
+
+def _has_norms(world: World) -> bool:
+    return any(isinstance(module, NORMS) for module in world.demo.foundations[0].modules())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--networks", nargs="+", default=list(COUNTS), choices=list(COUNTS))
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    for network in arguments.networks:
+        counts = COUNTS[network]
+        for seed in arguments.seeds:
+            world = prepare(seed, max(counts), settings=Settings(network))
+            found = {"network": network, **run(world, counts)}
+            found |= {"threads": torch.get_num_threads(), "commit": commit()}
+            path = arguments.folder / result_path(network, seed).name
+            path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The table of corrections, in small: every row is measured and written down."""
+
+import corrections
+import corrections_page
+import pytest
+
+from nlm.demo import Recipe, Settings, Sizes
+from nlm.demo.experiment import prepare
+
+SMALL = Settings(
+    network="mlp512",
+    foundation_images=512,
+    sizes=Sizes(train=256, validation=40, calibration=128, test=64),
+    foundation=Recipe(1, 2e-3, 1.0),
+    expert=Recipe(1, 1e-3, 0.01),
+)
+
+
+def test_the_table_in_small(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("NLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    told = []
+    found = corrections.run(prepare(0, 2, settings=SMALL), (2,), ("permuted", "local"), told.append)
+    rows = set(corrections.ROWS) - {"batch_norm"}  # there is no norm
+    assert list(found["settings"]) == ["permuted", "local"] and len(told) == 2 * len(rows)
+    for setting in found["settings"].values():
+        assert set(setting["2"]) == rows
+        for name, at in setting["2"].items():
+            assert 0 < at["worst"] <= at["average"] and at["seconds"] > 0
+            assert (at["bytes"] > 0) == name in ("free", "tact", "tact_once")
+    page = corrections_page.section([found, found])
+    assert all(
+        page[-1].count(f"| {row['title']} | {row['needs']} |") for row in found["rows"].values()
+    )
+    assert "± 0.000" in page[-1] and "### Experts of one foundation" in page
+
+
+def result(seed, **averages):
+    at = {
+        name: {"average": average, "worst": average - 0.1, "scale": 0.5, "average_at_zero": 0.5,
+               "worst_at_zero": 0.25, "seconds": 0.5, "bytes": 4096 if name == "tact" else 0}
+        for name, average in averages.items()
+    }  # fmt: skip
+    rows = {name: {"title": name.upper(), "needs": "nothing"} for name in averages}
+    local = {"4": {"tact": {"average": 0.98}}}
+    return {"seed": seed, "rows": rows, "settings": {"permuted": {"4": at}, "local": local}}
+
+
+def test_the_page_says_what_is_recovered():
+    results = [result(0, none=0.5, shared=0.7, tact=0.9), result(1, none=0.7, shared=0.8, tact=0.9)]
+    assert corrections_page.share(results, "shared", "4") == pytest.approx(0.5)
+    told = corrections_page.verdict(results)
+    assert "of what TACT gains: SHARED 50%; TACT ends 8.0 points behind" in told
+    lines = corrections_page.table(results, "permuted").splitlines()
+    assert lines[-1] == (
+        "| TACT | nothing | 0.900 ± 0.000 / 0.80 | 0.500 ± 0.000 / 0.25 | 4,096 | 0.50 |"
+    )
+    assert lines[-3].startswith("| NONE | nothing | 0.600 ± 0.141 / 0.50 |")
