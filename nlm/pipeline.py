@@ -190,7 +190,7 @@ def correct(
     ----------
     experts : task -> its aligned expert.
     calibration : task -> unlabelled batches, at least for the experts' tasks.
-    correction : "none", "tact", "tact_at_once", "repair", "refit", or "refit+tact" for both in turn.
+    correction : "none", "tact", "tact_at_once", "repair", "refit", or "refit+tact", both in turn.
     options : passed on to :meth:`Tact.fit`, :meth:`Repair.fit` or :func:`nlm.refit`. For both in
         turn, ``points`` and ``moments`` are TACT's and ``ridge`` is refit's.
 

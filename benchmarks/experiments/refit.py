@@ -48,7 +48,10 @@ def demo(seed: int, images: int = IMAGES) -> dict[str, Any]:
         settings.setdefault(setting, {})[str(count)] = rows(world, setting, count)
         for name, row in settings[setting][str(count)].items():
             numbers = f"{row['average']:.3f} {row['worst']:.3f}  ridge {row['ridge']}"
-            print(f"{seed} {count} {setting:24} {name:14} {numbers}  {row['seconds']:.1f} s", flush=True)
+            print(
+                f"{seed} {count} {setting:24} {name:14} {numbers}  {row['seconds']:.1f} s",
+                flush=True,
+            )
     return {"seed": seed, "images": images, "scale": SCALE, "ridges": RIDGES, "settings": settings}
 
 
@@ -99,7 +102,9 @@ def gpt(seeds: Sequence[int], small: bool) -> dict[str, Any]:
         losses = {}
         for name, members in (("unaligned", raw), ("aligned", {"first": first, "second": turned})):
             members = dict(zip("ab", members.values(), strict=True))
-            losses |= {f"{name} {kind}": value for kind, value in ladder(members, calibration, test)}
+            losses |= {
+                f"{name} {kind}": value for kind, value in ladder(members, calibration, test)
+            }
         ends = [measured(each, test) for each in raw.values()]
         mean = sum(ends) / 2
         barriers = {name: value - mean for name, value in losses.items()}
@@ -115,7 +120,9 @@ def ladder(
     """What is done to the average of two members, and the loss that it then has."""
     average = copy.deepcopy(members["a"])
     average.load_state_dict(nlm.merge(members, method="linear"))
-    repaired = nlm.Repair.fit(average, members, {task: [calibration] for task in members}, max_samples=None)
+    repaired = nlm.Repair.fit(
+        average, members, {task: [calibration] for task in members}, max_samples=None
+    )
     steps: dict[str, nn.Module] = {"average": average, "repair": repaired}
     for name, outputs in (("refit", False), ("refit with head", True)):
         steps[name] = nlm.refit(average, members, [calibration], outputs=outputs, max_samples=None)

@@ -1,7 +1,7 @@
 """Ridge least squares of a linear map, from moments that stream over the samples.
 
-For the samples i of all batches, S_xx = sum_i (x_i - mean_x) (x_i - mean_x)^T and S_xy alike. Of all
-maps y ~ W x + b the one with the least
+With S_xx = sum_i (x_i - mean_x) (x_i - mean_x)^T over the samples i of all batches, and S_xy alike,
+of all maps y ~ W x + b the one with the least
 
     sum_i |W x_i + b - y_i|^2 + lambda |W - W_0|^2,    lambda = ridge * mean(diag S_xx)
 
@@ -29,9 +29,7 @@ _TILE = 1 << 24  # bytes
 class NormalEquations:
     """The sums over samples of one map from ``inputs`` to ``outputs`` channels."""
 
-    def __init__(
-        self, inputs: int, outputs: int, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str | None = None) -> None:
         self.xx = CrossMoments.zeros(inputs, device=device)
         self.xy = CrossMoments.zeros(inputs, outputs, device)
 
@@ -146,6 +144,8 @@ def as_linear(
     for start in range(0, len(x), count):
         part = slice(start, start + count)
         counted = None if mask is None else mask[part].flatten(1)
-        groups = zip(tapped[part].chunk(layer.groups, 1), y[part].chunk(layer.groups, 1), strict=True)
+        groups = zip(
+            tapped[part].chunk(layer.groups, 1), y[part].chunk(layer.groups, 1), strict=True
+        )
         for group, (inputs, outputs) in enumerate(groups):
             yield group, inputs.flatten(1, 1 + rank).flatten(2), outputs.flatten(2), 1, counted

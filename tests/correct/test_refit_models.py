@@ -38,19 +38,18 @@ def loss(network: nn.Module, text: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def languages() -> list[nn.Module]:
-    """Two small GPTs: one branches off the other's training, and goes its own way."""
-    torch.manual_seed(0)
-    first = gpt(11, 16, Size(24, 2, 2, 48))
+    """Two small GPTs of other seeds and batches."""
     networks = []
-    for seed in range(3):
-        network = copy.deepcopy(networks[0] if networks else first)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = gpt(11, 16, Size(24, 2, 2, 48))
         optimiser = torch.optim.AdamW(network.parameters(), 5e-3)
         for step in range(120):
             optimiser.zero_grad()
             loss(network, sentences(32, 1000 * seed + step)).backward()
             optimiser.step()
         networks.append(network.eval())
-    return networks[1:]
+    return networks
 
 
 @torch.no_grad()
@@ -63,7 +62,9 @@ def test_refit_lowers_the_loss_of_an_average_of_transformers(languages):
         average, own, [text[:, :-1]], progress=lambda *step: told.append(step), micro_batch=64
     )
     assert [step[0] for step in told] == [
-        f"blocks.{block}.{layers}" for block in range(2) for layers in ("q, {0}.k, {0}.v", "o", "up", "down")
+        ", ".join(f"blocks.{block}.{layer}" for layer in layers)
+        for block in range(2)
+        for layers in (("q", "k", "v"), ("o",), ("up",), ("down",))
     ]
     test = sentences(300, 6)
     losses = [float(loss(network, test)) for network in (*languages, average, fitted)]
@@ -199,25 +200,31 @@ def test_a_weight_with_its_outputs_as_columns():
 
 def test_mistakes():
     model, own = mlp(0), experts()
+    bad = vectors()
+    bad[5] = float("nan")
     for options, error, message in [
         ({"ridge": -1.0}, ValueError, "nlm.refit: the ridge is finite and at least 0, got -1.0"),
         ({"points": "9"}, ValueError, "nlm.refit: what is refitted are .*, got none of 9"),
         ({"max_samples": 0}, ValueError, "nlm.refit: at least one sample is used"),
-        ({"ridge": 0.0, "max_samples": 4}, ValueError, "take a larger ridge, got 12 of .0. whose normal"),
+        (
+            {"ridge": 0.0, "max_samples": 4},
+            ValueError,
+            "take a larger ridge, got 12 of .0. whose normal",
+        ),
         ({"device": "cpu", "micro_batch": 0}, ValueError, "a micro-batch has at least one sample"),
     ]:
         with pytest.raises(error, match=message):
             nlm.refit(model, own, DATA, **options)
-    with pytest.raises(ValueError, match="nlm.refit: there is data for every expert, got .* a and"):
+    with pytest.raises(ValueError, match=r"nlm.refit: there is data for every expert, got .* a and"):
         nlm.refit(model, {"a": mlp(1)}, DATA)
     with pytest.raises(ValueError, match="experts for no task and data for no task"):
         nlm.refit(model, {}, [vectors()])
     with pytest.raises(ValueError, match="a model is corrected once"):
         nlm.refit(nlm.Tact.fit(model, own, DATA), own, DATA)
-    with pytest.raises(ValueError, match="nlm.refit: data holds at least one sample, got none"):
+    with pytest.raises(ValueError, match=r"nlm.refit: data holds at least one sample, got none"):
         nlm.refit(model, own, {**DATA, "b": []})
-    with pytest.raises(ValueError, match="activations are finite, got 24 NaN or inf of .* at '0'"):
-        nlm.refit(model, own, {**DATA, "b": [vectors() * torch.tensor([1.0, float("nan")])[[0] * 63 + [1]][:, None]]})
+    with pytest.raises(ValueError, match=r"activations are finite, got 12 NaN or inf of .* at '0'"):
+        nlm.refit(model, own, {**DATA, "b": [bad]})
     with pytest.raises(ValueError, match="the merged model's channels, got 30 and 24 at '0'"):
         nlm.refit(model, experts(width=30), DATA)
     with pytest.raises(ValueError, match="a point is the name of a module of the model, got '2'"):
@@ -259,7 +266,8 @@ def test_the_pipeline_refits_and_chooses_the_ridge():
             aligned, DATA, validation, correction=correction, scales=(0.3, 0.6), heads=("4",),
             ridges=(1e-3, 10.0), progress=lambda *told: scores.append(told),
         )  # fmt: skip
-        assert choice.ridge == 1e-3 and set(choice.scores) == {0.3, 0.6}
-        assert choice.scores[choice.scale] == max(score for _, score in scores)
-        assert [value for value, _ in scores] == [0.3, 0.3, 0.6, 0.6]
+        grid = [(scale, ridge) for scale in (0.3, 0.6) for ridge in (1e-3, 10.0)]
+        best = max(range(4), key=lambda place: scores[place][1])
+        assert (choice.scale, choice.ridge) == grid[best]
+        assert choice.scores == {s: max(n for at, n in scores if at == s) for s in (0.3, 0.6)}
         scores.clear()
