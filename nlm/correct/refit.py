@@ -1,8 +1,8 @@
 """Refit: layerwise least squares, the correction that leaves nothing but weights behind.
 
 A merged network is walked in forward order. Each linear or convolution layer is solved anew by
-ridge least squares, so that from the merged network's *own* inputs, all earlier layers refitted, it gives
-what the aligned experts have there:
+ridge least squares, so that from the merged network's *own* inputs, all earlier layers refitted, it
+gives what the aligned experts have there:
 
     min_W,b  sum_t sum_i |W x_i + b - y_i^t|^2 + lambda |W - W_0|^2,     x_i ~ task t,
 

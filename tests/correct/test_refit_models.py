@@ -215,7 +215,7 @@ def test_mistakes():
     ]:
         with pytest.raises(error, match=message):
             nlm.refit(model, own, DATA, **options)
-    with pytest.raises(ValueError, match=r"nlm.refit: there is data for every expert, got .* a and"):
+    with pytest.raises(ValueError, match=r"nlm.refit: there is data for every .* a and"):
         nlm.refit(model, {"a": mlp(1)}, DATA)
     with pytest.raises(ValueError, match="experts for no task and data for no task"):
         nlm.refit(model, {}, [vectors()])
