@@ -15,7 +15,7 @@ from torch import nn
 
 from nlm._info import info
 from nlm._results import Alignment, Barrier, Cell, Layers, Report, Surface
-from nlm.correct import Correction, default_points
+from nlm.correct import Correction, correct, default_points
 from nlm.evaluate import (
     BarrierCurve,
     accuracy,
@@ -27,7 +27,7 @@ from nlm.evaluate import (
 )
 from nlm.evaluate.accuracy import outputs_of
 from nlm.merge import Merged
-from nlm.pipeline import Aligned, Choice, correct
+from nlm.pipeline import Aligned, Choice
 from nlm.statistics import Data, Forward, Mask, batches
 from nlm.statistics.data import labelled
 

@@ -9,9 +9,10 @@ from small_transformers import Size, vit
 from torch import nn
 
 import nlm
+from nlm.correct import correct
 from nlm.evaluate import accuracy
 from nlm.gauge import find
-from nlm.pipeline import align_experts, choose, correct
+from nlm.pipeline import align_experts, choose
 
 TASKS = ("a", "b", "c")
 

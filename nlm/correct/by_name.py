@@ -1,0 +1,83 @@
+"""Corrections by their names."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from nlm._multitask import MultiTaskModel
+from nlm.correct.batch_norm import reset_batch_norm
+from nlm.correct.correction import Correction
+from nlm.correct.data_free import DataFree
+from nlm.correct.refit import refit
+from nlm.correct.repair import Repair
+from nlm.correct.tact import Tact
+from nlm.statistics import Data
+
+CORRECTIONS = (
+    "none", "tact", "tact_at_once", "repair", "batch_norm", "data_free", "refit", "refit+tact",
+)  # fmt: skip
+Model = MultiTaskModel | Correction
+
+
+def correct(
+    model: MultiTaskModel,
+    experts: Mapping[str, nn.Module],
+    calibration: Mapping[str, Data],
+    correction: str = "tact",
+    **options: Any,
+) -> Model:
+    """The merged model with one of the corrections; the model itself is left as it is.
+
+    Parameters
+    ----------
+    experts : task -> its aligned expert.
+    calibration : task -> unlabelled batches, at least for the experts' tasks.
+    correction : "none", "tact", "tact_at_once", "repair", "data_free", "batch_norm"
+        (:func:`reset_batch_norm` on a copy), "refit", or "refit+tact", both in turn.
+    options : passed on to :meth:`Tact.fit`, :meth:`Repair.fit`, :meth:`DataFree.fit`,
+        :func:`reset_batch_norm` or :func:`nlm.refit`. For both in turn, ``points`` and ``moments``
+        are TACT's and ``ridge`` is refit's.
+
+    Raises
+    ------
+    ValueError
+        An unknown correction, an expert without calibration data, and what the fit raises.
+    """
+    check_correction(correction)
+    if correction == "none":
+        return model
+    if correction == "data_free":
+        return DataFree.fit(model, experts, **options)
+    check_data("calibration", calibration, experts)
+    data = {task: calibration[task] for task in experts}
+    if correction == "batch_norm":
+        model = copy.deepcopy(model)
+        reset_batch_norm(model, data, **options)
+        return model
+    if correction == "repair":
+        return Repair.fit(model, experts, data, **options)
+    if correction.startswith("refit"):
+        of_tact = {"moments", "points"} if correction == "refit+tact" else {"moments"}
+        kept = {name: value for name, value in options.items() if name not in of_tact}
+        model = refit(model, experts, data, **kept)
+        if correction == "refit":
+            return model
+        options.pop("ridge", None)
+    mode = "at_once" if correction == "tact_at_once" else "sequential"
+    return Tact.fit(model, experts, data, mode=mode, **options)
+
+
+def check_correction(correction: str) -> None:
+    if correction not in CORRECTIONS:
+        raise ValueError(
+            f"nlm.pipeline: the correction is one of {', '.join(CORRECTIONS)}, got {correction!r}"
+        )
+
+
+def check_data(kind: str, data: Mapping[str, Data], experts: Mapping[str, nn.Module]) -> None:
+    if lost := [task for task in experts if task not in data]:
+        raise ValueError(
+            f"nlm.pipeline: there is {kind} data for every expert, got none for {', '.join(lost)}"
+        )
