@@ -28,7 +28,7 @@ INTRODUCTION = """# Corrections beside one another
 
 Made by `benchmarks/corrections_page.py` from the results of
 `benchmarks/experiments/corrections.py`. The experts are merged by Task Arithmetic, and the scale is
-chosen on labelled validation images after each correction. A cell holds the normalised test accuracy
+chosen on labelled validation images after each correction. A cell holds normalised test accuracy
 (merged / expert), the mean over the tasks with its standard deviation over the seeds, and that of
 the worst task; *scale 0* is the same without task vectors. Bytes are those of each task's own
 parameters beside its head, seconds those of one fit at the largest number of tasks; *needs* is per
