@@ -33,6 +33,7 @@ _HOME = {
     "info": "nlm._info",
     "linear_probe": "nlm.correct",
     "merge_nonlocal": "nlm.pipeline",
+    "refit": "nlm.correct",
     "reset_batch_norm": "nlm.correct",
     "trace": "nlm.symmetry",
 }

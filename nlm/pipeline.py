@@ -7,6 +7,7 @@ after the correction that will be used (Sharma, Roy and Dziugaite, arXiv:2410.12
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from nlm._multitask import MultiTaskModel
 from nlm._state_dict import as_patterns, matches
 from nlm.align import AlignmentResult, JointAlignment, align, align_many
 from nlm.align.result import Move
-from nlm.correct import Correction, Repair, Tact, expert_moments
+from nlm.correct import Correction, Repair, Tact, expert_moments, refit
 from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.merge import Merged, merge
 from nlm.statistics import Data, Forward
@@ -27,7 +28,7 @@ from nlm.statistics.data import batches
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.permutation import Permutation
 
-CORRECTIONS = ("none", "tact", "tact_at_once", "repair")
+CORRECTIONS = ("none", "tact", "tact_at_once", "repair", "refit", "refit+tact")
 Model = MultiTaskModel | Correction
 
 
@@ -64,6 +65,7 @@ class Choice:
         of ``tried``.
     tried : "scale", or "mask_threshold" for TALL-mask.
     mask_thresholds : task -> its threshold, for TALL-mask alone.
+    ridge : the ridge that validation data chose, of several for a refit.
     """
 
     model: Model
@@ -72,6 +74,7 @@ class Choice:
     scores: dict[float, float]
     tried: str = "scale"
     mask_thresholds: dict[str, float] = field(default_factory=dict)
+    ridge: float | None = None
 
 
 def align_experts(
@@ -187,8 +190,9 @@ def correct(
     ----------
     experts : task -> its aligned expert.
     calibration : task -> unlabelled batches, at least for the experts' tasks.
-    correction : "none", "tact", "tact_at_once" or "repair".
-    options : passed on to :meth:`Tact.fit` or :meth:`Repair.fit`.
+    correction : "none", "tact", "tact_at_once", "repair", "refit", or "refit+tact" for both in turn.
+    options : passed on to :meth:`Tact.fit`, :meth:`Repair.fit` or :func:`nlm.refit`. For both in
+        turn, ``points`` and ``moments`` are TACT's and ``ridge`` is refit's.
 
     Raises
     ------
@@ -202,7 +206,14 @@ def correct(
     data = {task: calibration[task] for task in experts}
     if correction == "repair":
         return Repair.fit(model, experts, data, **options)
-    mode = "sequential" if correction == "tact" else "at_once"
+    if correction.startswith("refit"):
+        of_tact = {"moments", "points"} if correction == "refit+tact" else {"moments"}
+        kept = {name: value for name, value in options.items() if name not in of_tact}
+        model = refit(model, experts, data, **kept)
+        if correction == "refit":
+            return model
+        options.pop("ridge", None)
+    mode = "at_once" if correction == "tact_at_once" else "sequential"
     return Tact.fit(model, experts, data, mode=mode, **options)
 
 
@@ -215,6 +226,7 @@ def choose(
     correction: str = "tact",
     scales: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
     mask_thresholds: Sequence[float] = (0.2, 0.3, 0.4, 0.5, 0.6),
+    ridges: Sequence[float | None] = (None,),
     heads: str | Sequence[str] = ("head",),
     max_samples: int | None = 128,
     correct_options: Mapping[str, Any] | None = None,
@@ -235,9 +247,10 @@ def choose(
     validation : task -> (inputs, labels) batches, disjoint from calibration and test data.
     scales : the factors to try; the linear mean has none, and TALL-mask tries ``mask_thresholds``
         for each task instead.
+    ridges : the ridges of a refit to try with each of them; None is the default one.
     max_samples : calibration samples used per task.
-    correct_options : passed on to :meth:`Tact.fit` or :meth:`Repair.fit`, such as ``points``,
-        ``mask`` or ``micro_batch``; ``moments`` found before spare a run of the experts.
+    correct_options : passed on to :func:`correct`, such as ``points``, ``mask`` or ``micro_batch``;
+        ``moments`` found before spare a run of the experts.
     forward, device : see :mod:`nlm.statistics.data`; both kinds of data go to the device, where the
         models are.
     expert_scores : task -> its expert's accuracy on the validation data, where it is known before.
@@ -250,7 +263,7 @@ def choose(
         No scale to try, an expert without data, an unknown correction, and what the merge, the fit
         and :func:`nlm.evaluate.accuracy` raise.
     """
-    if not scales or not mask_thresholds:
+    if not (scales and mask_thresholds and ridges):
         raise ValueError("nlm.pipeline: there is at least one scale to try, got none")
     _check_correction(correction)
     experts = aligned.experts
@@ -261,15 +274,16 @@ def choose(
     fitting: dict[str, Any] = {}
     if correction != "none":
         fitting = {"max_samples": None, "forward": forward, **(correct_options or {})}
-        if "moments" not in fitting:
+        if "moments" not in fitting and correction != "refit":
             shared = {n: fitting[n] for n in ("points", "mask", "forward") if n in fitting}
             fitting["moments"] = expert_moments(experts, samples, max_samples=None, **shared)
     labelled = _drawn(validation, experts, None, device)
 
-    def build(**setting: Any) -> tuple[Merged, Model]:
+    def build(ridge: float | None = None, **setting: Any) -> tuple[Merged, Model]:
         merged = merge(experts, aligned.base, method, heads=heads, **options, **setting)
         model = merged.model(network)
-        return merged, correct(model, experts, samples, correction, **fitting)
+        given = fitting if ridge is None else {**fitting, "ridge": ridge}
+        return merged, correct(model, experts, samples, correction, **given)
 
     known = expert_scores or {}
     own = {
@@ -281,16 +295,18 @@ def choose(
     scores: dict[float, float] = {}
     per_task: dict[float, dict[str, float]] = {}
     best: Choice | None = None
-    for value in values:
-        merged, model = build(**{tried: value})
-        per_task[value] = {
+    for value, ridge in itertools.product(values, ridges):
+        merged, model = build(ridge, **{tried: value})
+        found = {
             task: accuracy(model, labelled[task], forward=forward, task=task) for task in experts
         }
-        scores[value] = normalized_accuracy(per_task[value], own)["average"]
-        if best is None or scores[value] > scores[best.scale]:
-            best = Choice(model, merged, value, scores)
+        score = normalized_accuracy(found, own)["average"]
+        if best is None or score > scores[best.scale]:
+            best = Choice(model, merged, value, scores, ridge=ridge)
+        if value not in scores or score > scores[value]:
+            scores[value], per_task[value] = score, found
         if progress is not None:
-            progress(value, scores[value])
+            progress(value, score)
     if tried == "mask_threshold":
         chosen = {task: max(per_task, key=lambda value: per_task[value][task]) for task in own}
         merged, model = build(mask_threshold=chosen)

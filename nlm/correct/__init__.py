@@ -5,6 +5,7 @@ from nlm.correct.correction import Correction
 from nlm.correct.fitting import expert_moments
 from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
+from nlm.correct.refit import refit
 from nlm.correct.repair import Repair
 from nlm.correct.tact import Tact
 
@@ -16,5 +17,6 @@ __all__ = [
     "expert_moments",
     "fit_logistic",
     "linear_probe",
+    "refit",
     "reset_batch_norm",
 ]

@@ -80,16 +80,16 @@ def reset_batch_norm(
         )
     ]
     done: set[str] = set()
-    total = sum(map(_is_kept, network.modules()))
+    total = sum(map(is_kept, network.modules()))
     with exclusive(model), evaluation(network):
-        while (name := _reset_next(network, calls, done)) is not None:
+        while (name := reset_next(network, calls, done)) is not None:
             done.add(name)
             if progress is not None:
                 progress(name, len(done), total)
     return len(done)
 
 
-def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[str]) -> str | None:
+def reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[str]) -> str | None:
     """Resets the first norm that runs and is not yet reset; its name, or None when all are."""
     found: dict[int, _Statistics] = {}
 
@@ -110,7 +110,7 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
     handles = [
         module.register_forward_pre_hook(hook(name))
         for name, module in network.named_modules()
-        if _is_kept(module) and name not in done
+        if is_kept(module) and name not in done
     ]
     try:
         for call in calls:
@@ -131,6 +131,6 @@ def _reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[st
     return names[0] if names else None
 
 
-def _is_kept(module: nn.Module) -> bool:
+def is_kept(module: nn.Module) -> bool:
     """Whether a module is a batch norm with running statistics."""
     return isinstance(module, NORMS) and module.running_mean is not None

@@ -68,20 +68,13 @@ def run_task(model: nn.Module, task: str, batch: Any, forward: Forward | None) -
     return run(model, batch, forward)
 
 
-def prepare(
+def check_tasks(
     caller: str,
     model: nn.Module,
     experts: Mapping[str, nn.Module],
     data: Mapping[str, Data],
-    points: Sequence[str] | Mapping[str, int] | None,
-    max_samples: int | None,
-    micro_batch: int | None,
-    forward: Forward | None,
-    mask: Mask | None,
-    device: torch.device | str | None,
-    moments: ExpertMoments | None = None,
-) -> Setup:
-    """Checks the tasks, cuts the data into micro-batches and finds the points."""
+) -> None:
+    """Raises where the tasks of a fit do not fit together, or the model is corrected already."""
     refuse_corrected(caller, model)
     if strangers := [task for task in experts if not isinstance(task, str)]:
         raise TypeError(
@@ -98,6 +91,23 @@ def prepare(
             f"{caller}: the tasks are those of the merged model ({', '.join(model.tasks)}), got "
             f"{', '.join(sorted(lost))}"
         )
+
+
+def prepare(
+    caller: str,
+    model: nn.Module,
+    experts: Mapping[str, nn.Module],
+    data: Mapping[str, Data],
+    points: Sequence[str] | Mapping[str, int] | None,
+    max_samples: int | None,
+    micro_batch: int | None,
+    forward: Forward | None,
+    mask: Mask | None,
+    device: torch.device | str | None,
+    moments: ExpertMoments | None = None,
+) -> Setup:
+    """Checks the tasks, cuts the data into micro-batches and finds the points."""
+    check_tasks(caller, model, experts, data)
     batches = {
         task: micro_batches(data[task], micro_batch, max_samples, device, f"{caller} ({task})")
         for task in experts
