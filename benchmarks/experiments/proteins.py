@@ -36,6 +36,7 @@ from nlm.checkpoint import cache_folder
 from nlm.correct import Repair, expert_moments
 from nlm.demo import cache
 from nlm.statistics import Moments
+from nlm.symmetry.permutation import Permutation
 
 RESULTS = Path(__file__).parent / "results" / "proteins.json"
 PAIRS = (
@@ -87,15 +88,21 @@ class Comparison:
     def score(self, logits: Tensor) -> dict[str, float]:
         return scored(logits, self.evaluation["residues"])
 
+    def moved(self, network: ProteinMPNN, permutation: Permutation) -> ProteinMPNN:
+        """The network with its units in another order."""
+        copied = copy.deepcopy(network)
+        copied.load_state_dict(self.spec.apply(permutation, network.state_dict()))
+        return copied
+
     def aligned(self, a: ProteinMPNN, b: ProteinMPNN) -> Iterator[tuple[str, ProteinMPNN, float]]:
         """Alignment, B as it is aligned, seconds."""
         yield "none", b, 0.0
         started = time.process_time()
         found = weight_matching(a.state_dict(), b.state_dict(), self.spec)
-        yield "weights", found.copied(b), time.process_time() - started
+        yield "weights", self.moved(b, found.permutation), time.process_time() - started
         started = time.process_time()
         found = activation_matching(a, b, self.spec, [self.calibration])
-        yield "activations", found.copied(b), time.process_time() - started
+        yield "activations", self.moved(b, found.permutation), time.process_time() - started
 
     def corrections(
         self, a: ProteinMPNN, b: ProteinMPNN, average: ProteinMPNN, alignment: str
@@ -151,11 +158,9 @@ class Comparison:
 
     def back(self, network: ProteinMPNN) -> ProteinMPNN:
         """The average of a network and a scrambled copy of it that was aligned with it again."""
-        copied = copy.deepcopy(network)
-        order = self.spec.random(self.settings.seed)
-        copied.load_state_dict(self.spec.apply(order, network.state_dict()))
+        copied = self.moved(network, self.spec.random(self.settings.seed))
         found = activation_matching(network, copied, self.spec, [self.calibration])
-        return halfway_between(network, found.copied(copied))
+        return halfway_between(network, self.moved(copied, found.permutation))
 
 
 def halfway_between(a: ProteinMPNN, b: ProteinMPNN) -> ProteinMPNN:
@@ -193,9 +198,7 @@ def run(settings: Settings, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
     )
 
     def pair(one: str, two: str) -> dict[str, Any]:
-        scores = remembered(
-            f"{one}-{two}", settings, lambda: comparison.pair(load(one), load(two))
-        )
+        scores = remembered(f"{one}-{two}", settings, lambda: comparison.pair(load(one), load(two)))
         return {"networks": [one, two], **scores}
 
     return {

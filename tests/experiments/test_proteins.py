@@ -40,7 +40,12 @@ def test_a_chain_is_read_from_its_complete_residues(tmp_path):
     path.write_bytes(gzip.compress(text.encode()))
     found = read_chain(path)
     assert (found.name, len(found)) == ("1abcA", 4)
-    assert found.letters.tolist() == [LETTERS.index("A"), LETTERS.index("W"), LETTERS.index("W"), 20]
+    assert found.letters.tolist() == [
+        LETTERS.index("A"),
+        LETTERS.index("W"),
+        LETTERS.index("W"),
+        20,
+    ]
     assert found.numbers.tolist() == [7, 9, 10, 11]
     expected = [[[float(n), float(atom), -0.125] for atom in range(4)] for n in range(4)]
     assert found.atoms.tolist() == expected
@@ -81,8 +86,6 @@ def test_distances_are_those_of_the_backbone():
     for part in (distances, again["distances"][0]):
         assert torch.isfinite(part).all()
     torch.testing.assert_close(again["distances"][0], distances, atol=1e-3, rtol=1e-4)
-    noisy = side_by_side([short], 0, noise=0.1)["distances"][0]
-    assert 0.05 < (noisy[:, 0, 9] - distances[:, 0, 9]).std() < 0.2  # N to C of one residue
 
 
 def test_every_order_decodes_one_residue_after_the_other():
@@ -96,7 +99,7 @@ def test_every_order_decodes_one_residue_after_the_other():
 
 def network(seed: int) -> ProteinMPNN:
     torch.manual_seed(seed)
-    return ProteinMPNN(layers=1).eval()
+    return ProteinMPNN(layers=1, width=16).eval()
 
 
 def test_a_residue_is_told_from_its_own_chain_and_what_is_decoded_earlier():
@@ -116,15 +119,15 @@ def test_a_residue_is_told_from_its_own_chain_and_what_is_decoded_earlier():
 
 
 def test_the_units_of_the_network_are_found():
-    spec = nlm.trace(network(0), side_by_side([chain(48, 0)], 0))
+    spec = nlm.trace(network(0), side_by_side([chain(12, 0)], 0, count=6))
     assert spec.proven and not spec.opaque_ops
     sizes = sorted(group.size for group in spec.free.values())
-    assert sizes == [16, *[128] * 10, 512, 512]
+    assert sizes == [*[16] * 11, 64, 64]
 
 
 def test_a_pair_in_small():
     a, b = network(0), network(1)
-    batches = [side_by_side([chain(48, seed), chain(50, seed + 1)], 0) for seed in (5, 7)]
+    batches = [side_by_side([chain(12, seed), chain(15, seed + 1)], 0, count=6) for seed in (5, 7)]
     spec = nlm.trace(a, batches[0])
     found = proteins.Comparison(spec, *batches, proteins.Settings()).pair(a, b)
     assert found["scrambled"]["perplexity"] == pytest.approx(found["members"][0]["perplexity"])
@@ -133,7 +136,9 @@ def test_a_pair_in_small():
     for alignment, rows in found["merged"].items():
         assert set(rows) == set(proteins_page.CORRECTIONS)
         for correction, row in rows.items():
-            title = f"{proteins_page.CORRECTIONS[correction]}, {proteins_page.ALIGNMENTS[alignment]}"
+            title = (
+                f"{proteins_page.CORRECTIONS[correction]}, {proteins_page.ALIGNMENTS[alignment]}"
+            )
             assert f"| {title} | {row['recovery']:.3f} ± 0.000 |" in told
 
 
