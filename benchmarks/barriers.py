@@ -24,18 +24,32 @@ ROWS = {
     "folded": "none, norms folded",
     "scrambled": "none, B scrambled (control)",
     "feed-forward": "feed-forward units permuted",
+    "heads in order": "+ units of heads permuted, heads in order",
+    "heads ignored": "+ units of heads permuted, heads ignored (no symmetry)",
     "heads": "+ heads permuted",
-    "stream permuted": "+ stream permuted",
+    "stream permuted, first": "+ stream permuted, as its first norm sees it",
+    "stream permuted, all": "+ stream permuted, as all norms see it",
+    "stream permuted": "+ stream permuted, as its last norm sees it",
     "by weights": "all of these, by weights",
     "stream rotated": "stream rotated instead, heads permuted",
     "heads rotated": "+ inside of heads rotated",
     "a copy that was scrambled": "a scrambled copy of A, aligned (control)",
 }
-PERMUTED = ("feed-forward", "heads", "stream permuted", "by weights")
+FINE_TUNED = {
+    "bert": "Fine-tuned to tell Python, C headers and prose apart",
+    "vit": "Fine-tuned for Greek letters",
+}
+PERMUTED = (
+    "feed-forward", "heads in order", "heads", "stream permuted, first", "stream permuted, all",
+    "stream permuted", "by weights",
+)  # fmt: skip
 ROTATED = ("stream rotated", "heads rotated")
 STEPS = {
     "feed-forward": "raw",
+    "heads in order": "feed-forward",
     "heads": "feed-forward",
+    "stream permuted, first": "heads",
+    "stream permuted, all": "heads",
     "stream permuted": "heads",
     "stream rotated": "heads",
     "heads rotated": "stream rotated",
@@ -75,19 +89,35 @@ def page() -> str:
 
 def section(result: dict[str, Any]) -> str:
     pairs, settings = result["pairs"], result["settings"]
-    size, recipe = settings["size"], settings["recipe"]
-    seeds = sorted({seed for pair in pairs for seed in pair["seeds"]})
-    members = [pair["rows"]["raw"]["losses"][end] for pair in pairs for end in (0, -1)]
+    size = settings["size"]
     about = (
         f"{size['depth']} layers of width {size['width']}, {size['heads']} heads, "
-        f"{size['hidden']} feed-forward units; {settings['steps']} steps of {recipe['batch']} "
-        f"samples; seeds {', '.join(map(str, seeds))}: {_pairs(pairs)}. The networks' own loss "
-        f"is {min(members):.3f} to {max(members):.3f}"
+        f"{size['hidden']} feed-forward units; {settings['steps']} steps of "
+        f"{settings['recipe']['batch']} samples; {members(pairs)}"
     )
     if "pseudo_perplexity" in pairs[0]:
         own = [each for pair in pairs for each in pair["pseudo_perplexity"]]
         about += f", their pseudo-perplexity {min(own):.2f} to {max(own):.2f}"
-    return "\n\n".join([f"## {KINDS[result['kind']]}", f"{about}.", table(pairs), verdict(result)])
+    parts = [f"## {KINDS[result['kind']]}", f"{about}.", table(pairs), verdict(result)]
+    parts += corrections(pairs)
+    if tuned := result.get("fine_tuned"):
+        about = (
+            f"The same networks after {settings['tuning_steps']} more steps of "
+            f"{settings['tuning']['batch']} samples, all from one head; {members(tuned['pairs'])}."
+        )
+        parts += [f"### {FINE_TUNED[result['kind']]}", about, table(tuned["pairs"]), verdict(tuned)]
+        parts += corrections(tuned["pairs"])
+    return "\n\n".join(parts)
+
+
+def members(pairs: list[dict[str, Any]]) -> str:
+    """The seeds of the pairs, and what the networks' own losses are."""
+    seeds = sorted({seed for pair in pairs for seed in pair["seeds"]})
+    own = [pair["rows"]["raw"]["losses"][end] for pair in pairs for end in (0, -1)]
+    return (
+        f"seeds {', '.join(map(str, seeds))}: {_pairs(pairs)}. The networks' own loss is "
+        f"{min(own):.3f} to {max(own):.3f}"
+    )
 
 
 def table(pairs: list[dict[str, Any]]) -> str:
@@ -105,6 +135,31 @@ def table(pairs: list[dict[str, Any]]) -> str:
                 cells.append(_spread([row["pseudo_perplexity"] for row in rows], 1))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def corrections(pairs: list[dict[str, Any]]) -> list[str]:
+    """What corrections leave of the loss that the mean of two networks has above their own."""
+    first = pairs[0].get("corrected")
+    if not first:
+        return []
+    columns = list(next(iter(first.values())))
+    lines = [
+        "The loss of the mean of A and B above the mean of their own, as it is, with REPAIR, and "
+        "with its layers solved anew by least squares (`nlm.refit`); most of what that gains needs "
+        "no alignment, which the first line shows.",
+        f"| alignment of B | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}",
+    ]
+    for name in first:
+        cells = []
+        for column in columns:
+            above = [
+                pair["corrected"][name][column] - mean([losses[0], losses[-1]])
+                for pair in pairs
+                for losses in [pair["rows"]["raw"]["losses"]]
+            ]
+            cells.append(_spread(above, 3))
+        lines[1] += f"\n| {ROWS[name]} | {' | '.join(cells)} |"
+    return lines
 
 
 def verdict(result: dict[str, Any]) -> str:

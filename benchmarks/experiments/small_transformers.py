@@ -116,3 +116,12 @@ def bert(count: int, length: int, size: Size) -> Transformer:
 def vit(classes: int, size: Size) -> Transformer:
     """Tells the class of an image of 16 x 16 pixels."""
     return Transformer(Patches(size.width), 16, classes, size, pooled=True)
+
+
+def pooled(network: Transformer, classes: int) -> Transformer:
+    """The network with another head, for a class of the whole input."""
+    network.pooled = True
+    network.head = nn.Linear(network.head.in_features, classes)
+    nn.init.normal_(network.head.weight, std=0.55 / math.sqrt(network.head.in_features))
+    nn.init.zeros_(network.head.bias)
+    return network

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/experiments/transformer_barriers.py gpt bert vit
 
-trains three networks of each kind, a pre-norm GPT and a post-norm masked model on the Python files
-of the standard library (split by file) and a pre-norm ViT on the demo's images, prints the barrier
-of the loss between each two under each alignment, and writes one JSON a kind beside this file.
-``python benchmarks/barriers.py`` makes docs/barriers.md of them. The trained networks are kept in
-nlm's cache; ``--quick`` does everything with next to no training.
+trains three networks of each kind (``small_training.py``): a pre-norm GPT and a post-norm masked
+model on text, and a pre-norm ViT on images; the last two are fine-tuned too, from one head for all.
+Prints the barrier of the loss between each two under each alignment, and writes one JSON a kind
+beside this file. ``python benchmarks/barriers.py`` makes docs/barriers.md of them. The trained
+networks are kept in nlm's cache; ``--quick`` does everything with next to no training.
 """
 
 import argparse
@@ -15,150 +15,39 @@ import itertools
 import json
 import math
 import platform
-import random
-import sysconfig
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from nonlocal_merging import commit
-from small_transformers import Size, Transformer, bert, gpt, vit
-from torch import Tensor
+from small_training import (
+    SETTINGS,
+    Settings,
+    Task,
+    fine_tuned,
+    loss,
+    quick,
+    task_of,
+    trained,
+    tuning_of,
+)
+from small_transformers import Transformer
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
 import nlm
-from nlm.align import activation_matching, orthogonal_matching, weight_matching
-from nlm.demo import cache
-from nlm.demo.tasks import Split
-from nlm.demo.training import Recipe, fit
-from nlm.demo.world import load_glyphs
+from nlm.align import activation_matching, orthogonal_matching, weight_matching, without_heads
 from nlm.evaluate import loss_barrier
 from nlm.gauge import Gauge, find
 
 State = Mapping[str, Tensor]
 
 RESULTS = Path(__file__).parent / "results"
-LEFT_OUT = ("site-packages", "/test", "/encodings/", "pydoc_data", "idlelib")
-MASKED = 0.15  # of the characters, for the masked model
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is trained and on how much it is compared; ``files`` bounds the text."""
-
-    recipe: Recipe
-    size: Size
-    steps: int
-    length: int = 64
-    calibration: int = 400
-    evaluation: int = 96
-    one_by_one: int = 16  # windows of the pseudo-perplexity
-    points: int = 21
-    files: int | None = None
-
-
-def recipe(learning_rate: float, batch: int) -> Recipe:
-    return Recipe(1, learning_rate, weight_decay=0.1, batch=batch, clip=1.0)
-
-
-SIZE = Size(width=64, depth=4, heads=4, hidden=256)
-SETTINGS = {
-    "gpt": Settings(recipe(2e-3, 32), SIZE, steps=600),
-    "bert": Settings(recipe(2e-3, 32), SIZE, steps=600),
-    "vit": Settings(recipe(2e-3, 128), SIZE, steps=500, calibration=1600, evaluation=300),
-}
-ALPHABET = "letters"  # of the images: 52 classes
-
-
-def quick(settings: Settings) -> Settings:
-    """The same with next to no training and data."""
-    return replace(
-        settings, recipe=replace(settings.recipe, batch=8), steps=4, size=Size(16, 1, 2, 24),
-        length=16, calibration=60, evaluation=20, one_by_one=2, points=3, files=40,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Task:
-    """A network to train, and how inputs and targets are drawn, from held-out data or not."""
-
-    build: Callable[[], Transformer]
-    draw: Callable[[int, torch.Generator, bool], tuple[Tensor, Tensor]]
-    digest: str
-
-
-def text(most: int | None) -> tuple[Tensor, Tensor, int]:
-    """The training text, the held-out text and the number of characters."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(p for p in folder.rglob("*.py") if not any(x in str(p) for x in LEFT_OUT))
-    random.Random(0).shuffle(files)
-    files = files[:most]
-    held_out = len(files) // 8
-    parts = []
-    for chosen in (files[held_out:], files[:held_out]):
-        whole = b"\n".join(path.read_bytes() for path in chosen).lower()
-        values = torch.frombuffer(bytearray(whole), dtype=torch.uint8)
-        parts.append(values[(values == 10) | ((values >= 32) & (values < 127))])
-    known = torch.unique(torch.cat(parts))
-    table = torch.zeros(256, dtype=torch.uint8)
-    table[known.long()] = torch.arange(len(known), dtype=torch.uint8)
-    return table[parts[0].long()], table[parts[1].long()], len(known)
-
-
-def task_of(kind: str, settings: Settings) -> Task:
-    if kind == "vit":
-        glyphs = load_glyphs()
-        classes = len(glyphs.alphabets[ALPHABET])
-        return Task(
-            lambda: vit(classes, settings.size),
-            lambda count, generator, held_out: glyphs.draw(ALPHABET, count, generator),
-            cache.digest(glyphs.tensors()),
-        )
-    train, other, characters = text(settings.files)
-
-    def draw(count: int, generator: torch.Generator, held_out: bool) -> tuple[Tensor, Tensor]:
-        source = other if held_out else train
-        starts = torch.randint(len(source) - settings.length - 1, (count, 1), generator=generator)
-        found = source[starts + torch.arange(settings.length + 1)].long()
-        if kind == "gpt":
-            return found[:, :-1], found[:, 1:]
-        found = found[:, 1:]
-        hidden = torch.rand(found.shape, generator=generator) < MASKED
-        return found.masked_fill(hidden, characters), found.masked_fill(~hidden, -100)
-
-    build = {"gpt": gpt, "bert": bert}[kind]
-    return Task(
-        lambda: build(characters, settings.length, settings.size),
-        draw,
-        cache.digest({"train": train, "held out": other}),
-    )
-
-
-def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of the positions that have a target."""
-    return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
-
-
-def trained(kind: str, seed: int, settings: Settings, task: Task) -> Transformer:
-    """The network of a seed, which decides its start and its batches."""
-    torch.manual_seed(seed)
-    network = task.build()
-
-    def train() -> State:
-        generator = torch.Generator().manual_seed(seed)
-        data = Split(*task.draw(settings.steps * settings.recipe.batch, generator, False))
-        fit(network, data, settings.recipe, generator, loss=loss)
-        return network.state_dict()
-
-    key = cache.key(
-        kind=kind, seed=seed, data=task.digest, steps=settings.steps, length=settings.length,
-        size=asdict(settings.size), recipe=asdict(settings.recipe),
-    )  # fmt: skip
-    network.load_state_dict(cache.remember(f"{kind}-seed{seed}", key, train))
-    return network.eval()
+# The alignments whose means are corrected: where nothing rotates, and where it does.
+CORRECTED = (("raw", "heads", "stream permuted"), ("folded", "heads", "heads rotated"))
 
 
 @dataclass(frozen=True)
@@ -187,9 +76,17 @@ class Comparison:
         other.load_state_dict(state)
         return other
 
-    def permuted(self, a: Transformer, b: Transformer, groups: Iterable[str]) -> State:
-        found = activation_matching(a, b, self.spec.restrict(groups), self.calibration)
+    def permuted(
+        self, a: Transformer, b: Transformer, groups: Iterable[str], **variant: str
+    ) -> State:
+        found = activation_matching(a, b, self.spec.restrict(groups), self.calibration, **variant)
         return self.spec.apply(found.permutation, b.state_dict())
+
+    def heads_ignored(self, a: Transformer, b: Transformer, groups: Iterable[str]) -> State:
+        """Units leave their heads: what comes back computes something else."""
+        flat = without_heads(self.spec.restrict(groups))
+        found = activation_matching(a, b, flat, self.calibration)
+        return flat.apply(found.permutation, b.state_dict())
 
     def rotated(self, a: Transformer, b: Transformer, gauge: Gauge) -> State:
         return orthogonal_matching(a, b, gauge, self.calibration).apply(b.state_dict())
@@ -204,7 +101,11 @@ class Comparison:
         by_weights = weight_matching(a.state_dict(), b.state_dict(), spec).permutation
         found = {
             "feed-forward": self.permuted(a, b, set(rest) - {*heads, *inside}),
+            "heads in order": self.permuted(a, b, rest, heads="monotonic"),
+            "heads ignored": self.heads_ignored(a, b, rest),
             "heads": self.permuted(a, b, rest),
+            "stream permuted, first": self.permuted(a, b, spec.free, residual="first"),
+            "stream permuted, all": self.permuted(a, b, spec.free, residual="all"),
             "stream permuted": self.permuted(a, b, spec.free),
             "by weights": spec.apply(by_weights, b.state_dict()),
         }
@@ -235,11 +136,36 @@ class Comparison:
             if self.one_by_one is not None:
                 middle = {entry: torch.lerp(one[entry], two[entry], 0.5) for entry in one}
                 rows[name]["pseudo_perplexity"] = self.pseudo_perplexity(a, middle)
-        found: dict[str, Any] = {"rows": rows}
+        found: dict[str, Any] = {"rows": rows, "corrected": {}}
+        for name in CORRECTED[self.gauge is not None]:
+            ends = copy.deepcopy(a), copy.deepcopy(a)
+            for end, state in zip(ends, lines[name], strict=True):
+                end.load_state_dict(state)
+            found["corrected"][name] = self.corrected(*ends)
         if self.one_by_one is not None:
-            ends = [self.pseudo_perplexity(each, each.state_dict()) for each in (a, b)]
-            found["pseudo_perplexity"] = ends
+            own = [self.pseudo_perplexity(each, each.state_dict()) for each in (a, b)]
+            found["pseudo_perplexity"] = own
         return found
+
+    def corrected(self, a: Transformer, b: Transformer) -> dict[str, float]:
+        """The loss of the mean of two networks, and of that when it is corrected or refitted."""
+        mean = copy.deepcopy(a)
+        ends = {"a": a.state_dict(), "b": b.state_dict()}
+        mean.load_state_dict(nlm.merge(ends, method="linear"))
+        members = {"a": a, "b": b}
+        data = dict.fromkeys(members, self.calibration)
+        models = {
+            "mean": mean,
+            "repair": nlm.Repair.fit(mean, members, data, max_samples=None),
+            "refit": nlm.refit(mean, members, self.calibration, outputs=True, max_samples=None),
+        }
+        return {name: self.held_out(model) for name, model in models.items()}
+
+    def held_out(self, model: nn.Module) -> float:
+        """The loss of a model on the held-out data."""
+        with torch.no_grad():
+            losses = [(len(x), float(loss(model(x), y))) for x, y in self.evaluation]
+        return sum(n * each for n, each in losses) / sum(n for n, _ in losses)
 
     def pseudo_perplexity(self, network: Transformer, state: State) -> float:
         """exp of the mean surprise at each character, masked alone (Salazar et al. 2020)."""
@@ -254,15 +180,16 @@ class Comparison:
         return math.exp(sum(surprise) / len(surprise))
 
 
-def run(kind: str, settings: Settings, seeds: Sequence[int]) -> dict[str, Any]:
-    """The barriers between all pairs of the networks of some seeds."""
-    task = task_of(kind, settings)
-    networks = {seed: trained(kind, seed, settings, task) for seed in seeds}
+def compare(
+    kind: str, settings: Settings, networks: Mapping[int, Transformer], task: Task
+) -> dict[str, Any]:
+    """The barriers between each two networks of one task."""
     generator = torch.Generator().manual_seed(7)
     calibration, _ = task.draw(settings.calibration, generator, False)
     inputs, targets = task.draw(settings.evaluation, generator, True)
-    whole = torch.where(targets < 0, inputs, targets) if kind == "bert" else None
-    first, example = networks[seeds[0]], calibration[:4]
+    masked = kind == "bert" and targets.shape == inputs.shape
+    whole = torch.where(targets < 0, inputs, targets)[: settings.one_by_one] if masked else None
+    first, example = next(iter(networks.values())), calibration[:4]
     spec = nlm.trace(first, example)
     gauge, refused = None, ""
     try:
@@ -271,22 +198,33 @@ def run(kind: str, settings: Settings, seeds: Sequence[int]) -> dict[str, Any]:
         refused = str(error)
     comparison = Comparison(
         spec, gauge, list(calibration.split(100)),
-        list(zip(inputs.split(100), targets.split(100), strict=True)), settings.points,
-        None if whole is None else whole[: settings.one_by_one],
+        list(zip(inputs.split(100), targets.split(100), strict=True)), settings.points, whole,
     )  # fmt: skip
     pairs = []
-    for one, two in itertools.combinations(seeds, 2):
+    for one, two in itertools.combinations(networks, 2):
         pairs.append({"seeds": [one, two], **comparison.pair(networks[one], networks[two])})
         for name, row in pairs[-1]["rows"].items():
             middle = row["losses"][settings.points // 2]
             text = f"{name:26} {row['barrier']:+.4f}  halfway {middle:.4f}"
             print(f"{kind} {one} {two}  {text}", flush=True)
     return {
-        "kind": kind, "settings": asdict(settings), "pairs": pairs, "refused": refused,
+        "pairs": pairs,
+        "refused": refused,
         "proof_error": None if gauge is None else gauge.error,
-        "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"nlm": nlm.__version__, "torch": torch.__version__}, "commit": commit(),
-    }  # fmt: skip
+    }
+
+
+def run(kind: str, settings: Settings, seeds: Sequence[int]) -> dict[str, Any]:
+    """The barriers between all pairs of the networks of some seeds, and of those fine-tuned."""
+    found: dict[str, Any] = {"kind": kind, "settings": asdict(settings)}
+    networks = {seed: trained(kind, seed, settings) for seed in seeds}
+    found |= compare(kind, settings, networks, task_of(kind, settings))
+    if settings.tuning is not None:
+        networks = {seed: fine_tuned(kind, seed, settings) for seed in seeds}
+        found["fine_tuned"] = compare(kind, settings, networks, tuning_of(kind, settings))
+    found["machine"] = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
+    found["versions"] = {"nlm": nlm.__version__, "torch": torch.__version__}
+    return {**found, "commit": commit()}
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 import barriers
 import pytest
-from transformer_barriers import SETTINGS, quick, run
+from small_training import SETTINGS, quick
+from transformer_barriers import run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -15,16 +16,23 @@ def cache_folder(tmp_path_factory):
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_the_ladder_in_small(kind):
     found = run(kind, quick(SETTINGS[kind]), (0, 1))
-    [pair] = found["pairs"]
-    rows = pair["rows"]
-    assert all(len(row["losses"]) == 3 for row in rows.values())
-    assert abs(rows["a copy that was scrambled"]["barrier"]) < 1e-4
-    for name in set(rows) - {"a copy that was scrambled"}:
-        assert rows[name]["losses"][-1] == pytest.approx(rows["raw"]["losses"][-1], abs=1e-4)
-    assert ("heads rotated" in rows) == (kind != "bert") == (not found["refused"])
-    assert ("pseudo_perplexity" in rows["raw"]) == (kind == "bert")
+    stages = [found, found["fine_tuned"]] if "fine_tuned" in found else [found]
+    assert len(stages) == (1 if kind == "gpt" else 2)
     told = barriers.section(found)
-    assert all(f"| {barriers.ROWS[name]} |" in told for name in rows)
+    for stage in stages:
+        [pair] = stage["pairs"]
+        rows = pair["rows"]
+        assert all(len(row["losses"]) == 3 for row in rows.values())
+        assert abs(rows["a copy that was scrambled"]["barrier"]) < 1e-4
+        for name in set(rows) - {"a copy that was scrambled", "heads ignored"}:
+            assert rows[name]["losses"][-1] == pytest.approx(rows["raw"]["losses"][-1], abs=1e-4)
+        assert ("heads rotated" in rows) == (kind != "bert") == (not stage["refused"])
+        assert ("pseudo_perplexity" in rows["raw"]) == (kind == "bert" and stage is found)
+        assert all(f"| {barriers.ROWS[name]} |" in told for name in rows)
+        assert len(pair["corrected"]) == 3
+        for name, losses in pair["corrected"].items():
+            assert losses["mean"] == pytest.approx(rows[name]["losses"][1], rel=1e-4)
+            assert losses["refit"] < losses["mean"] + 0.1
     assert ("Rotations are refused" in told) == (kind == "bert")
 
 
