@@ -1,6 +1,6 @@
 """BatchNorm reset: running statistics estimated anew, in forward order, on pooled moments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,9 @@ def reset_batch_norm(
     return len(done)
 
 
-def reset_next(network: nn.Module, calls: list[Callable[[], Any]], done: set[str]) -> str | None:
+def reset_next(
+    network: nn.Module, calls: Sequence[Callable[[], Any]], done: set[str]
+) -> str | None:
     """Resets the first norm that runs and is not yet reset; its name, or None when all are."""
     found: dict[int, _Statistics] = {}
 

@@ -100,10 +100,10 @@ def _matched(point: str, merged: nn.Module, expert: nn.Module) -> tuple[Tensor, 
         )
     lengths, biases = [], []
     for layer in layers:
-        weight = layer.weight.detach().double()  # type: ignore[operator, union-attr]
+        weight = layer.weight.detach().double()  # type: ignore[operator]
         lengths.append(weight.flatten(1).norm(dim=1))
         bias = layer.bias
-        biases.append(torch.zeros_like(lengths[-1]) if bias is None else bias.detach().double())  # type: ignore[operator, union-attr]
+        biases.append(torch.zeros_like(lengths[-1]) if bias is None else bias.detach().double())  # type: ignore[operator]
     if lengths[0].shape != lengths[1].shape:
         raise ValueError(
             f"nlm.DataFree: the experts have the merged model's channels, got {len(lengths[1])} "

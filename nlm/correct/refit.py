@@ -22,14 +22,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nlm._modules import evaluation, submodule
+from nlm._modules import evaluation, is_transformers_conv1d, submodule
 from nlm._multitask import MultiTaskModel, network_of
 from nlm._state_dict import place_of, state_of
 from nlm.correct.batch_norm import reset_next
 from nlm.correct.correction import exclusive
 from nlm.correct.fitting import check_tasks, run_task
 from nlm.correct.normal_equations import NormalEquations, as_linear
-from nlm.correct.walk import CONVOLUTIONS, Step, find_steps, inputs_of, is_columns, outputs_of
+from nlm.correct.walk import CONVOLUTIONS, Step, find_steps, inputs_of, outputs_of
 from nlm.statistics import Data, Forward, Mask, run
 from nlm.statistics.data import first, micro_batches
 from nlm.statistics.observe import check_activation, check_reached
@@ -246,7 +246,7 @@ class _Walk:
         at = 0
         for name, old, old_bias in zip(step.layers, weights, biases, strict=True):
             rows = slice(at, at := at + len(self._matrix(name)))
-            columns = is_columns(submodule(self.network, name))
+            columns = is_transformers_conv1d(submodule(self.network, name))
             old.copy_(weight[rows].T if columns else weight[rows].reshape(old.shape))
             if old_bias is not None:
                 old_bias.copy_(bias[rows])
@@ -254,7 +254,9 @@ class _Walk:
     def _matrix(self, name: str) -> Tensor:
         """The weight of a layer as [outputs, inputs]."""
         weight = self.weights[f"{name}.weight"]
-        return weight.T if is_columns(submodule(self.network, name)) else weight.flatten(1)
+        return (
+            weight.T if is_transformers_conv1d(submodule(self.network, name)) else weight.flatten(1)
+        )
 
     def _affine(self, norm: str) -> tuple[Tensor, Tensor, Tensor]:
         """Scale and shift of a batch norm, float64 [channels], and where the scale is not zero."""
@@ -262,7 +264,7 @@ class _Walk:
         mean, variance = (
             self.weights[f"{norm}.{which}"].double() for which in ("running_mean", "running_var")
         )
-        scale = (variance + module.eps).rsqrt()
+        scale = (variance + float(module.eps)).rsqrt()  # type: ignore[arg-type]
         shift = -mean * scale
         if module.affine:
             scale = scale * self.weights[f"{norm}.weight"]

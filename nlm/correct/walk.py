@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from nlm._modules import output_hooks, submodule
+from nlm._modules import is_transformers_conv1d, output_hooks, submodule
 from nlm._state_dict import as_patterns, matches
 from nlm.correct.batch_norm import is_kept
 from nlm.correct.sequential import Reached, advance
@@ -61,15 +61,10 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor | None:
     return module._parameters.get(name, module._buffers.get(name))
 
 
-def is_columns(module: nn.Module) -> bool:
-    """Whether a module is a linear layer with a weight [in, out]: transformers' Conv1D."""
-    return isinstance(getattr(module, "nf", None), int)
-
-
 def is_layer(module: nn.Module) -> bool:
     """Whether a module computes W x + b, with taps or without, from a weight of its own."""
     usual = any(type(module).forward is kind.forward for kind in (nn.Linear, *CONVOLUTIONS))
-    return (usual or is_columns(module)) and weight_of(module) is not None
+    return (usual or is_transformers_conv1d(module)) and weight_of(module) is not None
 
 
 # --- finding the steps ----------------------------------------------------------------------------
@@ -117,7 +112,7 @@ class _Record(TorchFunctionMode):
     def _ran(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             tensors, place = (args[0], output), len(self.runs)
-            run = _Run(name, module, place, tensors, *map(_mark, tensors))
+            run = _Run(name, module, place, tensors, _mark(tensors[0]), _mark(tensors[1]))
             self.runs.append(run)
             self._of[id(output)] = run
 
