@@ -1,0 +1,59 @@
+"""The committed results of refit hold the bands that were recorded before the library existed.
+
+They are those of benchmarks/experiments/refit.py: 512 unlabelled images a task, Task Arithmetic at
+one scale.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "experiments" / "results"
+ALIGNED = ("permuted", "permuted by activations")
+
+
+@pytest.fixture(scope="module", params=(0, 1))
+def scores(request):
+    return json.loads((RESULTS / f"refit_seed{request.param}.json").read_text())["settings"]
+
+
+@pytest.mark.parametrize("setting", ALIGNED)
+def test_refit_of_four_tasks(scores, setting):
+    found = scores[setting]["4"]
+    assert found["refit"]["average"] >= 0.91
+    assert found["refit_tact"]["average"] >= 0.93
+    assert found["refit"]["average"] > found["tact"]["average"] > found["plain"]["average"]
+
+
+@pytest.mark.parametrize("setting", ALIGNED)
+def test_refit_and_tact_of_eight_tasks(scores, setting):
+    assert scores[setting]["8"]["refit_tact"]["average"] >= 0.90
+
+
+def test_the_control_without_alignment_stays_behind(scores):
+    for correction in ("refit", "refit_tact"):
+        aligned, control = (scores[s]["4"][correction] for s in ("permuted", "nonlocal"))
+        assert control["average"] < aligned["average"] - 0.04
+
+
+def test_refit_does_not_hurt_local_merging(scores):
+    for count in ("4", "8"):
+        found = scores["local"][count]
+        assert found["refit_tact"]["average"] >= found["plain"]["average"] - 0.01
+
+
+def test_refit_of_averaged_transformers():
+    found = json.loads((RESULTS / "transformer_barriers_gpt.json").read_text())
+    for pair in found["pairs"]:
+        ends = pair["rows"]["raw"]["losses"]
+        own = (ends[0] + ends[-1]) / 2
+        left = {
+            name: {kind: loss - own for kind, loss in row.items()}
+            for name, row in pair["corrected"].items()
+        }
+        aligned, control = left["heads rotated"], left["folded"]
+        assert aligned["refit"] < control["refit"] < control["mean"]
+        assert aligned["refit"] < aligned["repair"] < aligned["mean"]
+        assert aligned["refit"] < 0.23
+        assert aligned["mean"] < 0.77

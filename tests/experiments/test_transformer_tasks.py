@@ -1,0 +1,44 @@
+"""Tasks of small transformers: what they are made of, and the comparison in small."""
+
+import math
+
+import pytest
+import torch
+from small_tasks import ORDERS, TEXT_TASKS, task
+from small_training import encode
+from transformer_tasks import CONTROLS, CORRECTIONS, PLACES, run
+
+from nlm.demo.tasks import Sizes
+
+FILES = 40
+
+
+@pytest.mark.parametrize("name", TEXT_TASKS)
+def test_text_tasks(name):
+    made = task("gpt", name, 0, Sizes(60, 30, 20, 30), 48, FILES)
+    for split, count in ((made.train, 60), (made.validation, 30), (made.test, 30)):
+        assert split.inputs.shape == (count, 48)
+        assert set(split.labels.tolist()) <= set(range(len(made.classes)))
+    again = task("gpt", name, 0, Sizes(60, 30, 20, 30), 48, FILES)
+    assert torch.equal(again.test.inputs, made.test.inputs)
+    other = task("gpt", name, 1, Sizes(60, 30, 20, 30), 48, FILES)
+    assert not torch.equal(other.test.inputs, made.test.inputs)
+
+
+def test_shuffled_words_are_the_words():
+    made = task("gpt", "order", 0, Sizes(200, 30, 20, 30), 48, FILES)
+    [space] = encode(b" ", FILES).tolist()
+    assert made.classes == ORDERS
+    spaces = [(made.train.inputs[made.train.labels == n] == space).sum(1) for n in range(3)]
+    assert all(len(each) > 20 and each.float().mean() > 1 for each in spaces)
+
+
+def test_the_comparison_in_small(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLM_CACHE", str(tmp_path))
+    found = run("gpt", (0,), small=True)
+    rows = found["seeds"]["0"]["rows"]
+    assert list(rows) == list(PLACES)
+    for counts in rows.values():
+        for scores in counts.values():
+            assert list(scores) == [*CORRECTIONS, *CONTROLS]
+            assert all(math.isfinite(row["average"]) for row in scores.values())
