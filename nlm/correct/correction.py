@@ -251,6 +251,9 @@ class Correction(Wrapper):
                 plain = self.model.for_task(self.tasks[ids])
             else:
                 plain = copy.deepcopy(network_of(self))
+        for encoder in plain.modules():  # layer by layer, as it was corrected
+            if getattr(encoder, "use_nested_tensor", False) is True:
+                encoder.use_nested_tensor = False  # type: ignore[assignment]
         tables = {point: self.correction(point) for point in self.points}
         return plain, {point: (scale[row], shift[row]) for point, (scale, shift) in tables.items()}
 

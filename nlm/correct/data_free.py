@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nlm._modules import channel_dim, submodule
 from nlm._multitask import MultiTaskModel, network_of
+from nlm._state_dict import as_patterns
 from nlm.correct.correction import Correction, exclusive
 from nlm.correct.sequential import Fitted
 
@@ -39,7 +40,7 @@ class DataFree(Correction):
         model: nn.Module,
         experts: Mapping[str, nn.Module],
         *,
-        points: Sequence[str] | None = None,
+        points: str | Sequence[str] | None = None,
         shared: bool = False,
     ) -> _Self:
         """Fits the corrections of every task.
@@ -55,7 +56,8 @@ class DataFree(Correction):
         Returns
         -------
         DataFree
-            With one row of float32 corrections per task, or one for all.
+            With one row of float32 corrections per task, or one for all. A batch of several tasks
+            takes a pass for each of them.
 
         Raises
         ------
@@ -65,8 +67,7 @@ class DataFree(Correction):
         """
         with exclusive(model):
             network = network_of(model)
-            if points is None:
-                points = _rows_of(network, model)
+            points = _rows_of(network, model) if points is None else as_patterns(points)
             if not experts or not points:
                 raise ValueError(
                     f"nlm.DataFree: there is at least one expert and one point, got "
@@ -80,13 +81,19 @@ class DataFree(Correction):
                 fitted = [{point: _mean(point, fitted) for point in points}]
             dims = {point: channel_dim(point, submodule(network, point)) for point in points}
         rows = {task: 0 if shared else row for row, task in enumerate(experts)}
-        return cls(model, dims, rows, fitted)
+        # where samples stand is not known without data: tasks of a batch run one after the other
+        return cls(model, dims, rows, fitted, apart=not shared)
 
 
 def _rows_of(network: nn.Module, model: nn.Module) -> list[str]:
     """The linear and convolution modules that all tasks share."""
     own = getattr(model.states, "heads", {}) if isinstance(model, MultiTaskModel) else {}
     heads = {name.rpartition(".")[0] for entries in own.values() for name in entries}
+    heads |= {  # it never runs as a module
+        f"{name}.out_proj" if name else "out_proj"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
     found = [name for name, module in network.named_modules() if isinstance(module, _ROWS)]
     return [name for name in found if name not in heads]
 

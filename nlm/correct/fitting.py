@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,8 +128,17 @@ def prepare(
     found = find_points(network, lambda: run_task(model, task, few, forward), points, _heads(model))
     if not found.dims:
         raise ValueError(f"{caller}: there is at least one point to correct, got none")
-    apart = any(length != sample_count(few, caller) for length in found.lengths.values())
+    apart = _are_apart(found, sample_count(few, caller))
+    if not apart and (count := sample_count(few, caller)) > 1:  # of another length it may show
+        few = first(few, count - 1, caller)
+        call = partial(run_task, model, task, few, forward)
+        apart = _are_apart(find_points(network, call, points, _heads(model)), count - 1)
     return Setup(caller, model, dict(experts), batches, found, apart, forward, mask, moments or {})
+
+
+def _are_apart(found: Found, samples: int) -> bool:
+    """Whether at a point dimension 0 is not that of the samples."""
+    return any(length != samples for length in found.lengths.values())
 
 
 def _heads(model: nn.Module) -> set[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nlm._functions import (
@@ -18,6 +17,7 @@ from nlm._functions import (
     version_of,
 )
 from nlm._modules import channel_dim, evaluation, is_layer, is_norm, output_hooks
+from nlm.symmetry.outputs import named_tensors
 
 OUTPUT = "the network's output"
 _PRODUCTS = set(
@@ -196,13 +196,14 @@ def record(network: nn.Module, call: Callable[[], Any]) -> Record:
     handles: list[Any] = []
     try:
         handles += found.watch(network)
-        with evaluation(network), output_hooks(network, {}), found:
+        # in inference mode tensors do not count how often they are written to
+        with torch.inference_mode(False), evaluation(network), output_hooks(network, {}), found:
             outputs = call()
     finally:
         for handle in handles:
             handle.remove()
-    for leaf in tree_leaves(outputs):
-        value = found._value(leaf) if isinstance(leaf, Tensor) else None
+    for leaf in named_tensors(outputs).values():
+        value = found._value(leaf)
         if value is not None:
             value.readers.append(OUTPUT)
             found.outputs.append(value)

@@ -15,6 +15,7 @@ Much of what it gives it also gives without alignment: look at the refit of unal
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nlm._modules import evaluation, is_transformers_conv1d, submodule
+from nlm._modules import evaluation, is_transformers_conv1d, output_hooks, submodule
 from nlm._multitask import MultiTaskModel, network_of
 from nlm._state_dict import place_of, state_of
 from nlm.correct.batch_norm import reset_next
@@ -69,8 +70,8 @@ def refit(
         (:func:`nlm.pipeline.choose`).
     points : patterns of the names of the layers to refit. By default all linear and convolution
         layers but heads. Left alone are transposed convolutions, layers that run several times in a
-        forward pass, that share their weight or compute it, and functions such as the packed
-        attention of :class:`torch.nn.MultiheadAttention`.
+        forward pass, that share a weight or bias or compute it, that are called by a keyword, and
+        functions such as the packed attention of :class:`torch.nn.MultiheadAttention`.
     outputs : whether heads that all tasks share are refitted too. Not for heavy-tailed outputs, as
         the logits of confident predictions are.
     max_samples : per task.
@@ -115,9 +116,15 @@ def refit(
         for task, samples, own in parts
         for batch in micro_batches(samples, micro_batch, max_samples, device, _CALLER)
     ]
-    with exclusive(model):
-        fitted = copy.deepcopy(model)
-    with evaluation(network_of(fitted), *experts.values()):
+    with ExitStack() as stack:
+        # in inference mode tensors do not count how often they are written to
+        stack.enter_context(torch.inference_mode(False))
+        with exclusive(model):
+            fitted = copy.deepcopy(model)
+        networks = network_of(fitted), *experts.values()
+        stack.enter_context(evaluation(*networks))
+        for network in networks:  # an nn.TransformerEncoder runs layer by layer
+            stack.enter_context(output_hooks(network, {}))
         walk = _Walk(fitted, streams, ridge, forward, mask)
         steps = walk.steps(points, outputs)
         for number, step in enumerate(steps):

@@ -61,6 +61,11 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor | None:
     return module._parameters.get(name, module._buffers.get(name))
 
 
+def _own(module: nn.Module) -> list[Tensor]:
+    """The weight and the bias of a module, where it has them."""
+    return [t for t in (weight_of(module), weight_of(module, "bias")) if t is not None]
+
+
 def is_layer(module: nn.Module) -> bool:
     """Whether a module computes W x + b, with taps or without, from a weight of its own."""
     usual = any(type(module).forward is kind.forward for kind in (nn.Linear, *CONVOLUTIONS))
@@ -163,9 +168,13 @@ def find_steps(
     """
     record = _Record(network, call)
     times = Counter(run.name for run in record.runs)
-    users = Counter(id(weight_of(module)) for module in network.modules())
+    users = Counter(id(tensor) for module in network.modules() for tensor in _own(module))
     able = [run for run in record.runs if times[run.name] == 1 and shared(run.name)]
-    layers = [run for run in able if is_layer(run.module) and users[id(weight_of(run.module))] == 1]
+    layers = [
+        run
+        for run in able
+        if is_layer(run.module) and all(users[id(tensor)] == 1 for tensor in _own(run.module))
+    ]
     norms = {run.read: run for run in able if is_kept(run.module)}
     last = [run for run in record.runs if is_layer(run.module)][-1:]
     patterns = None if points is None else as_patterns(points)

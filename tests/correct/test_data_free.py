@@ -1,8 +1,11 @@
 """Corrections from weights alone: what they match, per task and for all."""
 
+import copy
+
 import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
+from torch import nn
 
 import nlm
 from nlm.correct import DataFree
@@ -69,3 +72,33 @@ def test_heads_dead_rows_and_bad_points():
     ]:
         with pytest.raises(ValueError, match=message):
             DataFree.fit(plain, experts, points=points)
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.l, self.o = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.at = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.i(x.transpose(0, 1)))
+        h = self.l(h + self.at(h, h, h, need_weights=False)[0])
+        return self.o(torch.relu(h)).mean(0)
+
+
+def test_ids_are_those_of_samples_and_an_attention_is_left_alone():
+    torch.manual_seed(0)
+    one, two = SequenceFirst().eval(), SequenceFirst().eval()
+    merged = copy.deepcopy(one)
+    merged.load_state_dict(nlm.merge({"a": one, "b": two}, method="linear"))
+    x, ids = torch.randn(8, 8, 4), torch.arange(8) % 2
+    experts = {"A": one, "B": two}
+    free = DataFree.fit(merged, experts)
+    tact = nlm.Tact.fit(
+        merged, experts, {"A": [torch.randn(32, 32, 4)], "B": [torch.rand(9, 9, 4)]}
+    )
+    assert "at.out_proj" not in free.points
+    for model in (free, tact):
+        single = torch.cat([model(x[i : i + 1], task=int(ids[i])) for i in range(8)])
+        assert torch.allclose(model(x, task=ids), single, atol=1e-6)
+    assert torch.allclose(free.fold("A")(x), free(x, task="A"), atol=1e-6)

@@ -117,7 +117,7 @@ def test_each_micro_batch_takes_one_pass():
         return model(batch)
 
     nlm.Tact.fit(mlp(0), {"a": mlp(1)}, {"a": [vectors(40)]}, micro_batch=10, forward=forward)
-    assert len(runs) == 1 + 4 + 4  # points, expert, merged model
+    assert len(runs) == 2 + 4 + 4  # points, expert, merged model
 
 
 def test_weights_of_a_task_are_made_once():

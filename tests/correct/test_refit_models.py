@@ -179,7 +179,7 @@ def test_hidden_positions_do_not_count(languages):
         torch.testing.assert_close(masked.state_dict()[name], weight, rtol=1e-2, atol=1e-3)
 
 
-class Packed(nn.Module):
+class Conv1D(nn.Module):
     """A linear layer as transformers' GPT-2 has it."""
 
     def __init__(self, nf: int, nx: int) -> None:
@@ -194,7 +194,7 @@ class Packed(nn.Module):
 @torch.no_grad()
 def test_a_weight_with_its_outputs_as_columns():
     torch.manual_seed(0)
-    model, expert = (nn.Sequential(Packed(6, 12), nn.ReLU(), nn.Linear(6, 2)) for _ in range(2))
+    model, expert = (nn.Sequential(Conv1D(6, 12), nn.ReLU(), nn.Linear(6, 2)) for _ in range(2))
     fitted = nlm.refit(model, {"a": expert}, {"a": [vectors()]}, ridge=1e-6)
     torch.testing.assert_close(fitted[0].weight, expert[0].weight, rtol=1e-3, atol=1e-3)
 
@@ -272,3 +272,50 @@ def test_the_pipeline_refits_and_chooses_the_ridge():
         assert (choice.scale, choice.ridge) == grid[best]
         assert choice.scores == {s: max(n for at, n in scores if at == s) for s in (0.3, 0.6)}
         scores.clear()
+
+
+class SharedBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.b.bias = self.a.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+def test_layers_that_share_a_bias_are_left_alone():
+    torch.manual_seed(0)
+    one, two = SharedBias(), SharedBias()
+    merged = copy.deepcopy(one)
+    merged.load_state_dict(nlm.merge({"a": one, "b": two}, method="linear"))
+    with pytest.raises(ValueError, match="got none of them"):
+        nlm.refit(merged, {"a": one, "b": two}, [torch.randn(50, 6)])
+
+
+def test_a_padded_encoder_is_refitted_and_inference_mode_changes_nothing():
+    torch.manual_seed(0)
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.embed, self.encoder = nn.Embedding(20, 16), nn.TransformerEncoder(layer, 1)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.encoder(self.embed(x), src_key_padding_mask=x == 0)
+            return self.head(h.mean(1))
+
+    one, two = Encoder().eval(), Encoder().eval()
+    merged = copy.deepcopy(one)
+    merged.load_state_dict(nlm.merge({"a": one, "b": two}, method="linear"))
+    words = torch.randint(1, 20, (30, 6))
+    words[::3, 4:] = 0
+    plain = nlm.refit(merged, {"a": one}, [words])
+    with torch.inference_mode():
+        other = nlm.refit(merged, {"a": one}, [words])
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    was, now = (each.encoder.layers[0].linear1.weight for each in (merged, plain))
+    assert not torch.equal(was, now)
