@@ -79,12 +79,8 @@ def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[
     """
     entered = _entered.calls.get(model)
     calls, remove = install_hooks(model, hooks, entered)
-    nested: list[Any] = [
-        each for each in model.modules() if getattr(each, "use_nested_tensor", False) is True
-    ]
+    nested = stop_nesting(model)
     try:
-        for encoder in nested:
-            encoder.use_nested_tensor = False
         if calls is None or calls is entered:
             yield
         else:
@@ -97,6 +93,16 @@ def output_hooks(model: nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[
         remove()
         for encoder in nested:
             encoder.use_nested_tensor = True
+
+
+def stop_nesting(model: nn.Module) -> list[Any]:
+    """Has every encoder of PyTorch's run its layers one by one; those that would not have."""
+    nested: list[Any] = [
+        each for each in model.modules() if getattr(each, "use_nested_tensor", False) is True
+    ]
+    for encoder in nested:
+        encoder.use_nested_tensor = False
+    return nested
 
 
 def install_hooks(

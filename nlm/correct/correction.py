@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm._functions import is_place
-from nlm._modules import OutputHook, channel_count, lock_of, output_hooks
+from nlm._modules import OutputHook, channel_count, lock_of, output_hooks, stop_nesting
 from nlm._multitask import MultiTaskModel, Wrapper, network_of
 from nlm.checkpoint import read_kind
 from nlm.correct.folding import Readers, fold_points, unfoldable
@@ -251,9 +251,7 @@ class Correction(Wrapper):
                 plain = self.model.for_task(self.tasks[ids])
             else:
                 plain = copy.deepcopy(network_of(self))
-        for encoder in plain.modules():  # layer by layer, as it was corrected
-            if getattr(encoder, "use_nested_tensor", False) is True:
-                encoder.use_nested_tensor = False  # type: ignore[assignment]
+        stop_nesting(plain)  # as it was when it was corrected
         tables = {point: self.correction(point) for point in self.points}
         return plain, {point: (scale[row], shift[row]) for point, (scale, shift) in tables.items()}
 

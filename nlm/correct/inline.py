@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nlm import ops
-from nlm._modules import OutputHook, install_hooks
+from nlm._modules import OutputHook, install_hooks, stop_nesting
 
 
 class Inlined(nn.Module):
@@ -33,9 +33,7 @@ class Inlined(nn.Module):
         super().__init__()
         self.network = network
         self.training = network.training
-        for encoder in network.modules():
-            if getattr(encoder, "use_nested_tensor", False) is True:
-                encoder.use_nested_tensor = False  # type: ignore[assignment]
+        stop_nesting(network)
         self._rows: list[Tensor | None] = [None]
         for number, (scale, shift) in enumerate(tables.values()):
             self.register_buffer(f"scale_{number}", scale.clone())
