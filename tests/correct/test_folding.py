@@ -75,3 +75,23 @@ def test_a_correction_is_not_corrected_again():
         nlm.Repair.fit(tact, {"a": convnet()}, {"a": [images()]})
     with pytest.raises(ValueError, match=r"a model is corrected once .* got a Tact"):
         nlm.Tact(tact, {}, {}, [])
+
+
+def test_a_padded_encoder_computes_the_same_when_folded():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.embed, self.encoder = nn.Embedding(20, 16), nn.TransformerEncoder(layer, 2)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(self.encoder(self.embed(x), src_key_padding_mask=x == 0).mean(1))
+
+    torch.manual_seed(0)
+    model, expert = Encoder().eval(), Encoder().eval()
+    words = torch.randint(1, 20, (40, 6))
+    words[::3, 4:] = 0
+    tact = nlm.Tact.fit(model, {"a": expert}, {"a": [words]})
+    with torch.no_grad():
+        assert torch.allclose(tact.fold("a")(words), tact(words, task="a"), atol=1e-5)
