@@ -9,12 +9,12 @@ from torch import Tensor
 from nlm._registry import operations
 from nlm.ops import cross_moments_
 
-WORKLOADS = {
-    "rows [65536, 64]": ((65536, 64), 1),
-    "rows [65536, 768]": ((65536, 768), 1),
-    "rows [4096, 2048]": ((4096, 2048), 1),
-    "images [256, 256, 28, 28]": ((256, 256, 28, 28), 1),
-    "tokens [64, 197, 768]": ((64, 197, 768), 2),
+WORKLOADS = {  # name -> shape, channel dim, numbers of streams
+    "rows [65536, 64]": ((65536, 64), 1, (1, 2)),
+    "rows [65536, 768]": ((65536, 768), 1, (1, 2)),
+    "rows [16384, 4096]": ((16384, 4096), 1, (2,)),
+    "images [256, 256, 28, 28]": ((256, 256, 28, 28), 1, (1, 2)),
+    "tokens [64, 197, 768]": ((64, 197, 768), 2, (1, 2)),
 }
 
 
@@ -45,13 +45,13 @@ def plain_product(x: Tensor, y: Tensor, dim: int) -> Tensor:
 def workloads() -> Iterator[Workload]:
     reference = operations()["cross_moments_"].reference
     make = torch.Generator().manual_seed(0)
-    for name, (shape, dim) in WORKLOADS.items():
+    for name, (shape, dim, numbers) in WORKLOADS.items():
         torch.compiler.reset()  # one graph per shape and type, below the limit of recompilations
         compiled = torch.compile(centred_product, dynamic=False)
         x32 = torch.randn(shape, generator=make) + 1
         y32 = torch.randn(shape, generator=make) + 0.5 * x32
         for dtype in (torch.float32, torch.bfloat16):
-            for streams in (1, 2):
+            for streams in numbers:
                 x = x32.to(dtype)
                 y = x if streams == 1 else y32.to(dtype)
                 second = None if streams == 1 else y
