@@ -5,22 +5,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nlm._state_dict import (
-    StateDict,
-    as_patterns,
-    check_alike,
-    count_not_finite,
-    is_statistic,
-    matches,
-    state_of,
-)
-from nlm.merge.dare import RESCALES, dropped
+from nlm._core import DIALECTS
+from nlm._methods import METHODS, OPTIONS, RESCALES
+from nlm._names import as_patterns, is_statistic, matches
+from nlm._state_dict import StateDict, check_alike, count_not_finite, state_of
+from nlm.merge.dare import dropped
 from nlm.merge.linear import linear
 from nlm.merge.partial import merge_partial
 from nlm.merge.result import Merged
 from nlm.merge.tall_mask import consensus, tall_masks
 from nlm.merge.task_arithmetic import task_arithmetic
-from nlm.merge.ties import DIALECTS, ties
+from nlm.merge.ties import ties
 
 __all__ = [
     "DIALECTS",
@@ -36,20 +31,6 @@ __all__ = [
     "task_arithmetic",
     "ties",
 ]
-
-METHODS = ("linear", "task_arithmetic", "ties", "dare", "dare_ties", "tall_mask", "consensus")
-
-# option -> its default and the methods that read it
-_OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "scale": (1.0, ("task_arithmetic", "ties", "dare", "dare_ties", "consensus")),
-    "density": (0.2, ("ties",)),
-    "dialect": ("global", ("ties", "dare_ties")),
-    "mask_threshold": (0.4, ("tall_mask", "consensus")),
-    "agreement": (2, ("consensus",)),
-    "drop": (0.9, ("dare", "dare_ties")),
-    "seed": (None, ("dare", "dare_ties")),
-    "rescale": ("expected", ("dare", "dare_ties")),
-}
 
 
 def merge(
@@ -120,7 +101,7 @@ def merge(
         "scale": scale, "density": density, "dialect": dialect, "mask_threshold": mask_threshold,
         "agreement": agreement, "drop": drop, "seed": seed, "rescale": rescale,
     }  # fmt: skip
-    for option, (default, readers) in _OPTIONS.items():
+    for option, (default, readers) in OPTIONS.items():
         if method not in readers and given[option] != default:
             raise ValueError(
                 f"nlm.merge: {option} is an option of {', '.join(readers)}, got "

@@ -15,17 +15,15 @@ tensors, nor their order, threads or device change them. The norms of ``l1`` are
 sums, whose last bit follows the number of threads: there alone a merge is not the same bit by bit.
 """
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from nlm._methods import check_dropping, tensor_seed
 from nlm._state_dict import StateDict
 from nlm.merge.linear import alike, wide
 from nlm.ops import dare
-
-RESCALES = ("expected", "l1", "none")
 
 
 def dropped(
@@ -42,17 +40,10 @@ def dropped(
     ValueError
         No seed, an unknown rescaling, or a share to drop outside [0, 1).
     """
-    if seed is None:
-        raise ValueError("nlm.merge: what is dropped at random has a seed, got none")
-    if rescale not in RESCALES:
-        raise ValueError(
-            f"nlm.merge: the rescaling is one of {', '.join(RESCALES)}, got {rescale!r}"
-        )
-    if not 0 <= drop < 1:
-        raise ValueError(f"nlm.merge: the share to drop lies in [0, 1), got {drop}")
+    seed = check_dropping(drop, seed, rescale)
     return {
         task: {
-            name: _dropped(state[name], start, drop, _key(seed, task, name), rescale)
+            name: _dropped(state[name], start, drop, tensor_seed(seed, task, name), rescale)
             for name, start in base.items()
         }
         for task, state in experts.items()
@@ -68,9 +59,3 @@ def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) 
     norms = [x.abs().sum(dtype=torch.float64) for x in (vector, kept)]
     factor = torch.where(norms[1] > 0, norms[0] / norms[1], 1.0).to(base.dtype)
     return base + factor * kept
-
-
-def _key(seed: int, task: str, name: str) -> int:
-    """The seed of one tensor of one task, in [0, 2^63)."""
-    text = "\0".join((str(seed), task, name))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -29,12 +29,11 @@ import torch
 from torch import Tensor
 
 from nlm import _native
+from nlm._core import DIALECTS
 from nlm._registry import register
 from nlm.ops._arguments import as_numbers, check_apart, check_tensor, without_gradient
 from nlm.ops._channels import FLOATS
 
-#: Positions are the values of csrc/sign_merge.h's SignDialect.
-DIALECTS = ("global", "mergekit", "peft")
 _MOST_EXPERTS = 128  # kSignMergeExperts
 _GROUP = 64  # kSignMergeGroup
 
