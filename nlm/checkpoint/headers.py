@@ -95,7 +95,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         metadata |= about
     if promised is not None:
         _check_index(target, promised, tensors)
-    return Checkpoint(target, files, tensors, metadata, _config(target))
+    return Checkpoint(target, files, tensors, metadata, read_config(target))
 
 
 def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:

@@ -10,7 +10,7 @@ import yaml
 
 from nlm import __version__
 from nlm._names import matches
-from nlm.checkpoint.headers import Checkpoint
+from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.shards import ShardFile, lay_out
 from nlm.streaming.plan import Plan
@@ -23,7 +23,9 @@ _TORCH_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "
 CARD = "README.md"
 
 
-def write_others(folder: Path, plan: Plan, recipe: str, files: Mapping[str, Any]) -> None:
+def write_others(
+    folder: Path, plan: Plan, recipe: str, files: Mapping[str, Any], like: Path | None = None
+) -> None:
     """Completes the folder of a merged checkpoint.
 
     The files of the start's folder that hold no weights are copied, with the type in config.json
@@ -32,18 +34,18 @@ def write_others(folder: Path, plan: Plan, recipe: str, files: Mapping[str, Any]
 
     Parameters
     ----------
+    like : the folder to copy from instead.
     recipe : as it was given, YAML.
     files : name -> {"sha256": digest or None} of the weights.
     """
-    if (source := plan.start.folder) is not None:
+    if (source := like or plan.start.folder) is not None:
         for file in sorted(source.iterdir()):
             if file.is_file() and _is_kept(file):
                 shutil.copyfile(file, folder / file.name)
-    if plan.start.config is not None and plan.dtype is not None:
-        config = dict(plan.start.config)
-        key = "dtype" if "dtype" in config else "torch_dtype"
-        config[key] = _TORCH_TYPES[plan.dtype]
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if (config := read_config(folder)) is not None and plan.dtype is not None:
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        typed = {**config, key: _TORCH_TYPES[plan.dtype]}
+        (folder / "config.json").write_text(json.dumps(typed, indent=2) + "\n", encoding="utf-8")
     for task, expert in plan.experts.items():
         _write_heads(folder / "heads", task, expert, plan)
     (folder / CARD).write_text(card(plan, recipe, files), encoding="utf-8")

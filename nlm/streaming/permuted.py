@@ -36,11 +36,11 @@ def write_permuted(
     Raises
     ------
     ValueError
-        The checkpoint is not one of the specification's models, or the permutation is not one of
-        its groups.
+        The checkpoint is not one of the specification's models, but for tied entries that it leaves
+        out, or the permutation is not one of its groups.
     """
     entries = checkpoint.tensors
-    spec.check_state_dict({n: torch.empty(e.shape, device="meta") for n, e in entries.items()})
+    spec.check_state_dict(_shapes(spec, checkpoint))
     plans = gather.Gathers(spec.groups, permutations.check(spec.groups, permutation))
     stack_of = stacks.stack_of(spec.stacks)
     parameter = {name: stack_of.get(name, name) for name in entries}
@@ -74,3 +74,21 @@ def write_permuted(
         target.abandon()
         raise
     return open_checkpoint(file)
+
+
+def _shapes(spec: PermutationSpec, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Empty tensors of a checkpoint's shapes. Of tied entries a file may hold one: what is not
+    there is as the specification has it."""
+    layouts = {name: spec.params.get(of, ()) for name, of in _parameters(spec).items()}
+    sizes = {
+        name: [each.size for each in (own[1:] if name not in spec.params else own)]
+        for name, own in layouts.items()
+    }
+    sizes |= {name: list(entry.shape) for name, entry in checkpoint.tensors.items()}
+    return {name: torch.empty(shape, device="meta") for name, shape in sizes.items()}
+
+
+def _parameters(spec: PermutationSpec) -> dict[str, str]:
+    """Entry -> its parameter, or the stack that it is a member of."""
+    members = stacks.stack_of(spec.stacks)
+    return {**{name: name for name in spec.params if name not in spec.stacks}, **members}
