@@ -217,9 +217,16 @@ def _check_index(
         )
 
 
-def _config(target: Path) -> Mapping[str, Any] | None:
-    file = target / "config.json"
-    if not target.is_dir() or not file.is_file():
+def read_config(folder: Path) -> Mapping[str, Any] | None:
+    """The ``config.json`` of a folder; None without one.
+
+    Raises
+    ------
+    DamagedFileError
+        It is no JSON mapping.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """A checkpoint as it is written: safetensors files of at most so many bytes, whole or not at all.
 
 All shapes are known before the first byte is: files, headers and offsets are laid out first. The
-files grow in a hidden folder beside the target, each is flushed to the disk as it is finished and
-entered in a journal with its SHA-256, and the folder (or its only file) gets its name at the end. A
+files grow in a hidden folder beside the target, each is flushed to the disk as it is finished, with
+a note of its SHA-256 beside it, and the folder (or its only file) gets its name at the end. A
 process that dies leaves the target as it was; what it had finished can be taken up again.
 """
 
@@ -16,13 +16,14 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from nlm.checkpoint.atomic import atomic_path, sync_folder
 from nlm.checkpoint.headers import INDEX_SUFFIX, ITEM_BYTES, TensorEntry
 
 _ALIGNMENT = 64
 _JOURNAL = "journal.json"
+_NOTE = ".json"  # beside each finished file
 _BLOCK = 1 << 22
 _PREFIX = 8
 
@@ -106,6 +107,7 @@ class PartialCheckpoint:
     force : replaces a target that is there, at the end.
     sync : flushes each file to the disk. Without it a power cut may leave a torn checkpoint.
     digest : computes the SHA-256 of each file.
+    join : writes to the folder that another process made for the same recipe.
 
     Raises
     ------
@@ -129,27 +131,31 @@ class PartialCheckpoint:
         force: bool = False,
         sync: bool = True,
         digest: bool = True,
+        join: bool = False,
     ) -> None:
         self.target, self.shards = target, tuple(shards)
         self.sync, self.digest, self._force = sync, digest, force
         self.folder = target.parent / f".{target.name}.partial"
         self._replaced = target.parent / f".{target.name}.replaced"
-        self._lock = _locked(target.parent / f".{target.name}.lock")
         self._identity = hashlib.sha256(
             b"\0".join([recipe.encode(), *(shard.header for shard in self.shards)])
         ).hexdigest()
         #: file -> {"sha256": digest or None, ...}: what the one who wrote it wished to keep.
         self.finished: dict[str, dict[str, Any]] = {}
+        self._lock: int | None = None if join else _locked(self.folder)
         try:
-            self._clean_up()
-            refuse_target(target, force)
-            if resume and (self.folder / _JOURNAL).is_file():
-                self.finished = self._taken_up()
-            elif self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(exist_ok=True)
-            self._write_journal()
+            if not join:
+                self._clean_up()
+                refuse_target(target, force)
+                if not resume:
+                    _empty(self.folder)
+                if not (self.folder / _JOURNAL).exists():
+                    self._write(_JOURNAL, {"identity": self._identity})
+            self._check_identity()
+            self.read_finished(check=not join)
         except BaseException:
+            if self._lock is not None and not any(self.folder.iterdir()):
+                self.folder.rmdir()
             self.release()
             raise
 
@@ -162,19 +168,31 @@ class PartialCheckpoint:
         return (self.folder / shard.name).open("r+b", buffering=0)
 
     def renew(self, shard: Shard, file: BinaryIO) -> None:
-        """Closes what :meth:`reopen` gave, and enters its new digest."""
+        """Closes what :meth:`reopen` gave, and notes its new digest."""
         if self.sync:
             os.fsync(file.fileno())
         file.close()
-        if self.digest:
-            self.finished[shard.name]["sha256"] = sha256_of(self.folder / shard.name)
-        self._write_journal()
+        digest = sha256_of(self.folder / shard.name) if self.digest else None
+        self._note(shard, {**self.finished[shard.name], "sha256": digest})
 
     def finish(self, file: "ShardFile", notes: Mapping[str, Any] | None = None) -> None:
-        """Closes a file whose tensors are all written, and enters it in the journal."""
+        """Closes a file whose tensors are all written, and notes that it is whole."""
         file.close(self.sync)
-        self.finished[file.shard.name] = {"sha256": file.sha256, **(notes or {})}
-        self._write_journal()
+        self._note(file.shard, {"sha256": file.sha256, **(notes or {})})
+
+    def read_finished(self, check: bool = False) -> None:
+        """Takes up the finished files; with ``check`` those whose bytes are still what they were.
+
+        Nothing is known of a file without a digest: it is written anew.
+        """
+        self.finished = {}
+        for shard in self.shards:
+            file, note = self.folder / shard.name, self.folder / (shard.name + _NOTE)
+            if not note.is_file() or not file.is_file():
+                continue
+            entry = json.loads(note.read_text())
+            if not check or (entry["sha256"] and sha256_of(file) == entry["sha256"]):
+                self.finished[shard.name] = entry
 
     def commit(self, write_others: Callable[[Path], None] | None = None) -> None:
         """Gives the finished checkpoint its name, with its index and what ``write_others`` adds."""
@@ -205,16 +223,17 @@ class PartialCheckpoint:
 
     def release(self) -> None:
         """Leaves what was written for another process to resume."""
-        self._lock.close()
-        (self.target.parent / f".{self.target.name}.lock").unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _take_name(self) -> None:
-        """Renames the folder; the journal goes last, so that it can be done again until then."""
+        """Renames the folder; the notes go last, so that it can be done again until then."""
         refuse_target(self.target, self._force)
         if self.target.exists():
             os.rename(self.target, self._replaced)
         os.rename(self.folder, self.target)
-        (self.target / _JOURNAL).unlink()
+        self._remove_notes()
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     def _clean_up(self) -> None:
@@ -223,8 +242,13 @@ class PartialCheckpoint:
         if self._replaced.exists() and not self.target.exists():
             os.rename(self._replaced, self.target)
         shutil.rmtree(self._replaced, ignore_errors=True)
-        if self.target.is_dir():
-            (self.target / _JOURNAL).unlink(missing_ok=True)
+        if (self.target / _JOURNAL).exists():
+            self._remove_notes()
+
+    def _remove_notes(self) -> None:
+        for note in self.target.glob(f"*.safetensors{_NOTE}"):
+            note.unlink()
+        (self.target / _JOURNAL).unlink()
 
     def _write_index(self) -> None:
         weights = {entry.name: each.name for each in self.shards for entry in each.tensors}
@@ -232,33 +256,21 @@ class PartialCheckpoint:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
         (self.folder / f"model{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n")
 
-    def _write_journal(self) -> None:
-        text = json.dumps({"identity": self._identity, "files": self.finished}, indent=1)
-        with atomic_path(self.folder / _JOURNAL, force=True) as temporary:
-            temporary.write_text(text)
+    def _note(self, shard: Shard, entry: dict[str, Any]) -> None:
+        self.finished[shard.name] = entry
+        self._write(shard.name + _NOTE, entry)
 
-    def _taken_up(self) -> dict[str, dict[str, Any]]:
-        """The finished files of the journal whose bytes are still those that were written."""
-        try:
-            journal = json.loads((self.folder / _JOURNAL).read_text())
-            identity, files = journal["identity"], dict(journal["files"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"nlm: a journal to resume must be whole, got {str(self.folder / _JOURNAL)!r} "
-                f"({error})"
-            ) from error
-        if identity != self._identity:
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        with atomic_path(self.folder / name, force=True) as temporary:
+            temporary.write_text(json.dumps(content))
+
+    def _check_identity(self) -> None:
+        found = json.loads((self.folder / _JOURNAL).read_text())["identity"]
+        if found != self._identity:
             raise ValueError(
                 "nlm: what is resumed must be of the same recipe, inputs and layout, got another "
                 f"in {str(self.folder)!r} (without --resume it is begun anew)"
             )
-        whole = {}
-        for shard in self.shards:
-            file, entry = self.folder / shard.name, files.get(shard.name)
-            if entry and file.is_file() and file.stat().st_size == shard.bytes:
-                if entry["sha256"] is not None and sha256_of(file) == entry["sha256"]:
-                    whole[shard.name] = entry
-        return whole
 
 
 class ShardFile:
@@ -307,21 +319,34 @@ class ShardFile:
         self._file.close()
 
 
-def _locked(path: Path) -> TextIO:
-    """A file that this process alone holds open; the system frees it when the process ends."""
-    if not path.parent.is_dir():
+def _locked(folder: Path) -> int:
+    """A descriptor of the folder, made if need be, that this process alone has locked; the system
+    frees it when the process ends."""
+    if not folder.parent.is_dir():
         raise FileNotFoundError(
-            f"nlm: the folder of an output must exist, got {str(path.parent)!r}"
+            f"nlm: the folder of an output must exist, got {str(folder.parent)!r}"
         )
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise RuntimeError(
-            f"nlm: one process at a time writes an output, got another at {str(path)!r}"
-        ) from error
-    return file
+    while True:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise RuntimeError(
+                f"nlm: one process at a time writes an output, got another in {str(folder)!r}"
+            ) from error
+        if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+        os.close(descriptor)  # it got its name as the output meanwhile
+
+
+def _empty(folder: Path) -> None:
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 def refuse_target(target: Path, force: bool) -> None:

@@ -15,6 +15,7 @@ from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Recipe
 from nlm.streaming import MEMORY, Plan, Report, run
+from nlm.streaming.ranks import Ranks
 from nlm.streaming.folder import write_others
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ def execute(
     sync: bool = True,
     digest: bool = True,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Merges what a recipe names; the output appears whole or not at all.
 
     Parameters
     ----------
     output : instead of the recipe's.
-    memory, resume, force, sync, digest, progress : see :func:`nlm.streaming.run`.
+    memory, resume, force, sync, digest, progress, ranks : see :func:`nlm.streaming.run`. The first
+        process aligns and permutes for all.
 
     Raises
     ------
@@ -59,29 +62,40 @@ def execute(
             f"{recipe.where('correct')}nlm.recipe: a correction is fitted in Python "
             f"(nlm.Tact.fit, nlm.refit), got 'correct' in a recipe"
         )
+    ranks = ranks or Ranks()
     work = target.parent / f".{target.name}.work"
-    shutil.rmtree(work, ignore_errors=True)
+    models = _Models(recipe, work, memory, progress or (lambda what, share: None), ranks.first)
     try:
-        models = _Models(recipe, work, memory, progress or (lambda what, share: None))
-        plan = models.plan(target)
+        with ranks.together():
+            if ranks.first:
+                shutil.rmtree(work, ignore_errors=True)
+                plan = models.plan(target)
+        if not ranks.first:
+            plan = models.plan(target)
         text = recipe.file.read_text(encoding="utf-8") if recipe.file is not None else ""
         return run(
             plan, text or repr(recipe), resume=resume, force=force, sync=sync, digest=digest,
-            progress=progress,
-            write_others=lambda folder, files: write_others(folder, plan, text, files, models.like()),
+            progress=progress, ranks=ranks,
+            write_others=lambda to, files: write_others(to, plan, text, files, models.like()),
         )  # fmt: skip
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if ranks.first:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass
 class _Models:
-    """The checkpoints of a recipe, in one order of units."""
+    """The checkpoints of a recipe, in one order of units.
+
+    The files that are made for them lie in ``work``, where another process ``makes`` them or this
+    one.
+    """
 
     recipe: Recipe
     work: Path
     memory: int
     progress: Progress
+    makes: bool
     inputs: list[Path] = field(default_factory=list)
     _spec: "PermutationSpec | None" = None
 
@@ -109,8 +123,10 @@ class _Models:
     def _found(self) -> dict[str, Mapping[str, "Tensor"]]:
         """foundation -> the permutation that brings it into the first one's order."""
         recipe = self.recipe
-        if len(recipe.foundations) < 2 or recipe.align is None or recipe.align.method is None:
+        aligns = recipe.align is not None and recipe.align.method is not None
+        if len(recipe.foundations) < 2 or not aligns or not self.makes:
             return {}
+        assert recipe.align is not None and recipe.align.method is not None
         if recipe.align.method not in _BY_WEIGHTS or recipe.align.data is not None:
             raise ValueError(
                 f"{recipe.where('align')}nlm.recipe: a recipe aligns by "
@@ -179,12 +195,14 @@ class _Models:
     def _permuted(
         self, checkpoint: Checkpoint, permutation: "Mapping[str, Tensor]", name: str
     ) -> Checkpoint:
+        file = self.work / f"{name.replace('/', '_')}.safetensors"
+        if not self.makes:
+            return open_checkpoint(file) if file.exists() else checkpoint
         if not permutation:
             return checkpoint
         from nlm.streaming.permuted import write_permuted
 
         self.work.mkdir(exist_ok=True)
-        file = self.work / f"{name.replace('/', '_')}.safetensors"
         return write_permuted(
             checkpoint, self._specification(), permutation, file,
             lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0),
@@ -204,10 +222,13 @@ class _Models:
         first = next(iter(foundations.values()))
         if len(foundations) == 1:
             return first
+        file = self.work / "base.safetensors"
+        if not self.makes:
+            return open_checkpoint(file)
         self.work.mkdir(exist_ok=True)
         mean = Plan(
-            self.work / "base.safetensors", foundations, None, "linear",
+            file, foundations, None, "linear",
             lambda parameter, task, tensor: 1.0, heads=recipe.heads, memory=self.memory,
         )  # fmt: skip
         run(mean, sync=False, digest=False, progress=self.progress)
-        return open_checkpoint(mean.output)
+        return open_checkpoint(file)

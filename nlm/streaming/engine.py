@@ -23,6 +23,7 @@ from nlm.streaming import kernels
 from nlm.streaming.kernels import ITEM_BYTES, Block
 from nlm.streaming.methods import Buffers, Method, Piece, Ties, method_of
 from nlm.streaming.plan import Plan, problems
+from nlm.streaming.ranks import Ranks, share
 from nlm.streaming.writer import WIDEST, Writer
 
 Progress = Callable[[str, float], None]
@@ -52,6 +53,7 @@ def run(
     sync: bool = True,
     digest: bool = True,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
     write_others: Callable[[Path, Mapping[str, Any]], None] | None = None,
 ) -> Report:
     """Merges checkpoints into a new one, which appears whole or not at all.
@@ -64,6 +66,7 @@ def run(
     sync : flushes to the disk before the output gets its name.
     digest : computes the files' SHA-256, without which nothing can be resumed.
     progress : called with what is being done and the share of bytes; may raise to stop.
+    ranks : the processes that merge together, by default this one.
     write_others : called with the folder and what was written, to add other files.
 
     Raises
@@ -77,6 +80,7 @@ def run(
         A disk is full or fails. What was finished can be resumed.
     """
     begun = time.perf_counter()
+    ranks = ranks or Ranks()
     kernels.check_core()
     if found := next(problems(plan), None):
         raise ValueError(f"nlm.streaming: {found}")
@@ -87,20 +91,30 @@ def run(
     identity = "\n".join([recipe, plan.method, repr(plan.heads), *map(_stamp, plan.files())])
     report = progress or (lambda what, share: None)
     with MappedFiles(models) as files:
-        partial = PartialCheckpoint(
-            plan.output, plan.shards(), identity, resume=resume, force=force, sync=sync,
-            digest=digest,
-        )  # fmt: skip
+
+        def opened(join: bool) -> PartialCheckpoint:
+            return PartialCheckpoint(
+                plan.output, plan.shards(), identity, resume=resume, force=force, sync=sync,
+                digest=digest, join=join,
+            )  # fmt: skip
+
+        with ranks.together():
+            partial = opened(join=False) if ranks.first else None
+        partial = partial or opened(join=True)
         resumed = tuple(partial.finished)
         try:
-            merge = _Merge(plan, method, files, partial, report)
-            merge.all()
-            files.check_unchanged()
+            _Merge(plan, method, files, partial, report, ranks).all()
+            with ranks.together():
+                files.check_unchanged()
+            partial.read_finished()
             written = dict(partial.finished)
-            others = None if write_others is None else lambda to: write_others(to, written)
-            partial.commit(others)
+            with ranks.together():
+                if ranks.first:
+                    others = None if write_others is None else lambda to: write_others(to, written)
+                    partial.commit(others)
         except BaseException:
-            if partial.finished:
+            partial.read_finished()
+            if partial.finished or not ranks.first:
                 partial.release()
             else:
                 partial.discard()
@@ -125,9 +139,10 @@ class _Merge:
         files: MappedFiles,
         partial: PartialCheckpoint,
         progress: Progress,
+        ranks: Ranks,
     ) -> None:
         self.plan, self.method, self.files, self.partial = plan, method, files, partial
-        self.progress = progress
+        self.progress, self.ranks = progress, ranks
         held = 2 + method.scratch + len(plan.experts)
         elements = min(_CHUNK, plan.memory // (WIDEST * held)) // _GROUP * _GROUP
         if elements == 0:
@@ -137,31 +152,48 @@ class _Merge:
             )
         self.elements = elements
         self.buffers = Buffers(elements)
-        self.total = sum(shard.bytes for shard in partial.shards)
+        # What another run had finished is the first process's.
+        self.resumed = set(partial.finished) if ranks.first else set()
+        left = {s.name: s.bytes for s in partial.shards if s.name not in partial.finished}
+        self.own = share(left, ranks)
+        self.total = sum(left[name] for name in self.own)
         self.done = 0
 
     def all(self) -> None:
-        """Writes every file that is not finished, and again what all ballots decide."""
+        """Writes this process's share of the files, and again what all ballots decide."""
+        with self.ranks.together():
+            ballots = self._first_time()
+        ties = self._ties()
+        if ties is None:
+            return
+        for each in self.ranks.gather(ballots):
+            ties.remember(each)
+        again = set(self.method.again())
+        with self.ranks.together():
+            for shard in self.partial.shards:
+                chosen = [entry for entry in shard.tensors if entry.name in again]
+                if chosen and shard.name in self.own | self.resumed:
+                    self.progress("votes of zero", 1.0)
+                    self._write_again(shard, chosen)
+
+    def _ties(self) -> Ties | None:
+        return self.method if isinstance(self.method, Ties) else getattr(self.method, "ties", None)
+
+    def _first_time(self) -> dict[str, list[int]]:
+        """Writes the files; the ballots of all that are finished here."""
         if self.method.surveys:
             self.progress("thresholds", 0.0)
             merged = [e for e in self.plan.entries().values() if self.plan.is_merged(e)]
             with self._pieces(merged) as pieces:
                 self.method.survey(pieces)
-        ties = self.method if isinstance(self.method, Ties) else getattr(self.method, "ties", None)
         for shard in self.partial.shards:
-            if shard.name in self.partial.finished:
-                if ties is not None:
-                    ties.remember(self.partial.finished[shard.name]["ballots"])
-            else:
-                self._write(shard, ties)
-            self.done += shard.bytes
-        again = set(self.method.again())
-        for shard in self.partial.shards:
-            if chosen := [entry for entry in shard.tensors if entry.name in again]:
-                self.progress("votes of zero", 1.0)
-                self._write_again(shard, chosen)
+            if shard.name in self.own:
+                self._write(shard)
+                self.done += shard.bytes
+        notes = self.partial.finished.values()
+        return {name: ballot for each in notes for name, ballot in each["ballots"].items()}
 
-    def _write(self, shard: Shard, ties: Ties | None) -> None:
+    def _write(self, shard: Shard) -> None:
         file = self.partial.open(shard)
         try:
             with Writer(self.elements) as writer:
@@ -171,6 +203,7 @@ class _Merge:
                     for view in self._chunks(entry, writer):
                         writer.submit(file.write, view)
                     done += entry.bytes
+            ties = self._ties()
             ballots = {} if ties is None else ties.ballots()
             names = {entry.name for entry in shard.tensors}
             own = {name: ballot for name, ballot in ballots.items() if name in names}

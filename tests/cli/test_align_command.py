@@ -205,7 +205,9 @@ def test_folders_and_a_text(folder: Path, capsys) -> None:
     assert set(report.samples.values()) == {12} and "g0" not in report.samples
 
 
-def test_by_weights_and_activations(capsys) -> None:
+def test_by_weights_and_activations(folder: Path, capsys) -> None:
+    language_models(folder)
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
     command = ["align", "a", "b", "--dual", "0.5", "-o", "p.safetensors", "--quiet"]
     assert run(command) == 1
     assert "--orthogonal and --dual with --data, got --dual" in capsys.readouterr().err
