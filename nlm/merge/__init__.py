@@ -155,8 +155,7 @@ def merge(
     if method.startswith("dare"):
         parts = dropped(vectors, origin, drop, seed, rescale)
     if method == "linear":
-        mean = linear(vectors, factors)
-        merged |= {name: mean[name].to(start.dtype) for name, start in origin.items()}
+        merged |= linear(vectors, origin, factors)
     elif method in ("task_arithmetic", "dare"):
         merged |= task_arithmetic(parts, origin, scale, factors)
     elif method in ("ties", "dare_ties"):

@@ -14,6 +14,7 @@ from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
 from nlm.ops.sign_merge import sign_merge
 from nlm.ops.tall_mask import tall_mask, tall_mask_agreement, tall_mask_apply
+from nlm.ops.weighted_sum import weighted_sum
 
 __all__ = [
     "Assignment",
@@ -30,4 +31,5 @@ __all__ = [
     "tall_mask",
     "tall_mask_agreement",
     "tall_mask_apply",
+    "weighted_sum",
 ]

@@ -34,6 +34,7 @@ LAUNCHERS = {
     "tall_mask_agreement": ("_cuda_agreement", ()),
     "dare": ("_cuda", ()),
     "sign_merge_tied_": ("_cuda_tied", ()),
+    "weighted_sum": ("_cuda", ()),
 }
 
 
@@ -224,6 +225,15 @@ def test_sign_merge_counts_beyond_32_bits(library, offset: int) -> None:
     expert = (x.data_ptr(), 0, 1.0)
     EmulatedDevice(library, blocks=(-1, -1)).sign_merge(item, [expert], ballot.data_ptr(), 0)
     assert target[-2:].tolist() == [0.0, 3.0] and ballot.tolist() == [1, 0]
+
+
+def test_weighted_sum_counts_beyond_32_bits(library) -> None:
+    base, x, target = (far_memory(FAR + 3, torch.float16) for _ in range(3))
+    base[-1], x[-1] = 1.0, 5.0
+    EmulatedDevice(library, blocks=(-1, -1)).weighted_sum(
+        base.data_ptr(), 0, [(x.data_ptr(), 0, 3.0)], 2.0, 0.5, target.data_ptr(), 0, x.numel(), 0
+    )
+    assert target[-2:].tolist() == [0.0, 4.0]
 
 
 def test_masks_beyond_32_bits(library) -> None:
