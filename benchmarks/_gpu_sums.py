@@ -1,4 +1,4 @@
-"""Workloads of weighted_sum for gpu_suite.py."""
+"""Workloads of weighted_sum and inner_products for gpu_suite.py."""
 
 from collections.abc import Iterator
 
@@ -29,3 +29,22 @@ def weighted_sum_workloads() -> Iterator[Workload]:
             }
             amount = (count + 2) * base.numel() * base.element_size()
             yield Workload("weighted_sum", f"{count} tensors", dtype, providers, amount, "copy")
+
+
+def inner_products_workloads() -> Iterator[Workload]:
+    from nlm import ops
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for count in (2, 4):
+            base, *tensors = torch.randn(count + 1, 100_000_000, device="cuda", dtype=dtype)
+
+            def plain(base: Tensor = base, tensors: list = tensors) -> Tensor:
+                vectors = torch.stack(tensors).float() - base.float()
+                return vectors @ vectors.T
+
+            providers = {
+                "nlm": lambda base=base, tensors=tensors: ops.inner_products(tensors, base),
+                "matmul, float32": plain,
+            }
+            amount = (count + 1) * base.numel() * base.element_size()
+            yield Workload("inner_products", f"{count} tensors", dtype, providers, amount, "read")

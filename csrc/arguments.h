@@ -76,6 +76,17 @@ inline std::vector<MagnitudeItem> to_magnitude_items(const std::vector<Magnitude
   return items;
 }
 
+// (address, type).
+using PackedTuple = std::tuple<Address, int>;
+
+inline std::vector<PackedTensor> to_packed_tensors(const std::vector<PackedTuple>& tuples) {
+  std::vector<PackedTensor> tensors;
+  for (const auto& [data, dtype] : tuples) {
+    tensors.push_back({pointer<const void>(data), static_cast<DType>(dtype)});
+  }
+  return tensors;
+}
+
 // (address, type, weight).
 using WeightedTuple = std::tuple<Address, int, double>;
 

@@ -22,6 +22,7 @@
 #include "cross_moments.h"
 #include "dare.h"
 #include "group_similarity.h"
+#include "inner_products.h"
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
@@ -260,6 +261,19 @@ void bind_dare(py::module_& m) {
       Released());
 }
 
+void bind_inner_products(py::module_& m) {
+  m.def(
+      "inner_products",
+      [](Address base, int base_dtype, const std::vector<PackedTuple>& tensors, int64_t size,
+         Address products, int threads) {
+        const std::vector<PackedTensor> each = to_packed_tensors(tensors);
+        select(inner_products_clones)({pointer<void>(base), static_cast<DType>(base_dtype),
+                                       each.data(), static_cast<int>(each.size()), size},
+                                      pointer<double>(products), threads);
+      },
+      Released());
+}
+
 void bind_weighted_sum(py::module_& m) {
   m.def(
       "weighted_sum",
@@ -298,5 +312,6 @@ PYBIND11_MODULE(_C, m) {
   nlm::bind_sign_merge(m);
   nlm::bind_dare(m);
   nlm::bind_tall_mask(m);
+  nlm::bind_inner_products(m);
   nlm::bind_weighted_sum(m);
 }

@@ -13,6 +13,7 @@
 
 #include "arguments.h"
 #include "dare.h"
+#include "inner_products.h"
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
@@ -165,6 +166,23 @@ void bind_dare(py::module_& m) {
       Released());
 }
 
+void bind_inner_products(py::module_& m) {
+  m.def("inner_products_rows", [](int64_t size, int dtype) {
+    return inner_products_rows(size, static_cast<DType>(dtype));
+  });
+  m.def(
+      "inner_products",
+      [](Address base, int dtype, const std::vector<PackedTuple>& tensors, int64_t size,
+         Address partial, Address stream) {
+        const std::vector<PackedTensor> each = to_packed_tensors(tensors);
+        check(inner_products_cuda({pointer<void>(base), static_cast<DType>(dtype), each.data(),
+                                   static_cast<int>(each.size()), size},
+                                  pointer<double>(partial), pointer<void>(stream)),
+              "inner_products");
+      },
+      Released());
+}
+
 void bind_weighted_sum(py::module_& m) {
   m.def(
       "weighted_sum",
@@ -190,5 +208,6 @@ PYBIND11_MODULE(_C_cuda, m) {
   nlm::bind_sign_merge(m);
   nlm::bind_dare(m);
   nlm::bind_tall_mask(m);
+  nlm::bind_inner_products(m);
   nlm::bind_weighted_sum(m);
 }

@@ -18,28 +18,16 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // entries
 
-// use(i, vector) for the vectors of `n` elements, the last of which is filled up with zeros.
-template <class T, class Use>
-NLM_INLINE void for_vectors(const T* x, int64_t n, const Use& use) {
-  constexpr int kLanes = Lanes<T>::count;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    __builtin_prefetch(x + i + kBlock);
-    use(i, load(x + i));
-  }
-  if (i < n) use(i, load_first(x + i, n - i));
-}
-
-// The same for elements of any type, in vectors of S; `buffer` holds a block.
+// for_vectors() of elements of any type, as S; `buffer` holds a block.
 template <class S, class Use>
 NLM_INLINE void for_vectors(const void* data, DType dtype, int64_t first, int64_t n, S* buffer,
                             const Use& use) {
   with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (std::is_same_v<typename Lanes<T>::scalar, S>) {
-      for_vectors(static_cast<const T*>(data) + first, n, use);
+      for_vectors(static_cast<const T*>(data) + first, n, kBlock, use);
     } else {
-      for_vectors(widened(data, dtype, first, n, buffer), n, use);
+      for_vectors(widened(data, dtype, first, n, buffer), n, kBlock, use);
     }
   });
 }

@@ -25,7 +25,13 @@ struct View3 {
   bool empty() const { return outer == 0 || channels == 0 || inner == 0; }
 };
 
-// A packed tensor and its factor in a sum.
+// A packed tensor.
+struct PackedTensor {
+  const void* data;
+  DType dtype;
+};
+
+// The same and its factor in a sum.
 struct WeightedTensor {
   const void* data;
   DType dtype;

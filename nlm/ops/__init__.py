@@ -9,6 +9,7 @@ from nlm.ops.channel_moments import channel_moments
 from nlm.ops.cross_moments import cross_moments_
 from nlm.ops.dare import dare
 from nlm.ops.group_similarity import group_similarity_
+from nlm.ops.inner_products import inner_products
 from nlm.ops.magnitude_threshold import magnitude_threshold
 from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
@@ -23,6 +24,7 @@ __all__ = [
     "cross_moments_",
     "dare",
     "group_similarity_",
+    "inner_products",
     "magnitude_threshold",
     "permute",
     "permute_add_",

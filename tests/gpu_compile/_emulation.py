@@ -93,6 +93,7 @@ def compile_emulation(folder: Path) -> ctypes.CDLL:
         "permute", "permute_add", "scale_shift", "partial_rows", "scale_shift_backward",
         "magnitude_state", "magnitude_threshold", "sign_merge", "dare", "tall_mask",
         "tall_mask_apply", "tall_mask_walks", "tall_mask_agreement", "weighted_sum",
+        "inner_products_rows", "inner_products",
     ):  # fmt: skip
         getattr(loaded, f"emulate_{name}").restype = ctypes.c_int64
     return loaded
