@@ -58,6 +58,7 @@ void sum_tensors(const WeightedSum& work, int threads) {
   const V divisor = broadcast(static_cast<S>(work.divisor));
   const V scale = broadcast(static_cast<S>(work.scale));
   const bool divided = static_cast<S>(work.divisor) != 1;
+  const bool based = work.base != nullptr, alone = work.count == 0;
   bool streamed = false;
   with_dtype(work.target_dtype, [&](auto type) {
     using T = decltype(type);
@@ -70,7 +71,7 @@ void sum_tensors(const WeightedSum& work, int threads) {
     const int64_t end = smaller((task + 1) * task_entries, work.size);
     for (int64_t first = task * task_entries; first < end; first += kBlock) {
       const int64_t n = smaller(kBlock, end - first);
-      if (work.base != nullptr) {
+      if (based) {
         for_vectors(work.base, work.base_dtype, first, n, buffer,
                     [&](int64_t i, V value) { store(start + i, value); });
       }
@@ -83,11 +84,11 @@ void sum_tensors(const WeightedSum& work, int threads) {
         });
       }
       write(work, first, n, streamed, buffer, [&](int64_t i) {
-        if (work.count == 0) return load(start + i);
+        if (alone) return load(start + i);
         V total = load(sum + i);
         if (divided) total = total / divisor;
         total = total * scale;
-        return work.base == nullptr ? total : load(start + i) + total;
+        return based ? load(start + i) + total : total;
       });
     }
     end_stream(streamed);

@@ -7,7 +7,10 @@ namespace nlm {
 
 inline constexpr int kWeightedSumTensors = 128;
 
-// All tensors are packed and have `size` elements; `target` overlaps none.
+// target = base + scale * (sum_k weight_k (tensor_k - base) / divisor), without base where that is
+// null, and the base as it is where there are no tensors. Computed in float32, in float64 where the
+// base or a tensor is, and rounded to the target's type once. All are packed and have `size`
+// elements; `target` overlaps none.
 struct WeightedSum {
   const void* base;  // or null
   DType base_dtype;
