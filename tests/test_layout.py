@@ -20,7 +20,7 @@ LONGEST_FILE = 400
 # `_registry` and `_native` belong to ops, `_core` to ops and streaming, and `_info` reports on them.
 # Rooms that are not listed (pipeline, cli, ...) stand above all of these.
 LEAVES = {
-    "checkpoint", "_functions", "_methods", "_modules", "_multitask", "_names", "_results",
+    "checkpoint", "_coefficients", "_functions", "_methods", "_modules", "_multitask", "_names", "_results",
     "_state_dict",
 }  # fmt: skip
 BELOW: dict[str, set[str]] = {
