@@ -16,6 +16,7 @@
 #include "arguments.h"
 #include "assignment.h"
 #include "channel_moments.h"
+#include "core/bus_error.h"
 #include "core/isa.h"
 #include "core/pages.h"
 #include "core/view.h"
@@ -302,6 +303,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   m.def("provide_pages", &nlm::provide_pages, nlm::Released());
+  m.def("explain_bus_errors", &nlm::explain_bus_errors);
   nlm::bind_assignment(m);
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
