@@ -98,7 +98,6 @@ def test_experts_may_have_another_type(models, tmp_path, method, options):
     assert_same(load_file(tmp_path / "o.safetensors"), dict(expected))
 
 
-@pytest.mark.parametrize(("method", "options"), CASES)
 def test_slerp_is_that_in_memory(models, tmp_path):
     _, experts, _, paths = models(torch.bfloat16)
     pair = {task: experts[task] for task in ("one", "two")}
@@ -108,6 +107,7 @@ def test_slerp_is_that_in_memory(models, tmp_path):
     assert_same(loaded(tmp_path / "out"), dict(expected))
 
 
+@pytest.mark.parametrize(("method", "options"), CASES)
 def test_chunks_shards_and_threads_do_not_matter(models, tmp_path, method, options, monkeypatch):
     _, _, base_path, paths = models(torch.bfloat16)
     made = {}
