@@ -105,6 +105,20 @@ def info(
 
 
 @app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML, of nlm or of mergekit.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find everything that is wrong with a recipe and its files, before any work.
+
+    The exit code is 1 where there is something, with a sentence for each on stderr.
+    """
+    from nlm.cli.check import check as run_check
+
+    run_check(recipe, json)
+
+
+@app.command()
 def report(
     file: Annotated[
         Path,

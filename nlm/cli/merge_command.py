@@ -1,15 +1,12 @@
 """The work of ``nlm merge``."""
 
 import json as json_format
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
+from nlm.cli.check import show
 from nlm.cli.progress import progress_bar
-from nlm.recipe import check, plan, read_recipe, read_size
+from nlm.recipe import RecipeError, check, plan, read_recipe, read_size
 from nlm.recipe.execution import execute
 
 
