@@ -8,7 +8,10 @@ from typing import Any
 
 from nlm._core import DIALECTS
 
-METHODS = ("linear", "task_arithmetic", "ties", "dare", "dare_ties", "tall_mask", "consensus")
+METHODS = (
+    "linear", "slerp", "task_arithmetic", "model_stock", "ties", "dare", "dare_ties", "tall_mask",
+    "consensus",
+)  # fmt: skip
 
 RESCALES = ("expected", "l1", "none")
 
@@ -22,6 +25,8 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "drop": (0.9, ("dare", "dare_ties")),
     "seed": (None, ("dare", "dare_ties")),
     "rescale": ("expected", ("dare", "dare_ties")),
+    "t": (0.5, ("slerp",)),
+    "weights": (None, tuple(m for m in METHODS if m not in ("slerp", "model_stock"))),
 }
 
 

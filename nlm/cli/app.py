@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nlm import __version__
-from nlm.cli import align, bench, missing_package, spec
+from nlm.cli import align, bench, merge, missing_package, spec
 
 _TASKS = 8
 _STOPPED = 130  # what a shell reports for Ctrl-C, and typer returns
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(spec.app)
 app.add_typer(bench.app)
 app.command()(align.align)
+app.command()(merge.merge)
 
 
 def run(arguments: list[str]) -> int:

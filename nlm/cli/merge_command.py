@@ -1,13 +1,16 @@
-"""The work of ``nlm merge``."""
+"""The work of ``nlm merge``. Imports no torch: where nothing is aligned, none is needed."""
 
 import json as json_format
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nlm.cli.check import show
 from nlm.cli.progress import progress_bar
-from nlm.recipe import RecipeError, check, plan, read_recipe, read_size
+from nlm.recipe import RecipeError, check, forecast, open_all, read_recipe
 from nlm.recipe.execution import execute
+from nlm.recipe.forecast import readable
+from nlm.recipe.nodes import size_of
+from nlm.streaming.ranks import Ranks
 
 
 def run(
@@ -29,24 +32,31 @@ def run(
     nlm.recipe.RecipeError
         The recipe, or what it names, is wrong.
     """
-    budget = read_size(memory, "nlm merge: --memory")
+    budget = size_of(memory)
+    if budget is None:
+        raise ValueError(f"nlm merge: --memory is bytes such as 512MiB, got {memory!r}")
     recipe = read_recipe(file)
-    if problems := check(recipe, output=output, force=force or resume):
+    if output is not None:
+        recipe = replace(recipe, output=replace(recipe.output, path=output))
+    opened = open_all(recipe)
+    if problems := check(recipe, opened, force=force):
         raise RecipeError(problems)
     if dry_run:
-        show(plan(recipe), json)
+        show(forecast(recipe, opened), json)
         return
-    with progress_bar(quiet) as progress:
+    ranks = Ranks.of_environment()
+    with progress_bar(quiet or not ranks.first) as progress:
         report = execute(
-            recipe, output, memory=budget, resume=resume, force=force, sync=sync, digest=digest,
-            progress=progress,
+            recipe, memory=budget, resume=resume, force=force, sync=sync, digest=digest,
+            progress=progress, ranks=ranks,
         )  # fmt: skip
-    target = output or recipe.output.path
-    if json:
-        print(json_format.dumps({"output": str(target), **asdict(report)}, indent=1))
+    if not ranks.first:
         return
-    rate = (report.read + report.written) / report.seconds / 1e9
+    if json:
+        print(json_format.dumps({"output": str(recipe.output.path), **asdict(report)}, indent=1))
+        return
+    rate = readable((report.read + report.written) / report.seconds)
     print(
-        f"{report.tensors} tensors, {report.written / 1e9:.2f} GB in {report.seconds:.1f} s "
-        f"({rate:.2f} GB/s read and written); the output is {target}"
+        f"{report.tensors} tensors, {readable(report.written)} in {report.seconds:.1f} s "
+        f"({rate} a second read and written); the output is {recipe.output.path}"
     )

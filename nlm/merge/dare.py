@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nlm._methods import check_dropping, tensor_seed
 from nlm._state_dict import StateDict
-from nlm.merge.linear import alike, wide
+from nlm.merge.linear import alike
 from nlm.ops import dare
 
 
@@ -50,8 +50,13 @@ def dropped(
     }
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype that arithmetic is done in: float32, or float64 as it is."""
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
 def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) -> Tensor:
-    expert, base = alike(wide(expert), wide(base))
+    expert, base = alike(_wide(expert), _wide(base))
     if rescale != "l1":
         return dare(expert, base, drop, key, rescale=rescale == "expected")
     vector = expert - base

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nlm._methods import kept_entries
 from nlm._state_dict import StateDict
-from nlm.merge.linear import wide
+from nlm.merge.linear import computable
 from nlm.ops import magnitude_threshold, sign_merge
 
 
@@ -51,18 +51,13 @@ def ties(
     factors = [weights[task] for task in experts]
     merged: dict[str, Tensor] = {}
     for names in blocks:
-        start = [_computable(base[name]) for name in names]
-        models = [[_computable(state[name]) for name in names] for state in experts.values()]
+        start = [computable(base[name]) for name in names]
+        models = [[computable(state[name]) for name in names] for state in experts.values()]
         thresholds = torch.stack([_threshold(model, start, density, dialect) for model in models])
         results = sign_merge(start, models, thresholds, factors, scale, dialect)
         for name, result in zip(names, results, strict=True):
             merged[name] = result.to(base[name].dtype)
     return merged
-
-
-def _computable(tensor: Tensor) -> Tensor:
-    """The tensor in a type that the operations take: 8-bit ones are widened."""
-    return tensor if tensor.dtype.itemsize >= 2 else wide(tensor)
 
 
 def _threshold(model: list[Tensor], start: list[Tensor], density: float, dialect: str) -> Tensor:

@@ -2,13 +2,12 @@
 
 ``read_recipe`` takes nlm's own form (:mod:`nlm.recipe.read`) and mergekit's
 (:mod:`nlm.recipe.mergekit`); ``check`` finds what is wrong with the files before any work, and
-``plan`` says what the work will be.
+``forecast`` says what the work will be.
 """
 
 from nlm.recipe.check import check
-from nlm.recipe.nodes import read_size
+from nlm.recipe.forecast import Forecast, Rates, forecast
 from nlm.recipe.opened import Opened, open_all
-from nlm.recipe.plan import Forecast, Rates, plan
 from nlm.recipe.read import read_recipe
 from nlm.recipe.recipe import Alignment, Correction, Expert, Output, Recipe, RecipeError
 from nlm.recipe.values import Rule, Values
@@ -26,8 +25,7 @@ __all__ = [
     "Rule",
     "Values",
     "check",
+    "forecast",
     "open_all",
-    "plan",
     "read_recipe",
-    "read_size",
 ]

@@ -25,13 +25,7 @@ from nlm.recipe.recipe import Alignment, Number, Recipe
 from nlm.recipe.values import layers
 
 
-def check(
-    recipe: Recipe,
-    opened: Opened | None = None,
-    *,
-    output: Path | None = None,
-    force: bool = False,
-) -> list[str]:
+def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) -> list[str]:
     """Everything that is wrong with a recipe and its files, a sentence with its line for each.
 
     Found are files that are missing or damaged, entries that are missing or extra, shapes,
@@ -42,7 +36,7 @@ def check(
     Parameters
     ----------
     opened : the checkpoints, where they were opened before.
-    output : instead of the recipe's. force : it may exist.
+    force : whether the output may exist.
     """
     opened = opened or open_all(recipe)
     found = list(opened.problems)
@@ -51,8 +45,7 @@ def check(
         found += _numbers(recipe, start)
         found += _alignment(recipe, opened)
     found += _files(recipe)
-    target = output or recipe.output.path
-    if target is not None:
+    if (target := recipe.output.path) is not None:
         size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
         found += (recipe.where("output") + each for each in _output(target, size, force))
     return found

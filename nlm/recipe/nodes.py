@@ -19,8 +19,6 @@ from nlm.recipe.values import Rule, Values
 _TAG = "tag:yaml.org,2002:"
 _SIZE = re.compile(r"(\S*?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
-_SIZES = "bytes such as 5GB or 512MiB"
-
 
 class Reader:
     """One file that is being read.
@@ -109,9 +107,9 @@ class Reader:
 
     def size(self, node: Node, what: str) -> int | None:
         """Bytes: a number, or one with a unit such as 5GB or 512MiB."""
-        if isinstance(node, ScalarNode) and (size := _size(node.value)) is not None:
+        if isinstance(node, ScalarNode) and (size := size_of(node.value)) is not None:
             return size
-        self.problem(node, f"{what} is {_SIZES}, got {described(node)}")
+        self.problem(node, f"{what} is bytes such as 5GB or 512MiB, got {described(node)}")
         return None
 
     def values(self, node: Node, what: str, of: Number) -> Values | None:
@@ -185,21 +183,8 @@ class Reader:
         return node
 
 
-def read_size(text: str, what: str) -> int:
-    """Bytes, as a number or with a unit such as 5GB or 512MiB.
-
-    Raises
-    ------
-    ValueError
-        It is something else; ``what`` begins the sentence.
-    """
-    size = _size(text)
-    if size is None:
-        raise ValueError(f"{what} is {_SIZES}, got {text!r}")
-    return size
-
-
-def _size(text: str) -> int | None:
+def size_of(text: str) -> int | None:
+    """Bytes, as a number or with a unit such as 5GB or 512MiB; None where it is something else."""
     match = _SIZE.fullmatch(text.strip())
     number = None if match is None else _finite(match[1])
     if match is None or number is None:

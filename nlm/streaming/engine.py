@@ -90,7 +90,7 @@ def run(
     models = [plan.start, *plan.experts.values()]
     identity = "\n".join([recipe, plan.method, repr(plan.heads), *map(_stamp, plan.files())])
     report = progress or (lambda what, share: None)
-    with MappedFiles(models) as files:
+    with kernels.bus_errors_explained(), MappedFiles(models) as files:
 
         def opened(join: bool) -> PartialCheckpoint:
             return PartialCheckpoint(

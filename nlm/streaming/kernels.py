@@ -4,7 +4,8 @@ What :mod:`nlm.ops` does for tensors, without the copies and checks: a block is 
 and its owner outlives the call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,16 @@ def check_core() -> None:
             f"nlm.streaming: checkpoints are merged by the compiled core, got none "
             f"({_core.cpu_missing})"
         )
+
+
+@contextmanager
+def bus_errors_explained() -> Iterator[None]:
+    """Within, a mapped file that becomes shorter ends the process with a sentence."""
+    _core.cpu.explain_bus_errors(True)
+    try:
+        yield
+    finally:
+        _core.cpu.explain_bus_errors(False)
 
 
 def weighted_sum(

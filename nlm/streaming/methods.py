@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from nlm import _coefficients
 from nlm._core import DIALECTS
 from nlm._methods import OPTIONS, RESCALES, check_dropping, kept_entries, tensor_seed
 from nlm.streaming import kernels
 from nlm.streaming.kernels import WIDE, Block, wide_type
+
+_LEAST_WEIGHT = 1e-8  # a smaller sum of weights divides nothing
 
 Value = Callable[[str, str | None, str], float]
 """(parameter, expert or None, tensor) -> its number."""
@@ -56,10 +59,11 @@ class Method:
     Attributes
     ----------
     value : the numbers of its parameters, which may differ from tensor to tensor.
-    ties : name -> entries whose vote is 0, where only all ballots together decide on them.
+    normalize : whether a sum is divided by the sum of its weights.
     """
 
     value: Value
+    normalize: bool = False
     needs_base = True
     surveys = False
     scratch = 0
@@ -81,6 +85,10 @@ class Method:
     def _weights(self, piece: Piece) -> list[float]:
         return [self.value("weight", task, piece.name) for task in piece.experts]
 
+    def _divisor(self, piece: Piece) -> float:
+        total = sum(self._weights(piece)) if self.normalize else 1.0
+        return total if abs(total) > _LEAST_WEIGHT else 1.0
+
     def _at(self, piece: Piece, begin: int) -> tuple[Block | None, list[Block]]:
         base = None if piece.base is None else piece.base.at(begin)
         return base, [block.at(begin) for block in piece.experts.values()]
@@ -92,16 +100,52 @@ class Linear(Method):
     needs_base = False
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
-        if sum(self._weights(piece)) == 0:
+        if self.normalize and sum(self._weights(piece)) == 0:
             raise ValueError(
                 f"nlm.merge: the weights of a mean do not sum to zero, got {self._weights(piece)} "
                 f"for {piece.name!r}"
             )
 
     def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
-        weights = self._weights(piece)
         _, experts = self._at(piece, begin)
-        kernels.weighted_sum(None, experts, weights, target, size, divisor=sum(weights))
+        weights, divisor = self._weights(piece), self._divisor(piece)
+        kernels.weighted_sum(None, experts, weights, target, size, divisor)
+
+
+class Slerp(Method):
+    """Spherical interpolation between two experts."""
+
+    needs_base = False
+    _factors: tuple[float, float]
+
+    def begin(self, piece: Piece, buffers: Buffers) -> None:
+        if len(piece.experts) != 2:
+            raise ValueError(f"nlm.merge: 'slerp' merges two experts, got {len(piece.experts)}")
+        products = kernels.inner_products(None, list(piece.experts.values()), piece.size)
+        self._factors = _coefficients.slerp(products, self.value("t", None, piece.name))
+
+    def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
+        kernels.weighted_sum(None, self._at(piece, begin)[1], self._factors, target, size)
+
+
+class ModelStock(Method):
+    """From the base towards the experts' mean, as far as their angles say."""
+
+    _ratio: float
+
+    def begin(self, piece: Piece, buffers: Buffers) -> None:
+        if len(piece.experts) < 2:
+            raise ValueError(
+                f"nlm.merge: 'model_stock' merges two experts or more, got {len(piece.experts)}"
+            )
+        vectors = list(piece.experts.values())
+        products = kernels.inner_products(piece.base, vectors, piece.size)
+        self._ratio = _coefficients.model_stock(products)
+
+    def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
+        base, experts = self._at(piece, begin)
+        count = len(experts)
+        kernels.weighted_sum(base, experts, [1.0] * count, target, size, count, self._ratio)
 
 
 class TaskArithmetic(Method):
@@ -109,8 +153,8 @@ class TaskArithmetic(Method):
 
     def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
         base, experts = self._at(piece, begin)
-        scale = self.value("scale", None, piece.name)
-        kernels.weighted_sum(base, experts, self._weights(piece), target, size, scale=scale)
+        scale, divisor = self.value("scale", None, piece.name), self._divisor(piece)
+        kernels.weighted_sum(base, experts, self._weights(piece), target, size, divisor, scale)
 
 
 @dataclass
@@ -230,8 +274,8 @@ class Dare(Method):
         if self.ties is not None:
             self.ties.fill_from(piece, base, dropped, size, target, buffers)
             return
-        scale = self.value("scale", None, piece.name)
-        kernels.weighted_sum(base, dropped, self._weights(piece), target, size, scale=scale)
+        scale, divisor = self.value("scale", None, piece.name), self._divisor(piece)
+        kernels.weighted_sum(base, dropped, self._weights(piece), target, size, divisor, scale)
 
     def again(self) -> tuple[str, ...]:
         return () if self.ties is None else self.ties.again()
@@ -325,15 +369,18 @@ def method_of(name: str, value: Value, options: Mapping[str, Any]) -> Method:
     for what, known, given in (("dialect", DIALECTS, dialect), ("rescaling", RESCALES, rescale)):
         if given not in known:
             raise ValueError(f"nlm.merge: the {what} is one of {', '.join(known)}, got {given!r}")
-    if name == "linear":
-        return Linear(value)
-    if name == "task_arithmetic":
-        return TaskArithmetic(value)
+    if options.get("filter_wise"):
+        raise ValueError("nlm.streaming: Model Stock is computed by whole tensors, got filter_wise")
+    if name in _SIMPLE:
+        return _SIMPLE[name](value, bool(options.get("normalize", name == "linear")))
     if name == "ties":
-        return Ties(value, dialect)
+        return Ties(value, dialect=dialect)
     seed = check_dropping(0.0, options.get("seed"), rescale)
-    inner = Ties(value, dialect, trims=False) if name == "dare_ties" else None
-    return Dare(value, seed, rescale, inner)
+    inner = Ties(value, dialect=dialect, trims=False) if name == "dare_ties" else None
+    return Dare(value, bool(options.get("normalize")), seed, rescale, inner)
 
 
-STREAMED = ("linear", "task_arithmetic", "ties", "dare", "dare_ties")
+_SIMPLE: dict[str, type[Method]] = {
+    "linear": Linear, "slerp": Slerp, "task_arithmetic": TaskArithmetic, "model_stock": ModelStock,
+}  # fmt: skip
+STREAMED = (*_SIMPLE, "ties", "dare", "dare_ties")

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 import nlm
-from nlm.recipe import Forecast, Rates, RecipeError, check, plan, read_recipe
+from nlm.recipe import Forecast, Rates, RecipeError, check, forecast, read_recipe
 
 SHAPES = {
     "embed.weight": (10, 4), "layers.0.mlp.weight": (4, 4), "layers.1.mlp.weight": (4, 4),
@@ -208,7 +208,7 @@ def test_outputs(monkeypatch):
         "r.yaml:6: an output that exists is replaced only with force (--force), got 'out'"
     ]
     assert found(RECIPE + "output: out\n", force=True) == []
-    assert found(RECIPE + "output: out\n", output=Path("none/out")) == [
+    assert found(RECIPE + "output: none/out\n") == [
         f"r.yaml:6: the folder of an output exists, got '{Path('none').absolute()}'"
     ]
     assert found(RECIPE) == []
@@ -225,27 +225,27 @@ def test_a_forecast():
     text = RECIPE + "heads: [head]\noutput: {dtype: bfloat16}\n"
     Path("r.yaml").write_text(text)
     inputs = {"base": once, "expert 'a'": once, "expert 'b'": once}
-    forecast = plan(read_recipe("r.yaml"))
-    assert forecast == Forecast(
+    expected = forecast(read_recipe("r.yaml"))
+    assert expected == Forecast(
         "task_arithmetic", inputs, 1, 3 * once, 3 * once, once // 2, 0, tensors=3
     )
-    assert forecast.seconds(Rates(read=once, write=once / 100, memory=3 * once)) == 50
-    assert forecast.seconds(Rates(read=once, write=once, memory=3 * once)) == 4
-    assert forecast.rows(Rates(once, once, once))[-3:] == [
+    assert expected.seconds(Rates(read=once, write=once / 100, memory=3 * once)) == 50
+    assert expected.seconds(Rates(read=once, write=once, memory=3 * once)) == 4
+    assert expected.rows(Rates(once, once, once))[-3:] == [
         ("reads", "864 B"), ("writes", "144 B"), ("takes about", "6.0 s"),
     ]  # fmt: skip
     # Thresholds: each expert beside the base; from the disk again where they are of all tensors.
     Path("r.yaml").write_text(text.replace("task_arithmetic", "ties"))
-    forecast = plan(read_recipe("r.yaml"))
-    assert (forecast.passes, forecast.taken, forecast.read) == (2, 7 * once, 7 * once)
+    expected = forecast(read_recipe("r.yaml"))
+    assert (expected.passes, expected.taken, expected.read) == (2, 7 * once, 7 * once)
     Path("r.yaml").write_text(
         text.replace("task_arithmetic", "ties") + "parameters: {dialect: mergekit}\n"
     )
-    forecast = plan(read_recipe("r.yaml"))
-    assert (forecast.passes, forecast.taken, forecast.read) == (2, 7 * once, 3 * once)
+    expected = forecast(read_recipe("r.yaml"))
+    assert (expected.passes, expected.taken, expected.read) == (2, 7 * once, 3 * once)
     shutil.rmtree("a")
     with pytest.raises(RecipeError, match=r"r\.yaml:3: a checkpoint must exist, got 'a'"):
-        plan(read_recipe("r.yaml"))
+        forecast(read_recipe("r.yaml"))
 
 
 def test_permuted_copies_are_forecast():
@@ -256,6 +256,6 @@ experts: {a: {path: a, foundation: g}, c: {path: base, foundation: f}}
 method: task_arithmetic
 align: weights
 """)
-    forecast = plan(read_recipe("r.yaml"))
-    assert forecast.work == 3 * forecast.written
-    assert ("permuted copies, until it is done", "1.01 kB") in forecast.rows()
+    expected = forecast(read_recipe("r.yaml"))
+    assert expected.work == 3 * expected.written
+    assert ("permuted copies, until it is done", "1.01 kB") in expected.rows()

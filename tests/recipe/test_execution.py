@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,7 @@ def test_sharded_and_changed_types(family):
 base: first
 experts: {one: {path: one}}
 method: task_arithmetic
-output: {path: out, dtype: bfloat16, shard_bytes: 20KB}
+output: {path: out, dtype: bfloat16, shard: 20kB}
 """)
     execute(read_recipe(Path("recipe.yaml")))
     assert len(open_checkpoint("out").files) > 1
@@ -149,6 +150,24 @@ def test_what_cannot_be_done_is_said(family, capsys):
     )
     assert run(["merge", "recipe.yaml", "--quiet"]) == 1
     assert not Path("out").exists()
+
+
+def test_the_recipe_of_the_readme(family):
+    kind, _, models = family
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    text = re.search(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)[1]
+    part = "attn" if kind.__name__.startswith("Llama") else "attention"
+    Path("recipe.yaml").write_text(text.replace("attn", part))
+    for name, path in (
+        ("first", "models/one"),
+        ("second", "models/two"),
+        ("one", "experts/digits"),
+        ("two", "experts/greek"),
+    ):
+        models[name].save_pretrained(path)
+    assert run(["check", "recipe.yaml"]) == 0
+    assert run(["merge", "recipe.yaml", "--quiet"]) == 0
+    assert next(kind.from_pretrained("merged", dtype="auto").parameters()).dtype == torch.bfloat16
 
 
 def test_files_of_weights_with_a_specification(tmp_path, monkeypatch):

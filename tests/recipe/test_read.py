@@ -22,9 +22,9 @@ from nlm.recipe import (
     Rule,
     Values,
     read_recipe,
-    read_size,
 )
 from nlm.recipe.methods import BY_WEIGHTS, CORRECTIONS, SEEING
+from nlm.recipe.nodes import size_of
 
 COMPLETE = """
 foundations: {one: models/one, two: models/two}
@@ -251,13 +251,12 @@ def test_what_is_no_recipe(file):
     [("12", 12), ("5GB", 5 * 10**9), ("512 MiB", 2**29), ("1.5k", 1500), ("1e6", 10**6)],
 )
 def test_sizes(text, size):
-    assert read_size(text, "x") == size
+    assert size_of(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "0", "-1", "1e99", "5 apples", "nan", "inf"])
 def test_what_is_no_size(text):
-    with pytest.raises(ValueError, match=f"^a budget is bytes such as 5GB or 512MiB, got '{text}'"):
-        read_size(text, "a budget")
+    assert size_of(text) is None
 
 
 def test_names_are_those_of_the_library():

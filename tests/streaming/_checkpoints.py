@@ -59,7 +59,7 @@ def plan_of(
     output: Path, base: Path | None, experts: dict[str, Path], method: str, **given
 ) -> Plan:
     """A plan with the same numbers for all tensors."""
-    numbers = {"weight": 1.0, "scale": 1.0, "density": 0.2, "drop": 0.9}
+    numbers = {"weight": 1.0, "scale": 1.0, "density": 0.2, "drop": 0.9, "t": 0.5}
     weights = given.pop("weights", {})
     numbers |= {name: given.pop(name) for name in list(given) if name in numbers}
     options = {name: given.pop(name) for name in ("dialect", "seed", "rescale") if name in given}

@@ -69,7 +69,7 @@ class Forecast:
         return rows
 
 
-def plan(recipe: Recipe, opened: Opened | None = None) -> Forecast:
+def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
     """The forecast of a recipe.
 
     Raises
