@@ -11,7 +11,7 @@ ties               ties               weight, density (1), lambda: scale, normal
 dare_linear        dare               weight, 1 - density: drop, lambda: scale, normalize (false),
                                       rescale (true): l1, false: none
 dare_ties          dare_ties          as both
-model_stock        model_stock        filter_wise (false)
+model_stock        model_stock        none; filter_wise is not there
 =================  =================  ==============================================================
 
 A parameter is looked up at the model, the slice and the top, and the first rule that fits a tensor
@@ -127,10 +127,12 @@ class _Mergekit:
         self._tokenizer(base, experts)
         if given == "ties" and rescale:
             reader.problem(here, "ties of nlm rescales nothing, got true: write 'rescale: false'")
+        if given == "model_stock" and self.switches.get("filter_wise"):
+            reader.problem(here, "model_stock of nlm takes whole tensors, got filter_wise: write "
+                           "'filter_wise: false'")  # fmt: skip
         reader.raise_problems()
         method = METHODS[name]
-        switches = {"normalize": normalize, "filter_wise": self.switches.get("filter_wise", False)}
-        options: dict[str, Any] = {key: switches[key] for key, _ in method.switches}
+        options: dict[str, Any] = {} if method.normalize is None else {"normalize": normalize}
         if "dialect" in method.parameters:
             options["dialect"] = "mergekit" if normalize else "mergekit_sum"
         if "rescale" in method.parameters:

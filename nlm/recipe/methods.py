@@ -1,7 +1,7 @@
 """The merge methods of recipes: which parameters each has, with their defaults and ranges.
 
 A number may differ from tensor to tensor, and where ``per_expert`` says so from expert to expert; a
-choice and a switch are one for the whole merge. The names and defaults are those of
+choice is one for the whole merge. The names and defaults are those of
 :func:`nlm.merge`. Imports no torch.
 """
 
@@ -14,9 +14,9 @@ from nlm._methods import OPTIONS, RESCALES
 
 @dataclass(frozen=True)
 class Number:
-    """A parameter that is a number in a range; ``default`` None has to be given."""
+    """A parameter that is a number in a range."""
 
-    default: float | None
+    default: float
     low: float = -math.inf
     high: float = math.inf
     excluded: float | None = None
@@ -40,13 +40,21 @@ NUMBERS = {
     "scale": Number(OPTIONS["scale"][0]),
     "density": Number(OPTIONS["density"][0], 0, 1, excluded=0, per_expert=True),
     "drop": Number(OPTIONS["drop"][0], 0, 1, excluded=1, per_expert=True),
-    "t": Number(None, 0, 1),
+    "t": Number(OPTIONS["t"][0], 0, 1),
 }
 
-#: choice -> (default, what may be chosen)
-CHOICES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dialect": (OPTIONS["dialect"][0], DIALECTS),
-    "rescale": (OPTIONS["rescale"][0], RESCALES),
+
+@dataclass(frozen=True)
+class Choice:
+    """A parameter that is one of several words."""
+
+    default: str
+    known: tuple[str, ...]
+
+
+CHOICES = {
+    "dialect": Choice(OPTIONS["dialect"][0], DIALECTS),
+    "rescale": Choice(OPTIONS["rescale"][0], RESCALES),
 }
 
 
@@ -56,37 +64,36 @@ class Method:
 
     Attributes
     ----------
-    parameters : names of its numbers, choices and switches.
-    switches : switch -> default.
+    parameters : names of its numbers and choices.
+    normalize : by default, whether its sum is divided by the sum of the weights; None has no choice.
     base : whether the task vectors start from a base.
     experts : the least and the largest number of experts.
     random : whether it needs a seed.
     """
 
     parameters: tuple[str, ...]
-    switches: tuple[tuple[str, bool], ...] = ()
+    normalize: bool | None = None
     base: bool = True
     experts: tuple[int, float] = (1, math.inf)
     random: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.parameters, *(name for name, _ in self.switches))
+        return self.parameters if self.normalize is None else (*self.parameters, "normalize")
 
     @property
     def per_expert(self) -> tuple[str, ...]:
         return tuple(n for n in self.parameters if n in NUMBERS and NUMBERS[n].per_expert)
 
 
-#: ``normalize`` divides by the sum of the weights; ``filter_wise`` treats each row by itself.
 METHODS = {
-    "linear": Method(("weight",), (("normalize", True),), base=False),
-    "task_arithmetic": Method(("weight", "scale"), (("normalize", False),)),
+    "linear": Method(("weight",), normalize=True, base=False),
+    "task_arithmetic": Method(("weight", "scale"), normalize=False),
     "ties": Method(("weight", "scale", "density", "dialect")),
-    "dare": Method(("weight", "scale", "drop", "rescale"), (("normalize", False),), random=True),
+    "dare": Method(("weight", "scale", "drop", "rescale"), normalize=False, random=True),
     "dare_ties": Method(("weight", "scale", "drop", "rescale", "dialect"), random=True),
     "slerp": Method(("t",), base=False, experts=(2, 2)),
-    "model_stock": Method((), (("filter_wise", False),), experts=(2, math.inf)),
+    "model_stock": Method((), experts=(2, math.inf)),
 }
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -214,29 +214,27 @@ class _Own:
         """The numbers of all experts together, ending in the defaults, and the options."""
         if method is None:
             return {}, {}
-        reader, switches = self.reader, dict(method.switches)
+        reader = self.reader
         keys: dict[str, Node] = {}
         if "parameters" in self.keys:
             keys = reader.mapping(self.keys["parameters"], f"{name} (the method)", method.names)
-        values, options = {}, dict[str, Any](switches)
+        values: dict[str, Values] = {}
+        options: dict[str, Any] = {}
+        if method.normalize is not None:
+            options["normalize"] = method.normalize
         for key in method.parameters:
             if key in CHOICES:
-                options[key] = CHOICES[key][0]
-            elif (default := NUMBERS[key].default) is not None:
-                values[key] = Values.of(default)
-            elif key not in keys:
-                at = self.keys.get("parameters", self.keys["method"])
-                reader.problem(
-                    at, f"{name} has {key!r} among its parameters, got none: write '{key}: NUMBER'"
-                )
+                options[key] = CHOICES[key].default
+            else:
+                values[key] = Values.of(NUMBERS[key].default)
         for key, node in keys.items():
             reader.mark(f"parameters.{key}", node)
-            if key in switches:
+            if key == "normalize":
                 options[key] = reader.switch(node, key)
             elif key in CHOICES:
-                options[key] = reader.choice(node, key, CHOICES[key][1])
+                options[key] = reader.choice(node, key, CHOICES[key].known)
             elif (given := reader.values(node, key, NUMBERS[key])) is not None:
-                values[key] = given + values.get(key, Values())
+                values[key] = given + values[key]
         return values, options
 
     def _align(self) -> Alignment | None:

@@ -140,9 +140,9 @@ def test_model_stock(read):
         merge_method: model_stock
         base_model: base
         models: [{model: a}, {model: b}]
-        parameters: {filter_wise: true}
+        parameters: {filter_wise: false}
     """)
-    assert recipe.options == {"filter_wise": True} and recipe.values == {}
+    assert recipe.options == {} and recipe.values == {}
     assert recipe.base == Path("base") and len(recipe.experts) == 2
 
 
@@ -206,6 +206,9 @@ WRONG = [
       "'parameters'"]),
     ("merge_method: model_stock\nbase_model: b\nmodels: [{model: a}]\n",
      ["1: model_stock merges at least 2 models beside the base, got 1"]),
+    ("merge_method: model_stock\nbase_model: b\nmodels: [{model: a}, {model: c}]\n"
+     "parameters: {filter_wise: true}\n",
+     ["1: model_stock of nlm takes whole tensors, got filter_wise: write 'filter_wise: false'"]),
     (HEAD + "slices: [{sources: []}, {sources: []}]\n",
      ["3: nlm merges whole models, got 2 slices: write one of all layers, with lists of numbers "
       "for what changes with the layer"]),

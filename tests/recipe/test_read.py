@@ -10,6 +10,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nlm._methods import OPTIONS
 from nlm.align import _METHODS as ALIGNMENTS
 from nlm.correct.by_name import CORRECTIONS as CORRECTIONS_BY_NAME
 from nlm.recipe import (
@@ -23,7 +24,7 @@ from nlm.recipe import (
     Values,
     read_recipe,
 )
-from nlm.recipe.methods import BY_WEIGHTS, CORRECTIONS, SEEING
+from nlm.recipe.methods import BY_WEIGHTS, CHOICES, CORRECTIONS, METHODS, NUMBERS, SEEING
 from nlm.recipe.nodes import size_of
 
 COMPLETE = """
@@ -189,8 +190,7 @@ WRONG = [
     ("experts: {a: a}\nmethod: ties\n",
      ["2: ties starts from a base, got none: write 'base: FOLDER' beside it"]),
     ("experts: {a: a}\nmethod: slerp\n",
-     ["1: slerp merges 2 experts, got 1",
-      "2: slerp has 't' among its parameters, got none: write 't: NUMBER'"]),
+     ["1: slerp merges 2 experts, got 1"]),
     ("base: b\nexperts: {a: a}\nmethod: model_stock\n",
      ["2: model_stock merges at least 2 experts, got 1"]),
     ("foundations: {f: f, g: g}\nexperts:\n  a: {path: a, foundation: g}\n  b: b\nmethod: linear\n",
@@ -260,6 +260,11 @@ def test_what_is_no_size(text):
 
 
 def test_names_are_those_of_the_library():
+    for option, (default, readers) in OPTIONS.items():
+        if option in NUMBERS or option in CHOICES:
+            of_recipes = {name for name, each in METHODS.items() if option in each.parameters}
+            assert of_recipes == set(readers) & set(METHODS)
+            assert default == (NUMBERS | CHOICES)[option].default
     assert {*BY_WEIGHTS, *SEEING} == set(ALIGNMENTS)
     assert CORRECTIONS == CORRECTIONS_BY_NAME
 
