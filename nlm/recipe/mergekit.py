@@ -103,6 +103,7 @@ class _Mergekit:
         reader, keys = self.reader, self.keys
         here = keys.get("merge_method", reader.root)
         given = reader.choice(here, "a merge_method that nlm has", _METHODS)
+        noted = reader.noted
         base = self._model("base_model", keys["base_model"]) if "base_model" in keys else None
         if "models" in keys and "slices" in keys:
             reader.problem(keys["slices"], "a recipe of mergekit has models or slices, got both")
@@ -115,6 +116,7 @@ class _Mergekit:
             self._slice(keys["slices"], base)
         elif "modules" not in keys:
             reader.problem(reader.root, "a recipe of mergekit has models, got none: write 'models'")
+        is_whole = reader.noted == noted and "modules" not in keys
         if "parameters" in keys:
             self._parameters(keys["parameters"])
         dtype = self._dtype()
@@ -123,7 +125,7 @@ class _Mergekit:
         name, normalize, rescale = _METHODS[str(given)]
         normalize = self.switches.get("normalize", normalize)
         rescale = self.switches.get("rescale", rescale)
-        experts = self._experts(str(given), base)
+        experts = self._experts(str(given), base, is_whole)
         self._tokenizer(base, experts)
         if given == "ties" and rescale:
             reader.problem(here, "ties of nlm rescales nothing, got true: write 'rescale: false'")
@@ -238,18 +240,20 @@ class _Mergekit:
             elif (found := self.reader.values(each, key, _NUMBERS[key])) is not None:
                 self.values[key] = self.values.get(key, Values()) + found
 
-    def _experts(self, given: str, base: str | None) -> tuple[Expert, ...]:
-        """The models that are merged, with their own numbers."""
+    def _experts(self, given: str, base: str | None, is_whole: bool) -> tuple[Expert, ...]:
+        """The models that are merged, with their own numbers; counted where all were read."""
         reader, method = self.reader, METHODS[_METHODS[given][0]]
         here, inputs = self.keys["merge_method"], self.inputs
         if (method.base or given == "slerp") and base not in self._models():
-            reader.problem(here, f"{given} has a base_model among its models, got {base or 'none'}")
+            if is_whole:
+                said = base or "none"
+                reader.problem(here, f"{given} has a base_model among its models, got {said}")
         elif method.base:
             inputs = [each for each in inputs if each.model != base]
         elif given == "slerp":
             inputs = sorted(inputs, key=lambda each: each.model != base)
         least, most = method.experts
-        if not least <= len(inputs) <= most:
+        if is_whole and not least <= len(inputs) <= most:
             number = f"{least}" if least == most else f"at least {least}"
             beside = " beside the base" if method.base else ""
             reader.problem(here, f"{given} merges {number} models{beside}, got {len(inputs)}")

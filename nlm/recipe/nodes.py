@@ -39,6 +39,11 @@ class Reader:
         """Notes what is wrong at a node."""
         self._problems.append((_line(node), sentence))
 
+    @property
+    def noted(self) -> int:
+        """How many problems there are so far."""
+        return len(self._problems)
+
     def raise_problems(self) -> None:
         """Raises if there are any, in the order of their lines."""
         if self._problems:
@@ -175,7 +180,7 @@ class Reader:
             line = "" if mark is None else f"{mark.line + 1}:"
             said = " ".join(filter(None, (error.context, error.problem)))
             raise RecipeError([f"{self.file}:{line} a recipe is YAML, got {said}"]) from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             said = " ".join(str(error).split())
             raise RecipeError([f"{self.file}: a recipe is YAML, got {said}"]) from error
         if node is None:

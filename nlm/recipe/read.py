@@ -118,7 +118,7 @@ class _Own:
         if method.base and not foundations and "base" not in keys:
             note(here, f"{name} starts from a base, got none: write 'base: FOLDER' beside it")
         least, most = method.experts
-        if "experts" in keys and not least <= len(self._lines) <= most:
+        if self._all_named and not least <= len(self._lines) <= most:
             number = f"{least}" if least == most else f"at least {least}"
             note(keys["experts"], f"{name} merges {number} experts, got {len(self._lines)}")
         finds = align is not None and align.method is not None
@@ -163,10 +163,11 @@ class _Own:
     def _experts(
         self, method: Method | None, foundations: Mapping[str, Path]
     ) -> tuple[Expert, ...]:
-        reader = self.reader
+        reader, noted = self.reader, self.reader.noted
         self._lines: dict[str, Node] = {}
         found = []
         nodes = reader.mapping(self.keys["experts"], "experts") if "experts" in self.keys else {}
+        self._all_named = "experts" in self.keys and reader.noted == noted
         for name, node in nodes.items():
             self._lines[name] = node
             reader.mark(f"experts.{name}", node)

@@ -219,8 +219,9 @@ WRONG = [
       "7: a source has a layer_range, got none: write 'layer_range'"]),
     (HEAD + "slices:\n  - sources:\n      - {model: a, layer_range: [0, 16]}\n"
      "      - {model: c, layer_range: [0, 8]}\nparameters: {weight: 1}\n",
-     ["1: ties has a base_model among its models, got b",
-      "5: all sources have as many layers, got 8 and 16"]),
+     ["5: all sources have as many layers, got 8 and 16"]),
+    (HEAD + "slices: [{sources: [{model: a, layer_range: [0, 8]}]}]\nparameters: {weight: 1}\n",
+     ["1: ties has a base_model among its models, got b"]),
     (HEAD + "slices: [{}]\n", ["3: a slice has sources, got none: write 'sources'"]),
 ]  # fmt: skip
 
