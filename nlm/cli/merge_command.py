@@ -4,6 +4,7 @@ import json as json_format
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from nlm.cli.check import show
 from nlm.cli.progress import progress_bar
 from nlm.recipe import RecipeError, check, forecast, open_all, read_recipe
 from nlm.recipe.execution import execute
@@ -41,10 +42,7 @@ def run(
     if problems := check(recipe, opened, force=force):
         raise RecipeError(problems)
     if dry_run:
-        expected = forecast(recipe, opened)
-        assert expected is not None
-        for name, value in expected.rows():
-            print(f"{name:<24} {value}")
+        show(forecast(recipe, opened), json)
         return
     ranks = Ranks.of_environment()
     with progress_bar(quiet or not ranks.first) as progress:

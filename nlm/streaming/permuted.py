@@ -40,7 +40,7 @@ def write_permuted(
         out, or the permutation is not one of its groups.
     """
     entries = checkpoint.tensors
-    spec.check_state_dict(_shapes(spec, checkpoint))
+    check_fits(spec, checkpoint)
     plans = gather.Gathers(spec.groups, permutations.check(spec.groups, permutation))
     stack_of = stacks.stack_of(spec.stacks)
     parameter = {name: stack_of.get(name, name) for name in entries}
@@ -74,6 +74,12 @@ def write_permuted(
         target.abandon()
         raise
     return open_checkpoint(file)
+
+
+def check_fits(spec: PermutationSpec, checkpoint: Checkpoint) -> None:
+    """Raises ValueError where a checkpoint is not one of a specification's models, but for tied
+    entries that it leaves out."""
+    spec.check_state_dict(_shapes(spec, checkpoint))
 
 
 def _shapes(spec: PermutationSpec, checkpoint: Checkpoint) -> dict[str, Tensor]:
