@@ -38,10 +38,10 @@ def run(
     recipe = read_recipe(file)
     if output is not None:
         recipe = replace(recipe, output=replace(recipe.output, path=output))
-    opened = open_all(recipe)
-    if problems := check(recipe, opened, force=force):
-        raise RecipeError(problems)
     if dry_run:
+        opened = open_all(recipe)
+        if problems := check(recipe, opened, force=force):
+            raise RecipeError(problems)
         show(forecast(recipe, opened), json)
         return
     ranks = Ranks.of_environment()

@@ -7,16 +7,17 @@ hidden folder beside the output until it is done.
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nlm.checkpoint import Checkpoint, open_checkpoint
+from nlm.recipe.check import check
 from nlm.recipe.methods import DTYPES, METHODS
-from nlm.recipe.recipe import Recipe
+from nlm.recipe.recipe import Recipe, RecipeError
 from nlm.streaming import MEMORY, Plan, Report, run
-from nlm.streaming.ranks import Ranks
 from nlm.streaming.folder import write_others
+from nlm.streaming.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from nlm.symmetry import PermutationSpec
 
 Progress = Callable[[str, float], None]
-
-_BY_WEIGHTS = ("weights", "frank-wolfe")
 
 
 def execute(
@@ -50,18 +49,18 @@ def execute(
 
     Raises
     ------
+    RecipeError
+        What :func:`nlm.recipe.check` finds.
     ValueError
-        No output; a correction, or an alignment by activations, which need modules and data in
-        Python; and what :func:`nlm.streaming.run` and :func:`nlm.align` raise.
+        No output; and what :func:`nlm.streaming.run` and :func:`nlm.align` raise.
     """
-    target = output or recipe.output.path
+    if output is not None:
+        recipe = replace(recipe, output=replace(recipe.output, path=output))
+    if problems := check(recipe, force=force):
+        raise RecipeError(problems)
+    target = recipe.output.path
     if target is None:
         raise ValueError("nlm.recipe: a merge has an output, got none (output.path, or --output)")
-    if recipe.correct is not None:
-        raise ValueError(
-            f"{recipe.where('correct')}nlm.recipe: a correction is fitted in Python "
-            f"(nlm.Tact.fit, nlm.refit), got 'correct' in a recipe"
-        )
     ranks = ranks or Ranks()
     work = target.parent / f".{target.name}.work"
     models = _Models(recipe, work, memory, progress or (lambda what, share: None), ranks.first)
@@ -127,16 +126,10 @@ class _Models:
         if len(recipe.foundations) < 2 or not aligns or not self.makes:
             return {}
         assert recipe.align is not None and recipe.align.method is not None
-        if recipe.align.method not in _BY_WEIGHTS or recipe.align.data is not None:
-            raise ValueError(
-                f"{recipe.where('align')}nlm.recipe: a recipe aligns by "
-                f"{' or '.join(_BY_WEIGHTS)}, got {recipe.align.method!r}: align by activations "
-                "with nlm align, and give its file as the experts' permutation"
-            )
         import nlm
 
         first, *others = recipe.foundations.items()
-        start = self._weights(first[1])
+        start = self._weights(first[1], proves=True)
         found = {}
         for name, path in others:
             self.progress(f"aligning {name} with {first[0]}", 0.0)
@@ -146,14 +139,20 @@ class _Models:
             found[name] = result.permutation
         return found
 
-    def _weights(self, path: Path) -> "Mapping[str, Tensor]":
+    def _weights(self, path: Path, proves: bool = False) -> "Mapping[str, Tensor]":
+        """The weights of a foundation; on the first one the specification is proven."""
         if path.suffix == ".safetensors":
             from nlm.checkpoint import read_tensors
 
             return read_tensors(path)[0]
-        from nlm.symmetry.pretrained import load_model
+        from nlm.symmetry.pretrained import load_model, make_inputs
 
-        return load_model(str(path)).state_dict()
+        model = load_model(str(path))
+        spec = self._specification()
+        if proves and not spec.proven:
+            self.progress(f"proving what may be permuted in {path.name}", 0.0)
+            spec.verify(model, (), make_inputs(model))
+        return model.state_dict()
 
     def _specification(self) -> "PermutationSpec":
         if self._spec is None:

@@ -65,7 +65,7 @@ class Method:
     Attributes
     ----------
     parameters : names of its numbers and choices.
-    normalize : by default, whether its sum is divided by the sum of the weights; None has no choice.
+    normalize : by default, whether its sum is divided by that of the weights; None has no choice.
     base : whether the task vectors start from a base.
     experts : the least and the largest number of experts.
     random : whether it needs a seed.

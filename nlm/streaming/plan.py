@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nlm._names import is_statistic, matches
+from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint, TensorEntry
 from nlm.checkpoint.shards import Shard, plan_shards
 from nlm.streaming.methods import Value
@@ -73,37 +74,12 @@ class Plan:
 
 def problems(plan: Plan) -> Iterator[str]:
     """What the headers show to be wrong with a plan, a sentence each."""
-    start = plan.entries()
-    if not any(plan.is_merged(entry) for entry in start.values()):
+    if not any(plan.is_merged(entry) for entry in plan.entries().values()):
         yield f"there is at least one weight to merge, got none in {str(plan.start.path)!r}"
-    for entry in start.values():
-        if entry.dtype.startswith(("F8", "C")):
-            yield (
-                f"weights are float16, bfloat16, float32 or float64, got {entry.dtype} for "
-                f"{entry.name!r}"
-            )
+    for name in unmergeable(plan.start, plan.heads):
+        yield (
+            f"weights are float16, bfloat16, float32 or float64, got "
+            f"{plan.start.tensors[name].dtype} for {name!r}"
+        )
     for task, expert in plan.experts.items():
-        missing = [name for name in start if name not in expert.tensors]
-        extra = [
-            name
-            for name in expert.tensors
-            if name not in plan.start.tensors and not matches(name, plan.heads)
-        ]
-        for what, names in (("missing", missing), ("extra", extra)):
-            if names:
-                yield (
-                    f"the models have the same entries, got {len(names)} {what} in {task!r}, such "
-                    f"as {names[0]!r}"
-                )
-        for name, entry in start.items():
-            other = expert.tensors.get(name, entry)
-            if other.shape != entry.shape:
-                yield (
-                    f"the models have the same shapes, got {list(other.shape)} for {name!r} of "
-                    f"{task!r} and {list(entry.shape)}"
-                )
-            if other.is_float != entry.is_float:
-                yield (
-                    f"the models have weights where the others do, got {other.dtype} for {name!r} "
-                    f"of {task!r} and {entry.dtype}"
-                )
+        yield from differences(plan.start, expert, f"expert {task!r}", plan.heads)

@@ -201,8 +201,8 @@ def test_the_folder_is_complete(models, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("odd.weight"), r"got 1 missing in 'two', such as 'odd.weight'"),
-        (lambda s: s.update(extra=torch.ones(1)), "got 1 extra in 'two', such as 'extra'"),
+        (lambda s: s.pop("odd.weight"), "got 'odd.weight' missing in expert 'two'"),
+        (lambda s: s.update(extra=torch.ones(1)), "got 'extra' extra in expert 'two'"),
         (lambda s: s.update({"norm.weight": torch.ones(9)}), r"got \[9\] for 'norm.weight'"),
         (lambda s: s.update({"norm.weight": torch.ones(8, dtype=torch.int32)}), "got I32 for"),
         (lambda s: s.update(position_ids=torch.arange(1, 5)), "got other I64 values for"),
