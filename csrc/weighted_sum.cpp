@@ -20,8 +20,8 @@ constexpr int64_t kBlock = 1024;  // entries
 
 // for_vectors() of elements of any type, as S; `buffer` holds a block.
 template <class S, class Use>
-NLM_INLINE void for_vectors(const void* data, DType dtype, int64_t first, int64_t n, S* buffer,
-                            const Use& use) {
+NLM_INLINE void for_vectors_as(const void* data, DType dtype, int64_t first, int64_t n, S* buffer,
+                               const Use& use) {
   with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (std::is_same_v<typename Lanes<T>::scalar, S>) {
@@ -72,14 +72,14 @@ void sum_tensors(const WeightedSum& work, int threads) {
     for (int64_t first = task * task_entries; first < end; first += kBlock) {
       const int64_t n = smaller(kBlock, end - first);
       if (based) {
-        for_vectors(work.base, work.base_dtype, first, n, buffer,
-                    [&](int64_t i, V value) { store(start + i, value); });
+        for_vectors_as<S>(work.base, work.base_dtype, first, n, buffer,
+                          [&](int64_t i, V value) { store(start + i, value); });
       }
       for (int64_t i = 0; i < kBlock; i += Lanes<S>::count) store(sum + i, V{});
       for (int k = 0; k < work.count; ++k) {
         const WeightedTensor& tensor = work.tensors[k];
         const V weight = broadcast(static_cast<S>(tensor.weight));
-        for_vectors(tensor.data, tensor.dtype, first, n, buffer, [&](int64_t i, V value) {
+        for_vectors_as<S>(tensor.data, tensor.dtype, first, n, buffer, [&](int64_t i, V value) {
           store(sum + i, load(sum + i) + weight * (value - load(start + i)));
         });
       }
