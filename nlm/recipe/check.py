@@ -22,7 +22,7 @@ from nlm.recipe.opened import (
     written_bytes,
 )
 from nlm.recipe.recipe import Alignment, Number, Recipe
-from nlm.recipe.values import layers
+from nlm.recipe.values import Values, layers
 
 
 def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) -> list[str]:
@@ -135,6 +135,7 @@ def _sums(recipe: Recipe, names: Iterable[str], value: Number) -> Iterator[str]:
 
 def _filters(recipe: Recipe, names: list[str]) -> Iterator[str]:
     """Filters that match no name are misspelt."""
+    of_all: dict[tuple[str, ...], Values]
     of_all = {("parameters", key): values for key, values in recipe.values.items()}
     for expert in recipe.experts:
         of_all |= {("experts", expert.name, key): each for key, each in expert.values.items()}
