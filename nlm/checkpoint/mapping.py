@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -65,7 +66,8 @@ class MappedFiles:
     def close(self) -> None:
         self._bytes.clear()
         for mapped in self._maps.values():
-            mapped.close()
+            with suppress(BufferError):  # a traceback still shows its bytes: it goes with them
+                mapped.close()
         self._maps.clear()
 
     def __enter__(self) -> "MappedFiles":

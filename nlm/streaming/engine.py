@@ -88,7 +88,9 @@ def run(
     if method.needs_base and plan.base is None:
         raise ValueError(f"nlm.streaming: {plan.method!r} starts from a base, got none")
     models = [plan.start, *plan.experts.values()]
-    identity = "\n".join([recipe, plan.method, repr(plan.heads), *map(_stamp, plan.files())])
+    identity = "\n".join(
+        [recipe, plan.method, repr((plan.options, plan.heads)), *map(_stamp, plan.files())]
+    )
     report = progress or (lambda what, share: None)
     with kernels.bus_errors_explained(), MappedFiles(models) as files:
 

@@ -7,9 +7,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlm.checkpoint import open_checkpoint
-from nlm.streaming import Plan
-
 SHAPES = {
     "embed.weight": (50, 8), "layers.0.up.weight": (96, 8), "layers.0.up.bias": (96,),
     "layers.0.down.weight": (8, 96), "norm.weight": (8,), "odd.weight": (7, 13), "none": (0, 3),
@@ -53,25 +50,3 @@ def write(path: Path, state: dict[str, Tensor], shards: int = 1) -> Path:
     (path / "config.json").write_text(json.dumps({"model_type": "toy", "dtype": "float32"}))
     (path / "tokenizer.json").write_text("{}")
     return path
-
-
-def plan_of(
-    output: Path, base: Path | None, experts: dict[str, Path], method: str, **given
-) -> Plan:
-    """A plan with the same numbers for all tensors."""
-    numbers = {"weight": 1.0, "scale": 1.0, "density": 0.2, "drop": 0.9, "t": 0.5}
-    weights = given.pop("weights", {})
-    numbers |= {name: given.pop(name) for name in list(given) if name in numbers}
-    options = {name: given.pop(name) for name in ("dialect", "seed", "rescale") if name in given}
-
-    def value(parameter: str, task: str | None, tensor: str) -> float:
-        if parameter == "weight" and task in weights:
-            return weights[task]
-        return numbers[parameter]
-
-    return Plan(
-        output,
-        {task: open_checkpoint(path) for task, path in experts.items()},
-        None if base is None else open_checkpoint(base),
-        method, value, options, **given,
-    )  # fmt: skip
