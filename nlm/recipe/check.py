@@ -168,8 +168,8 @@ def _alignment(recipe: Recipe, opened: Opened) -> Iterator[str]:
     if recipe.aligns and (align.method not in BY_WEIGHTS or align.data is not None):
         yield where + (
             f"a recipe aligns by {' or '.join(BY_WEIGHTS)}, got {align.method!r}"
-            f"{' with data' if align.data else ''}: align with nlm align, and give its file as the "
-            "experts' permutation"
+            f"{' with data' if align.data else ''}: align by activations with nlm align, and give "
+            "its file as the experts' permutation"
         )
     names = [each.name for each in recipe.experts if is_moved(recipe, each)]
     moved = {name: opened.experts[name] for name in names if name in opened.experts}
