@@ -14,6 +14,9 @@ using namespace device;
 
 namespace {
 
+// At most 48 registers for each thread.
+constexpr int kBlocksPerProcessor = 5;
+
 struct DeviceMemory {
   const SumGrid& work;
 
@@ -32,7 +35,8 @@ struct DeviceMemory {
 };
 
 template <class T, bool kPacked>
-__global__ void __launch_bounds__(kBlockThreads) sum_kernel(const __grid_constant__ SumGrid work) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerProcessor)
+    sum_kernel(const __grid_constant__ SumGrid work) {
   sum_body<T, kPacked>(work, blockIdx.x, threadIdx.x, DeviceMemory{work});
 }
 

@@ -13,10 +13,11 @@ are taken in chunks give the same bits.
 Bytes: one read of the base and of each tensor, one write. Flops: 3 per entry and tensor.
 Numerics: float32 (float64 where any tensor is; w_k, d and s are rounded to it), every operation
 rounded by itself, in this order: the sum begins at +0 and takes the tensors one after another, is
-divided by d, multiplied by s and added to b, and then rounded once to the result's type. Kernel and
-reference agree in every bit, for any number of threads. So do float32 tensors on the CPU with
-mergekit 0.1.5's linear (d the sum of its float32 weights, or 1) and task_arithmetic (s its lambda),
-whose `torch.sum` over a stack adds up to 17 tensors in order, and more of them in groups of 16.
+divided by d, multiplied by s and added to b, and then rounded once to the result's type. Kernel
+and reference agree in every bit, for any number of threads. So does mergekit 0.1.5 for float32 on
+the CPU in task_arithmetic (s its lambda, d the sum of its weights, or 1) of up to 3 tensors, and of
+up to 17 but for the last entries, fewer than 32, which `torch.sum` adds in another order. In its
+linear a product is not rounded before it is added (`addcmul_` with AVX2): last bits differ.
 Sources: Wortsman et al., Model Soups, arXiv:2203.05482; Ilharco et al., Editing Models with Task
 Arithmetic, arXiv:2212.04089.
 """

@@ -22,7 +22,7 @@ from nlm.recipe.opened import (
     written_bytes,
 )
 from nlm.recipe.recipe import Alignment, Number, Recipe
-from nlm.recipe.values import layers
+from nlm.recipe.values import Values, layers
 
 
 def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) -> list[str]:
@@ -135,6 +135,7 @@ def _sums(recipe: Recipe, names: Iterable[str], value: Number) -> Iterator[str]:
 
 def _filters(recipe: Recipe, names: list[str]) -> Iterator[str]:
     """Filters that match no name are misspelt."""
+    of_all: dict[tuple[str, ...], Values]
     of_all = {("parameters", key): values for key, values in recipe.values.items()}
     for expert in recipe.experts:
         of_all |= {("experts", expert.name, key): each for key, each in expert.values.items()}
@@ -167,8 +168,8 @@ def _alignment(recipe: Recipe, opened: Opened) -> Iterator[str]:
     if recipe.aligns and (align.method not in BY_WEIGHTS or align.data is not None):
         yield where + (
             f"a recipe aligns by {' or '.join(BY_WEIGHTS)}, got {align.method!r}"
-            f"{' with data' if align.data else ''}: align with nlm align, and give its file as the "
-            "experts' permutation"
+            f"{' with data' if align.data else ''}: align by activations with nlm align, and give "
+            "its file as the experts' permutation"
         )
     names = [each.name for each in recipe.experts if is_moved(recipe, each)]
     moved = {name: opened.experts[name] for name in names if name in opened.experts}

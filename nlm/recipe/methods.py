@@ -65,7 +65,7 @@ class Method:
     Attributes
     ----------
     parameters : names of its numbers and choices.
-    normalize : by default, whether its sum is divided by that of the weights; None has no choice.
+    normalize : whether its sum is divided by that of the weights by default; None has no choice.
     base : whether the task vectors start from a base.
     experts : the least and the largest number of experts.
     random : whether it needs a seed.
@@ -98,9 +98,9 @@ METHODS = {
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
-#: The methods of :func:`nlm.align`: those that see weights alone, and those that need data.
-BY_WEIGHTS = ("weights", "frank-wolfe")
-SEEING = ("activations", "dual", "orthogonal")
+#: The methods of :func:`nlm.align`, and those of them that a recipe carries out.
+ALIGNMENTS = ("weights", "frank-wolfe", "activations", "dual", "orthogonal")
+BY_WEIGHTS = ALIGNMENTS[:2]
 
 #: What :func:`nlm.correct.by_name.correct` does.
 CORRECTIONS = (

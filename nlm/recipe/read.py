@@ -16,7 +16,7 @@ A recipe of nlm, complete::
     parameters: {scale: 0.4, density: 0.2, dialect: mergekit}
     correct: {method: refit, samples: 128, data: {digits: d.safetensors, greek: g.safetensors}}
     heads: [classifier]
-    output: {path: merged, dtype: bfloat16, shard_bytes: 5GB}
+    output: {path: merged, dtype: bfloat16, shard: 5GB}
 
 Only ``experts`` and ``method`` are needed, ``seed`` where something is random, and a base or a
 foundation where the method starts from one. An expert or output that is nothing but a path may be
@@ -32,13 +32,12 @@ from yaml.nodes import Node, ScalarNode, SequenceNode
 
 from nlm.recipe import mergekit
 from nlm.recipe.methods import (
-    BY_WEIGHTS,
+    ALIGNMENTS,
     CHOICES,
     CORRECTIONS,
     DTYPES,
     METHODS,
     NUMBERS,
-    SEEING,
     Method,
 )
 from nlm.recipe.nodes import Reader, described
@@ -49,7 +48,6 @@ _KEYS = (
     "foundations", "base", "experts", "method", "parameters", "seed", "align", "correct", "heads",
     "output",
 )  # fmt: skip
-_ALIGNMENTS = (*BY_WEIGHTS, *SEEING)
 _EXPERT = ("path", "foundation", "permutation")
 
 
@@ -243,7 +241,7 @@ class _Own:
             return None
         node, reader = self.keys["align"], self.reader
         if isinstance(node, ScalarNode):
-            method = reader.choice(node, "an alignment", (*_ALIGNMENTS, "none"))
+            method = reader.choice(node, "an alignment", (*ALIGNMENTS, "none"))
             keys: dict[str, Node] = {}
             if method in (None, "none"):
                 return None
@@ -251,9 +249,7 @@ class _Own:
             keys = reader.mapping(node, "align", ("method", "spec", "data"))
             method = None
             if "method" in keys:
-                method = reader.choice(keys["method"], "the method of align", _ALIGNMENTS)
-        if method in SEEING and "data" not in keys:
-            reader.problem(node, f"alignment by {method} has data, got none: write 'data: FILE'")
+                method = reader.choice(keys["method"], "the method of align", ALIGNMENTS)
         spec = self._named(keys["spec"], "the spec of align") if "spec" in keys else None
         data = self._named(keys["data"], "the data of align") if "data" in keys else None
         return Alignment(method, spec, data)
@@ -312,11 +308,11 @@ class _Own:
         node, reader = self.keys["output"], self.reader
         if isinstance(node, ScalarNode):
             return Output(self._path(node, "the output"))
-        keys = reader.mapping(node, "output", ("path", "dtype", "shard_bytes"))
+        keys = reader.mapping(node, "output", ("path", "dtype", "shard"))
         path = self._path(keys["path"], "the path of output") if "path" in keys else None
         dtype = shard = None
         if "dtype" in keys:
             dtype = reader.choice(keys["dtype"], "the dtype of output", DTYPES)
-        if "shard_bytes" in keys:
-            shard = reader.size(keys["shard_bytes"], "the shard_bytes of output")
+        if "shard" in keys:
+            shard = reader.size(keys["shard"], "the shard of output")
         return Output(path, dtype, shard or Output.shard_bytes)

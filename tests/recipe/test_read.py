@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nlm._methods import OPTIONS
-from nlm.align import _METHODS as ALIGNMENTS
+from nlm.align import _METHODS as ALIGNMENTS_OF_ALIGN
 from nlm.correct.by_name import CORRECTIONS as CORRECTIONS_BY_NAME
 from nlm.recipe import (
     Alignment,
@@ -24,7 +24,7 @@ from nlm.recipe import (
     Values,
     read_recipe,
 )
-from nlm.recipe.methods import BY_WEIGHTS, CHOICES, CORRECTIONS, METHODS, NUMBERS, SEEING
+from nlm.recipe.methods import ALIGNMENTS, CHOICES, CORRECTIONS, METHODS, NUMBERS
 from nlm.recipe.nodes import size_of
 
 COMPLETE = """
@@ -42,7 +42,7 @@ method: ties
 parameters: {scale: 0.4, dialect: mergekit}
 correct: {method: refit, samples: 128, data: {digits: d.safetensors, greek: data:greek}}
 heads: [classifier]
-output: {path: merged, dtype: bfloat16, shard_bytes: 2GiB}
+output: {path: merged, dtype: bfloat16, shard: 2GiB}
 """
 
 
@@ -203,16 +203,16 @@ WRONG = [
      "align: weights\n",
      ["2: the foundation of expert 'a' is one of f, got 'g'",
       "4: several foundations are aligned, got 1"]),
-    ("foundations: {f: f, g: g}\nexperts: {a: {path: a, foundation: g}}\nmethod: linear\n"
-     "align: activations\n",
-     ["4: alignment by activations has data, got none: write 'data: FILE'"]),
+    ("experts: {a: a}\nmethod: linear\nalign: weigths\n",
+     ["3: an alignment is one of weights, frank-wolfe, activations, dual, orthogonal, none, got "
+      "'weigths'"]),
     ("experts: {a: a}\nmethod: linear\ncorrect: tact\n",
      ["3: tact has data for every expert, got none for a: write 'data: {a: FILE}'"]),
     ("experts: {a: a}\nmethod: linear\ncorrect: {data: {a: x}}\n",
      ["3: correct has a method, got none: write 'method: tact'"]),
-    ("experts: {a: a}\nmethod: linear\noutput: {path: o, dtype: int8, shard_bytes: many}\n",
+    ("experts: {a: a}\nmethod: linear\noutput: {path: o, dtype: int8, shard: many}\n",
      ["3: the dtype of output is one of float32, bfloat16, float16, got 'int8'",
-      "3: the shard_bytes of output is bytes such as 5GB or 512MiB, got 'many'"]),
+      "3: the shard of output is bytes such as 5GB or 512MiB, got 'many'"]),
     ("- a\n- b\n", ["1: a recipe is a mapping of keys, got a list of 2"]),
 ]  # fmt: skip
 
@@ -265,7 +265,7 @@ def test_names_are_those_of_the_library():
             of_recipes = {name for name, each in METHODS.items() if option in each.parameters}
             assert of_recipes == set(readers) & set(METHODS)
             assert default == (NUMBERS | CHOICES)[option].default
-    assert {*BY_WEIGHTS, *SEEING} == set(ALIGNMENTS)
+    assert ALIGNMENTS == ALIGNMENTS_OF_ALIGN
     assert CORRECTIONS == CORRECTIONS_BY_NAME
 
 
@@ -277,7 +277,7 @@ def test_no_torch():
 WORDS = st.sampled_from(
     "foundations base experts method parameters seed align correct heads output path foundation "
     "permutation weight density drop scale t normalize dialect filter value spec data samples "
-    "dtype shard_bytes linear ties slerp dare global weights none a b merge_method models model "
+    "dtype shard linear ties slerp dare global weights none a b merge_method models model "
     "slices sources layer_range base_model out_dtype tokenizer_source union base+lora".split()
 )
 SCALARS = WORDS | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
