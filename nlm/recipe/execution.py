@@ -126,16 +126,15 @@ class _Models:
         if len(recipe.foundations) < 2 or not aligns or not self.makes:
             return {}
         assert recipe.align is not None and recipe.align.method is not None
-        import nlm
+        from nlm.align import align
 
         first, *others = recipe.foundations.items()
         start = self._weights(first[1], proves=True)
         found = {}
         for name, path in others:
             self.progress(f"aligning {name} with {first[0]}", 0.0)
-            result = nlm.align(
-                start, self._weights(path), self._specification(), recipe.align.method
-            )
+            other = self._weights(path)
+            result = align(start, other, self._specification(), recipe.align.method)
             found[name] = result.permutation
         return found
 

@@ -7,6 +7,7 @@ and its owner outlives the call.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from nlm import _core
 from nlm._core import DIALECTS, DTYPES
 
 ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-WIDE = {"F32": np.dtype(np.float32), "F64": np.dtype(np.float64)}
+WIDE: dict[str, np.dtype[Any]] = {"F32": np.dtype("float32"), "F64": np.dtype("float64")}
 GROUP = 64  # entries of one byte of sign_merge's `contested`
 
 

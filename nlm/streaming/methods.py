@@ -122,7 +122,7 @@ class Slerp(Method):
         if len(piece.experts) != 2:
             raise ValueError(f"nlm.merge: 'slerp' merges two experts, got {len(piece.experts)}")
         products = kernels.inner_products(None, list(piece.experts.values()), piece.size)
-        self._factors = _coefficients.slerp(products, self.value("t", None, piece.name))
+        self._factors = _coefficients.slerp(products.tolist(), self.value("t", None, piece.name))
 
     def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
         kernels.weighted_sum(None, self._at(piece, begin)[1], self._factors, target, size)
@@ -140,7 +140,7 @@ class ModelStock(Method):
             )
         vectors = list(piece.experts.values())
         products = kernels.inner_products(piece.base, vectors, piece.size)
-        self._ratio = _coefficients.model_stock(products)
+        self._ratio = _coefficients.model_stock(products.tolist())
 
     def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
         base, experts = self._at(piece, begin)

@@ -27,7 +27,7 @@ class Writer:
 
     def view(self, size: int) -> memoryview:
         """The first bytes of the buffer to fill."""
-        return memoryview(self._arrays[self._at])[:size]
+        return self._arrays[self._at].data[:size]
 
     def submit(self, write: Callable[[memoryview], Any], view: memoryview) -> None:
         """Writes in the background; the other buffer is the next to fill."""

@@ -134,7 +134,7 @@ def test_sharded_and_changed_types(family):
 base: first
 experts: {one: {path: one}}
 method: task_arithmetic
-output: {path: out, dtype: bfloat16, shard_bytes: 20kB}
+output: {path: out, dtype: bfloat16, shard: 20kB}
 """)
     execute(read_recipe(Path("recipe.yaml")))
     assert len(open_checkpoint("out").files) > 1
