@@ -6,7 +6,7 @@
 import hashlib
 from typing import Any
 
-from nlm._core import DIALECTS
+from nlm._core import DIALECTS as DIALECTS
 
 METHODS = (
     "linear", "slerp", "task_arithmetic", "model_stock", "ties", "dare", "dare_ties", "tall_mask",

@@ -44,8 +44,10 @@ def run(
             raise RecipeError(problems)
         show(forecast(recipe, opened), json)
         return
-    ranks = Ranks.of_environment()
-    with progress_bar(quiet or not ranks.first) as progress:
+    with (
+        Ranks.of_environment() as ranks,
+        progress_bar(quiet or not ranks.first) as progress,
+    ):
         report = execute(
             recipe, memory=budget, resume=resume, force=force, sync=sync, digest=digest,
             progress=progress, ranks=ranks,

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nlm._core import DIALECTS
-from nlm._methods import METHODS, OPTIONS, RESCALES
+from nlm._methods import DIALECTS, METHODS, OPTIONS, RESCALES
 from nlm._names import as_patterns, is_statistic, matches
 from nlm._state_dict import StateDict, check_alike, count_not_finite, state_of
 from nlm.merge.dare import dropped

@@ -130,7 +130,7 @@ class _Models:
 
         first, *others = recipe.foundations.items()
         start = self._weights(first[1], proves=True)
-        found = {}
+        found: dict[str, Mapping[str, Tensor]] = {}
         for name, path in others:
             self.progress(f"aligning {name} with {first[0]}", 0.0)
             other = self._weights(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nlm import __version__
+import nlm
 from nlm._names import matches
 from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
@@ -81,7 +81,7 @@ def card(plan: Plan, recipe: str, files: Mapping[str, Any]) -> str:
     front = yaml.safe_dump({"base_model": names, "tags": ["merge", "nlm"]}, sort_keys=False)
     lines = [
         "---", front.rstrip(), "---", "", f"# {plan.output.stem}", "",
-        f"Merged by nlm {__version__} with the method `{plan.method}`.", "",
+        f"Merged by nlm {nlm.__version__} with the method `{plan.method}`.", "",
         "| | checkpoint |", "|---|---|",
         *(f"| {_cell(who)} | {_cell(str(each.path))} |" for who, each in models.items()), "",
     ]  # fmt: skip

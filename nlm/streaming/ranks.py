@@ -12,7 +12,8 @@ from typing import Any
 
 
 class Ranks:
-    """The processes of a merge: this one alone, or those of torchrun, joined by gloo.
+    """The processes of a merge: this one alone, or those of torchrun, joined by gloo until the end
+    of the ``with`` statement.
 
     Attributes
     ----------
@@ -25,7 +26,8 @@ class Ranks:
         if size > 1:
             from torch import distributed
 
-            if not distributed.is_initialized():
+            self._is_own = not distributed.is_initialized()
+            if self._is_own:
                 distributed.init_process_group("gloo")
             self._group = distributed.new_group(backend="gloo")
 
@@ -33,6 +35,19 @@ class Ranks:
     def of_environment(cls) -> "Ranks":
         """The processes that torchrun started, else this one."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._group is None:
+            return
+        from torch import distributed
+
+        if kind is None:
+            self.gather(None)  # none leaves while another still hears it
+        if self._is_own:
+            distributed.destroy_process_group()
 
     @property
     def first(self) -> bool:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+TASKS = ("one", "two", "three")
 SHAPES = {
     "embed.weight": (50, 8), "layers.0.up.weight": (96, 8), "layers.0.up.bias": (96,),
     "layers.0.down.weight": (8, 96), "norm.weight": (8,), "odd.weight": (7, 13), "none": (0, 3),

@@ -27,7 +27,8 @@ plan = plan_of(root / "out", root / "base", experts, "ties", shard_bytes=1500)
 def progress(what, share):
     if os.environ["RANK"] == {dies!r} and share > 0.4:
         os.kill(os.getpid(), 9)
-run(plan, "r", resume={resume}, progress=progress, ranks=Ranks.of_environment())
+with Ranks.of_environment() as ranks:
+    run(plan, "r", resume={resume}, progress=progress, ranks=ranks)
 """
 
 

@@ -1,0 +1,154 @@
+"""Killed, resumed, out of disk, two at once: an output is whole or not there."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from streaming._checkpoints import write
+from streaming._plans import plan_of
+
+from nlm.checkpoint import open_checkpoint
+from nlm.checkpoint.shards import sha256_of
+from nlm.streaming import run
+
+MERGE = """
+import signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from streaming._plans import plan_of
+from nlm.streaming import run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+root = Path({root!r})
+experts = {{task: root / task for task in ("one", "two", "three")}}
+plan = plan_of(root / "out", root / "base", experts, "ties", dialect={dialect!r}, shard_bytes=1500)
+def progress(what, share):
+    print(what, flush=True)
+    {act}
+print(run(plan, "r", resume={resume}, progress=progress).resumed)
+"""
+
+
+def child(root: Path, act: str = "pass", resume: bool = False, dialect: str = "global", **kw):
+    tests = str(Path(__file__).parents[1])
+    code = textwrap.dedent(MERGE).format(
+        root=str(root), act=act, resume=resume, tests=tests, dialect=dialect
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, text=True, capture_output=True, **kw)
+
+
+@pytest.mark.parametrize("dialect", ["global", "peft"])
+def test_a_killed_merge_is_resumed(models, tmp_path, dialect):
+    """After kill -9 there is no output; what was finished is taken up, and the end is the same."""
+    _, _, base_path, paths = models()
+    expected = tmp_path / "expected"
+    run(plan_of(expected, base_path, paths, "ties", dialect=dialect, shard_bytes=1500))
+    kill = "import os; os.kill(os.getpid(), 9) if what == 'norm.weight' else None"
+    done = child(tmp_path, kill, dialect=dialect)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.partial" / "journal.json").exists()
+    torn = next(iter(sorted((tmp_path / ".out.partial").glob("*.safetensors"))))
+    data = bytearray(torn.read_bytes())
+    data[-1] ^= 1  # a finished file that the disk did not keep is not taken up
+    torn.write_bytes(data)
+    done = child(tmp_path, resume=True, dialect=dialect)
+    assert done.returncode == 0, done.stderr
+    resumed = eval(done.stdout.splitlines()[-1])
+    assert len(resumed) >= 1 and torn.name not in resumed
+    for file in open_checkpoint(expected).files:
+        assert sha256_of(file) == sha256_of(tmp_path / "out" / file.name)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_recipe_is_not_resumed(models, tmp_path):
+    models()
+    child(tmp_path, "import os; os.kill(os.getpid(), 9) if what == 'norm.weight' else None")
+    done = child(tmp_path, resume=True, dialect="peft")
+    assert done.returncode != 0 and "without --resume it is begun anew" in done.stderr
+    assert (tmp_path / ".out.partial" / "journal.json").exists()
+    assert child(tmp_path, dialect="peft").returncode == 0
+
+
+def test_a_full_disk_is_an_error_and_can_be_resumed(models, tmp_path):
+    """The system refuses to let a file grow, as it does on a full disk."""
+    models()
+    limit = 900
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = child(tmp_path, preexec_fn=limited)
+    assert done.returncode != 0 and "OSError" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_becomes_shorter_ends_the_process_with_a_sentence(models, tmp_path):
+    _, _, _, paths = models()
+    cut = f"import os; os.truncate({str(paths['one'] / 'model.safetensors')!r}, 4096)"
+    big = {"a.weight": torch.zeros(64), "w.weight": torch.zeros(400_000)}
+    for path in (tmp_path / "base", *paths.values()):
+        save_file(big, path / "model.safetensors")
+    done = child(tmp_path, cut, dialect="peft")
+    assert done.returncode == 1 and "got a file that became shorter" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_do_not_write_one_output(models, tmp_path):
+    models()
+    sleep = "import time; time.sleep(30) if what == 'norm.weight' else None"
+    tests = str(Path(__file__).parents[1])
+    code = MERGE.format(root=str(tmp_path), act=sleep, resume=False, tests=tests, dialect="peft")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            if line.strip() == "norm.weight":
+                break
+        second = child(tmp_path)
+        first.kill()
+    assert "one process at a time writes an output" in second.stderr
+    assert child(tmp_path).returncode == 0
+
+
+LIGHT = """
+import re, sys
+from pathlib import Path
+from nlm.checkpoint import open_checkpoint
+from nlm.streaming import Plan, run
+root = Path(sys.argv[1])
+models = {name: open_checkpoint(root / name) for name in ("base", "one", "two")}
+base = models.pop("base")
+plan = Plan(root / "out", models, base, "ties", lambda what, task, name: 0.5, {})
+peak = 0
+def progress(what, share):
+    global peak
+    status = Path("/proc/self/status").read_text()
+    peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]))
+run(plan, progress=progress)
+print(peak, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts memory so")
+def test_memory_is_fixed_and_torch_is_not_imported(tmp_path):
+    """Three models of 16 and of 96 MB need the same memory of their own, to 8 MB."""
+    peaks = []
+    for number, rows in enumerate((500, 3000)):
+        root = tmp_path / str(number)
+        root.mkdir()
+        for name in ("base", "one", "two"):
+            write(root / name, {f"w{k}.weight": torch.randn(rows, 1000) for k in range(8)})
+        command = [sys.executable, "-c", LIGHT, str(root)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, text=True, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        peak, has_torch = done.stdout.split()
+        assert has_torch == "False"
+        peaks.append(int(peak))
+    assert peaks[1] - peaks[0] < 8 * 1024
