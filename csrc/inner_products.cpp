@@ -1,10 +1,11 @@
 // products[i, j] = sum_e (tensor_i - base)[e] (tensor_j - base)[e], in float64.
 //
-// One read of the base and of each tensor. The differences of a block of entries stay in the cache
-// as rows of float64, of which two times four are multiplied at a time: their eight sums stay in
-// registers. The entries are cut into chunks by their number alone, and the chunks' sums are added
-// in order: the result is the same in every bit for any number of threads. Products and sums are
-// fma's where the instruction set has it.
+// One read of the base and of each tensor. Up to four tensors of one type are multiplied as they
+// are read, with all sums in registers. Of others the differences of a block of entries stay in the
+// cache as rows of float64, of which two times four are multiplied at a time. The entries are cut
+// into chunks by their number alone, and the chunks' sums are added in order: the result is the
+// same in every bit for any number of threads. Products and sums are fma's where the instruction
+// set has it.
 #include "inner_products.h"
 
 #include <cstring>
@@ -20,6 +21,53 @@ constexpr int64_t kBlock = 512;       // entries
 constexpr int64_t kLeastBlocks = 64;  // of a chunk
 constexpr int64_t kMostChunks = 256;
 constexpr int kRows = 2, kColumns = 4;  // of a tile of products
+constexpr int kFew = 4;
+constexpr int64_t kFewEntries = 2048;  // whose sums stay in registers
+
+// Adds the products of `n` entries to the upper triangle; null `base` is zero.
+template <class T, int kCount>
+void add_few(const T* base, const T* const* tensors, int64_t n, double* products, int64_t stride) {
+  using V = typename Lanes<T>::vector;
+  constexpr int kLanes = Lanes<T>::count;
+  vdouble sum[kCount][kCount] = {};
+  const auto add = [&](const auto& load_at) {
+    const Wide<T> start = to_float64<T>(base == nullptr ? V{} : load_at(base));
+    Wide<T> vector[kCount];
+    for (int k = 0; k < kCount; ++k) vector[k] = to_float64<T>(load_at(tensors[k]));
+    for (int p = 0; p < Wide<T>::kParts; ++p) {
+      vdouble part[kCount];
+      for (int k = 0; k < kCount; ++k) part[k] = vector[k].part[p] - start.part[p];
+      for (int i = 0; i < kCount; ++i) {
+        for (int j = i; j < kCount; ++j) sum[i][j] = fma(part[i], part[j], sum[i][j]);
+      }
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    add([i](const T* x) {
+      __builtin_prefetch(x + i + kFewEntries);
+      return load(x + i);
+    });
+  }
+  if (i < n) add([i, n](const T* x) { return load_first(x + i, n - i); });
+  for (int r = 0; r < kCount; ++r) {
+    for (int c = r; c < kCount; ++c) products[r * stride + c] += sum_lanes(sum[r][c]);
+  }
+}
+
+template <class T>
+void add_few(const VectorSet& set, int64_t first, int64_t n, double* products, int64_t stride) {
+  const T* const base = set.base == nullptr ? nullptr : static_cast<const T*>(set.base) + first;
+  const T* tensors[kFew];
+  for (int k = 0; k < set.count; ++k) {
+    tensors[k] = static_cast<const T*>(set.tensors[k].data) + first;
+  }
+  const auto add = set.count == 1   ? add_few<T, 1>
+                   : set.count == 2 ? add_few<T, 2>
+                   : set.count == 3 ? add_few<T, 3>
+                                    : add_few<T, 4>;
+  add(base, tensors, n, products, stride);
+}
 
 // row = tensor - start, of `n` elements from `first` on; null `start` is zero.
 void load_row(const void* data, DType dtype, int64_t first, int64_t n, const double* start,
@@ -61,6 +109,9 @@ void inner_products(const VectorSet& set, double* products, int threads) {
   const int64_t chunk = larger(ceil_div(blocks, kMostChunks), kLeastBlocks) * kBlock;
   const int64_t chunks = ceil_div(set.size, chunk);
   const int64_t block_doubles = (1 + rows) * kBlock;  // the base and the differences
+  bool few = set.count <= kFew;
+  for (int k = 0; k < set.count; ++k) few &= set.tensors[k].dtype == set.tensors[0].dtype;
+  few &= set.base == nullptr || set.base_dtype == set.tensors[0].dtype;
   const Scratch<double> buffers(threads * block_doubles), sums(chunks * rows * rows);
   parallel_for(chunks, threads, [&](int64_t task, int thread) {
     double* const start = buffers.data() + thread * block_doubles;
@@ -70,8 +121,16 @@ void inner_products(const VectorSet& set, double* products, int threads) {
       std::memset(x, 0, static_cast<size_t>(n) * sizeof(double));
     };
     clear(sum, rows * rows);
-    clear(start, block_doubles);
     const int64_t end = smaller((task + 1) * chunk, set.size);
+    if (few) {
+      with_dtype(set.tensors[0].dtype, [&](auto type) {
+        for (int64_t first = task * chunk; first < end; first += kFewEntries) {
+          add_few<decltype(type)>(set, first, smaller(kFewEntries, end - first), sum, rows);
+        }
+      });
+      return;
+    }
+    clear(start, block_doubles);
     for (int64_t first = task * chunk; first < end; first += kBlock) {
       const int64_t n = smaller(kBlock, end - first);
       if (n < kBlock) clear(start, block_doubles);

@@ -250,7 +250,8 @@ def choose(
         for task, expert in experts.items()
     }
     tried = "mask_threshold" if method == "tall_mask" else "scale"
-    values = {"tall_mask": mask_thresholds, "linear": (1.0,)}.get(method, scales)
+    unscaled = dict.fromkeys(("linear", "slerp", "model_stock"), (1.0,))
+    values = {"tall_mask": mask_thresholds, **unscaled}.get(method, scales)
     scores: dict[float, float] = {}
     per_task: dict[float, dict[str, float]] = {}
     best: Choice | None = None

@@ -188,8 +188,9 @@ def test_what_was_tried_is_named(world):
     )  # fmt: skip
     assert masked.tried == "mask_threshold" and list(masked.scores) == [0.2, 0.5]
     assert set(masked.mask_thresholds) == set(TASKS) and masked.scale == 1.0
-    linear = choose(aligned, data, data, method="linear", correction="none", heads="4")
-    assert linear.tried == "scale" and list(linear.scores) == [1.0]
+    for method in ("linear", "model_stock"):
+        found = choose(aligned, data, data, method=method, correction="none", heads="4")
+        assert found.tried == "scale" and list(found.scores) == [1.0]
 
 
 @pytest.mark.parametrize("correction", ["tact", "repair"])
