@@ -143,10 +143,11 @@ def corrections(pairs: list[dict[str, Any]]) -> list[str]:
     if not first:
         return []
     columns = list(next(iter(first.values())))
+    both = ", also with the best units of both instead of means" if "select" in columns else ""
     lines = [
         "The loss of the mean of A and B above the mean of their own, as it is, with REPAIR, and "
-        "with its layers solved anew by least squares (`nlm.refit`); most of what that gains needs "
-        "no alignment, which the first line shows.",
+        f"with its layers solved anew by least squares (`nlm.refit`{both}); most of what that "
+        "gains needs no alignment, which the first line shows.",
         f"| alignment of B | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}",
     ]
     for name in first:

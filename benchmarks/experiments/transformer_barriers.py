@@ -17,6 +17,7 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from torch.nn import functional
 
 import nlm
 from nlm.align import activation_matching, orthogonal_matching, weight_matching, without_heads
+from nlm.correct import Selection
 from nlm.evaluate import loss_barrier
 from nlm.gauge import Gauge, find
 
@@ -148,16 +150,21 @@ class Comparison:
         return found
 
     def corrected(self, a: Transformer, b: Transformer) -> dict[str, float]:
-        """The loss of the mean of two networks, and of that when it is corrected or refitted."""
+        """The loss of the mean of two networks, and of that when it is corrected or refitted.
+
+        "select": refitted, with the best of the units and heads of both networks and their means.
+        """
         mean = copy.deepcopy(a)
         ends = {"a": a.state_dict(), "b": b.state_dict()}
         mean.load_state_dict(nlm.merge(ends, method="linear"))
         members = {"a": a, "b": b}
         data = dict.fromkeys(members, self.calibration)
+        refit = partial(nlm.refit, mean, members, self.calibration, outputs=True, max_samples=None)
         models = {
             "mean": mean,
             "repair": nlm.Repair.fit(mean, members, data, max_samples=None),
-            "refit": nlm.refit(mean, members, self.calibration, outputs=True, max_samples=None),
+            "refit": refit(),
+            "select": refit(select=Selection(self.spec)),
         }
         return {name: self.held_out(model) for name, model in models.items()}
 

@@ -10,6 +10,7 @@ from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
 from nlm.correct.refit import refit
 from nlm.correct.repair import Repair
+from nlm.correct.selection import Selection
 from nlm.correct.tact import Tact
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Correction",
     "DataFree",
     "Repair",
+    "Selection",
     "Tact",
     "calibration_size",
     "correct",

@@ -1,6 +1,6 @@
 """BatchNorm reset: running statistics estimated anew, in forward order, on pooled moments."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,22 @@ from nlm.statistics.observe import check_activation
 
 
 @dataclass
-class _Statistics:
+class Statistics:
     """Running statistics of a norm, and the moments that they will be."""
 
     name: str
     mean: Tensor
     variance: Tensor
     moments: Moments
+
+    @classmethod
+    def of(cls, name: str, norm: nn.Module, inputs: Tensor) -> "Statistics":
+        """Those of a batch norm that reads ``inputs``."""
+        moments = Moments.of(inputs, 1)
+        check_activation("nlm.reset_batch_norm", name, inputs)
+        mean, variance = norm._buffers["running_mean"], norm._buffers["running_var"]
+        assert mean is not None and variance is not None  # asked only where they are kept
+        return cls(name, mean, variance, moments)
 
 
 def reset_batch_norm(
@@ -93,18 +102,11 @@ def reset_next(
     network: nn.Module, calls: Sequence[Callable[[], Any]], done: set[str]
 ) -> str | None:
     """Resets the first norm that runs and is not yet reset; its name, or None when all are."""
-    found: dict[int, _Statistics] = {}
+    found: list[Statistics] = []
 
     def hook(name: str) -> Callable[..., None]:
         def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            moments = Moments.of(args[0], 1)
-            check_activation("nlm.reset_batch_norm", name, args[0])
-            mean, variance = module._buffers["running_mean"], module._buffers["running_var"]
-            assert mean is not None and variance is not None  # hooked only where they are kept
-            key = mean.data_ptr()  # a task with statistics of its own has them in memory of its own
-            if key in found:
-                moments = found[key].moments + moments
-            found[key] = _Statistics(name, mean, variance, moments)
+            found.append(Statistics.of(name, module, args[0]))
             raise Reached
 
         return measure
@@ -120,17 +122,30 @@ def reset_next(
     finally:
         for handle in handles:
             handle.remove()
-    names = sorted({own.name for own in found.values()})
+    names = sorted({own.name for own in found})
     if len(names) > 1:
         raise ValueError(
             f"nlm.reset_batch_norm: all data run through the norms in one order, got "
             f"{' and '.join(names)} at one place"
         )
-    for own in found.values():
+    write_statistics(found)
+    return names[0] if names else None
+
+
+def write_statistics(found: Iterable[Statistics]) -> None:
+    """Writes the running statistics of a norm from the moments of all batches together.
+
+    A task with statistics of its own has them in memory of its own.
+    """
+    pooled: dict[int, Statistics] = {}
+    for own in found:
+        known = pooled.setdefault(own.mean.data_ptr(), own)
+        if known is not own:
+            known.moments = known.moments + own.moments
+    for own in pooled.values():
         check_count("nlm.reset_batch_norm", own.name, own.moments)
         own.mean.copy_(own.moments.mean)
         own.variance.copy_(own.moments.m2 / (own.moments.count - 1))
-    return names[0] if names else None
 
 
 def is_kept(module: nn.Module) -> bool:

@@ -16,29 +16,25 @@ Much of what it gives it also gives without alignment: look at the refit of unal
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nlm._modules import evaluation, is_transformers_conv1d, output_hooks, submodule
+from nlm._modules import evaluation, output_hooks
 from nlm._multitask import MultiTaskModel, network_of
-from nlm._state_dict import place_of, state_of
-from nlm.correct.batch_norm import reset_next
 from nlm.correct.correction import exclusive
 from nlm.correct.fitting import check_tasks, run_task
-from nlm.correct.normal_equations import NormalEquations, as_linear
-from nlm.correct.walk import CONVOLUTIONS, Step, find_steps, inputs_of, outputs_of
+from nlm.correct.lockstep import standing
+from nlm.correct.passes import ExpertPass, MergedPass
+from nlm.correct.selection import SelectingWalk, Selection
+from nlm.correct.solving import CALLER, Stream, Walk
+from nlm.correct.walk import find_steps
 from nlm.statistics import Data, Forward, Mask, run
 from nlm.statistics.data import first, micro_batches
-from nlm.statistics.observe import check_activation, check_reached
-from nlm.statistics.positions import Positions
 
 _Model = TypeVar("_Model", bound=nn.Module)
-_CALLER = "nlm.refit"
-_DEAD = 1e-6  # of a batch norm's largest scale: what is below tells nothing of its input
 
 
 def refit(
@@ -49,8 +45,10 @@ def refit(
     ridge: float | None = None,
     points: str | Sequence[str] | None = None,
     outputs: bool = False,
+    select: bool | Selection = False,
     max_samples: int | None = 512,
     micro_batch: int | None = None,
+    recompute: bool = False,
     forward: Forward | None = None,
     mask: Mask | None = None,
     device: torch.device | str | None = None,
@@ -74,10 +72,15 @@ def refit(
         functions such as the packed attention of :class:`torch.nn.MultiheadAttention`.
     outputs : whether heads that all tasks share are refitted too. Not for heavy-tailed outputs, as
         the logits of confident predictions are.
+    select : whether hidden units and attention heads are chosen from those of all experts instead
+        of averaged, see :mod:`nlm.correct.selection`; for data that all experts see. A
+        :class:`nlm.correct.Selection` says which were.
     max_samples : per task.
     micro_batch : samples per forward pass; by default all that fit into one tensor go together. The
-        result does not depend on it. Memory is that of one micro-batch: each step runs the model
-        and the experts anew up to its place, half a forward pass of each on average.
+        result does not depend on it. All go side by side, the experts' too, as in
+        :meth:`Tact.fit`: the activations of all stand in memory.
+    recompute : they run one after the other instead, from the input for each step: the memory of
+        one, half a forward pass of the model and of each expert for each step on average.
     forward, mask, device : see :mod:`nlm.statistics.data`.
     progress : called with (layers, steps done, steps); what it raises cancels.
 
@@ -94,7 +97,8 @@ def refit(
     ValueError
         No data, tasks that differ between experts and data, a ridge that is negative, or too small
         for inputs that depend on one another, no layer to refit, an expert that lacks one or has
-        other channels there, NaN or inf in an activation, a model that is corrected already.
+        other channels there, NaN or inf in an activation, a model that is corrected already; units
+        to select on data per task, or without a specification where ``forward`` is given.
 
     References
     ----------
@@ -103,178 +107,49 @@ def refit(
     arXiv:2407.02447.
     """
     if ridge is not None and not 0 <= ridge < float("inf"):
-        raise ValueError(f"{_CALLER}: the ridge is finite and at least 0, got {ridge}")
+        raise ValueError(f"{CALLER}: the ridge is finite and at least 0, got {ridge}")
     named = data if isinstance(data, Mapping) else dict.fromkeys(experts, data)
-    check_tasks(_CALLER, model, experts, named)
+    check_tasks(CALLER, model, experts, named)
     parts = [(task, named[task], [expert]) for task, expert in experts.items()]
     if named is not data:
         if isinstance(model, MultiTaskModel):
-            raise ValueError(f"{_CALLER}: a multi-task model takes data per task, got data for all")
+            raise ValueError(f"{CALLER}: a multi-task model takes data per task, got data for all")
         parts = [("", data, list(experts.values()))]
-    streams = [
-        _Stream(task, batch, own)
+    if select and named is data:
+        raise ValueError(f"{CALLER}: units are selected on data for all experts, got data per task")
+    batches = [
+        (task, batch, own)
         for task, samples, own in parts
-        for batch in micro_batches(samples, micro_batch, max_samples, device, _CALLER)
+        for batch in micro_batches(samples, micro_batch, max_samples, device, CALLER)
     ]
     with ExitStack() as stack:
         # in inference mode tensors do not count how often they are written to
         stack.enter_context(torch.inference_mode(False))
         with exclusive(model):
             fitted = copy.deepcopy(model)
-        networks = network_of(fitted), *experts.values()
-        stack.enter_context(evaluation(*networks))
-        for network in networks:  # an nn.TransformerEncoder runs layer by layer
-            stack.enter_context(output_hooks(network, {}))
-        walk = _Walk(fitted, streams, ridge, forward, mask)
-        steps = walk.steps(points, outputs)
+        network = network_of(fitted)
+        stack.enter_context(evaluation(network, *experts.values()))
+        stack.enter_context(output_hooks(network, {}))  # an nn.TransformerEncoder runs by layers
+        walk = Walk(fitted, ridge, mask)
+        task, batch, _ = batches[0]
+        few = first(batch, 2, CALLER)
+        call = partial(run_task, task=task, batch=few, forward=forward)
+        steps = find_steps(network, partial(call, fitted), walk.is_shared, points, outputs, CALLER)
+        merged = standing(fitted)
+        if select:
+            chosen = select if isinstance(select, Selection) else Selection()
+            spec = chosen.find_spec(network, few, forward)
+            trial = MergedPass(merged, call, steps, None)
+            walk = SelectingWalk(fitted, ridge, mask, experts, chosen, spec, steps, trial)
+        side_by_side = None if recompute else stack
+        for task, batch, own in batches:
+            call = partial(run_task, task=task, batch=batch, forward=forward)
+            alone = partial(run, batch=batch, forward=forward)
+            passes = [MergedPass(merged, call, steps, side_by_side) for _ in range(walk.passes)]
+            targets = [ExpertPass(expert, alone, steps, side_by_side) for expert in own]
+            walk.streams.append(Stream(batch, passes, targets))
         for number, step in enumerate(steps):
             walk.take(step)
             if progress is not None:
                 progress(", ".join(step.layers or step.ends), number + 1, len(steps))
     return fitted
-
-
-@dataclass
-class _Stream:
-    """Samples of a task, and the experts whose mean output is the target on them."""
-
-    task: str
-    batch: Any
-    experts: Sequence[nn.Module]
-
-
-class _Walk:
-    """A model whose layers are refitted in place, step by step."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        streams: Sequence[_Stream],
-        ridge: float | None,
-        forward: Forward | None,
-        mask: Mask | None,
-    ) -> None:
-        self.model = model
-        self.network = network_of(model)
-        self.streams = streams
-        self.calls = [partial(run_task, model, s.task, s.batch, forward) for s in streams]
-        self.ridge = ridge
-        self.forward = forward
-        self.positions = Positions(mask, caller=_CALLER)
-        self.reset: set[str] = set()
-        if isinstance(model, MultiTaskModel):
-            states = [model.states.for_task(task) for task in model.tasks]
-        else:
-            states = [state_of(model)]
-        self.weights = {
-            name: tensor
-            for name, tensor in states[0].items()
-            if isinstance(tensor, Tensor)
-            and all(name in own and place_of(own[name]) == place_of(tensor) for own in states)
-        }
-
-    def steps(self, points: str | Sequence[str] | None, outputs: bool) -> list[Step]:
-        """The steps of the network, found on two samples."""
-        task, few = self.streams[0].task, first(self.streams[0].batch, 2, _CALLER)
-        call = partial(run_task, self.model, task, few, self.forward)
-        return find_steps(self.network, call, self._is_shared, points, outputs, _CALLER)
-
-    def take(self, step: Step) -> None:
-        """Gives a step's batch norm the statistics of its inputs, then solves its layers."""
-        while step.norm is not None and step.norm not in self.reset:
-            found = reset_next(self.network, self.calls, self.reset)
-            check_reached(_CALLER, [step.norm], [] if found is None else [step.norm])
-            self.reset.add(found or "")
-        if step.layers:
-            self._solve(step, self._equations(step))
-
-    def _is_shared(self, name: str) -> bool:
-        """Whether all tasks have in common what a layer or a batch norm holds."""
-        return f"{name}.weight" in self.weights or f"{name}.running_mean" in self.weights
-
-    def _equations(self, step: Step) -> list[NormalEquations]:
-        """The normal equations of a step over all samples, one for each group of channels."""
-        found: list[NormalEquations] = []
-        layer = submodule(self.network, step.layers[0])
-        dim = 1 if isinstance(layer, CONVOLUTIONS) else -1
-        rows = sum(len(self._matrix(name)) for name in step.layers)
-        for stream, call in zip(self.streams, self.calls, strict=True):
-            x, held = inputs_of(self.network, step, call, _CALLER)
-            y = self._target(step, stream)
-            if y.shape[dim] != rows:
-                raise ValueError(
-                    f"{_CALLER}: the experts have the merged model's channels, got {y.shape[dim]} "
-                    f"and {rows} at {step.ends[0]!r}"
-                )
-            if held is not None:
-                y = y - held
-            if step.norm is not None:
-                along = (-1, *[1] * (y.dim() - 2))
-                scale, shift, _ = (part.reshape(along).to(y) for part in self._affine(step.norm))
-                y = (y - shift) / scale
-            x = x if x.itemsize >= 4 else x.float()
-            self.positions.begin(stream.batch)
-            mask = self.positions.of(y, dim)
-            for group, ins, outs, on, counted in as_linear(layer, x, y.to(x.dtype), mask):
-                if group == len(found):
-                    found.append(NormalEquations(ins.shape[on], outs.shape[on], x.device))
-                found[group].update(ins, outs, on, counted)
-            if not all(equations.finite for equations in found):
-                check_activation(_CALLER, step.layers[0], x)
-                check_activation(_CALLER, step.ends[0], y, dim, mask)
-        return found
-
-    def _target(self, step: Step, stream: _Stream) -> Tensor:
-        """The mean of what the experts of some samples have where a step ends."""
-        total: Tensor | None = None
-        for expert in stream.experts:
-            call = partial(run, expert, stream.batch, self.forward)
-            found = outputs_of(expert, step, call, _CALLER)
-            total = found if total is None else total + found
-        assert total is not None  # there is at least one expert
-        return total / len(stream.experts)
-
-    def _solve(self, step: Step, equations: list[NormalEquations]) -> None:
-        """Solves the layers of a step and writes their weights."""
-        weights = [self.weights[f"{name}.weight"] for name in step.layers]
-        biases = [self.weights.get(f"{name}.bias") for name in step.layers]
-        start = torch.cat([self._matrix(name) for name in step.layers])
-        biased = biases[0] is not None or step.norm is not None
-        parts = zip(equations, start.chunk(len(equations)), strict=True)
-        solved = [own.solve(part, self.ridge, biased, step.layers[0]) for own, part in parts]
-        weight, bias = (torch.cat(each) for each in zip(*solved, strict=True))
-        if step.norm is not None:
-            *_, alive = self._affine(step.norm)
-            before = torch.zeros_like(bias) if biases[0] is None else biases[0].double()
-            weight = torch.where(alive[:, None], weight, start.double())
-            bias = torch.where(alive, bias, before)
-            if biases[0] is None:  # the norm takes it
-                self.weights[f"{step.norm}.running_mean"].sub_(bias)
-        at = 0
-        for name, old, old_bias in zip(step.layers, weights, biases, strict=True):
-            rows = slice(at, at := at + len(self._matrix(name)))
-            columns = is_transformers_conv1d(submodule(self.network, name))
-            old.copy_(weight[rows].T if columns else weight[rows].reshape(old.shape))
-            if old_bias is not None:
-                old_bias.copy_(bias[rows])
-
-    def _matrix(self, name: str) -> Tensor:
-        """The weight of a layer as [outputs, inputs]."""
-        weight = self.weights[f"{name}.weight"]
-        return (
-            weight.T if is_transformers_conv1d(submodule(self.network, name)) else weight.flatten(1)
-        )
-
-    def _affine(self, norm: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Scale and shift of a batch norm, float64 [channels], and where the scale is not zero."""
-        module = submodule(self.network, norm)
-        mean, variance = (
-            self.weights[f"{norm}.{which}"].double() for which in ("running_mean", "running_var")
-        )
-        scale = (variance + float(module.eps)).rsqrt()  # type: ignore[arg-type]
-        shift = -mean * scale
-        if module.affine:
-            scale = scale * self.weights[f"{norm}.weight"]
-            shift = shift * self.weights[f"{norm}.weight"] + self.weights[f"{norm}.bias"]
-        alive = scale.abs() > _DEAD * scale.abs().max()
-        return torch.where(alive, scale, 1.0), shift, alive

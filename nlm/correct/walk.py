@@ -9,26 +9,25 @@ what the experts' layers compute there. Two cases are different:
   there less what the merged network has on the stream, and so makes up for what is wrong before it.
   Of two layers whose outputs are added the later one does.
 
-Additions are no modules: a :class:`TorchFunctionMode` sees them.
+Additions are no modules: a :class:`TorchFunctionMode` sees them. What the passes of a walk find at
+its steps, see :mod:`nlm.correct.passes`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from nlm._modules import is_transformers_conv1d, output_hooks, submodule
+from nlm._modules import is_transformers_conv1d
 from nlm._names import as_patterns, matches
 from nlm.correct.batch_norm import is_kept
-from nlm.correct.sequential import Reached, advance
-from nlm.statistics.observe import check_reached
 from nlm.symmetry.outputs import named_tensors
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -105,6 +104,7 @@ class _Record(TorchFunctionMode):
         super().__init__()
         self.runs: list[_Run] = []
         self._of: dict[int, _Run] = {}
+        self._later = count(2)  # of two additions without a run between them the second one is
         with ExitStack() as stack:
             for name, module in network.named_modules():
                 if is_layer(module) or is_kept(module):
@@ -133,10 +133,10 @@ class _Record(TorchFunctionMode):
         found = [run for tensor in read if (run := self._of.get(id(tensor))) and not run.used]
         for run in found:
             run.used = True
-        if found and _is_addition(function, args, kwargs):
+        if found and is_addition(function, args, kwargs):
             last = max(found, key=lambda run: run.place)
             if result.shape == last.tensors[1].shape:
-                last.writes, last.place = True, len(self.runs) - 0.5
+                last.writes, last.place = True, len(self.runs) - 1 / next(self._later)
         return result
 
 
@@ -207,98 +207,12 @@ def find_steps(
     return [step for _, step in sorted(steps.values(), key=lambda timed: timed[0])]
 
 
-# --- what a step reads, and what it is fitted to --------------------------------------------------
-
-
-def inputs_of(
-    network: nn.Module, step: Step, call: Callable[[], Any], caller: str
-) -> tuple[Tensor, Tensor | None]:
-    """What the layers of a step read, and what the stream holds that they write to."""
-    read: list[Tensor] = []
-    stream: list[Tensor] = []
-
-    def take(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        read[:] = [args[0].clone() if step.writes else args[0]]  # may be written into
-        if not step.writes:
-            raise Reached
-
-    def meet(other: Tensor, add: Callable[[], Tensor]) -> Tensor:
-        stream[:] = [other]
-        raise Reached
-
-    handle = submodule(network, step.layers[0]).register_forward_pre_hook(take)
-    try:
-        with _awaiting(network, step, meet):
-            advance(call)
-    finally:
-        handle.remove()
-    if not read or len(stream) < step.writes:
-        check_reached(caller, step.layers[:1], ())
-    return read[0], stream[0] if stream else None
-
-
-def outputs_of(network: nn.Module, step: Step, call: Callable[[], Any], caller: str) -> Tensor:
-    """What an expert has where a step ends: the layers' outputs side by side, or the sum."""
-    found: dict[str, Tensor] = {}
-
-    def take(name: str, output: Tensor) -> None:
-        found[name] = output.clone() if len(step.ends) > 1 else output  # may be written into
-        if len(found) == len(step.ends):
-            raise Reached
-
-    def meet(other: Tensor, add: Callable[[], Tensor]) -> Tensor:
-        found[step.ends[0]] = add()
-        raise Reached
-
-    hooks = {} if step.writes else {name: partial(take, name) for name in step.ends}
-    with output_hooks(network, hooks), _awaiting(network, step, meet):
-        advance(call)
-    check_reached(caller, step.ends, found)
-    outputs = [found[name] for name in step.ends]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-
-
-@contextmanager
-def _awaiting(
-    network: nn.Module, step: Step, meet: Callable[[Tensor, Callable[[], Tensor]], Tensor]
-) -> Iterator[None]:
-    """Where a step writes, hands what its output is added to, and the addition, to ``meet``."""
-    if not step.writes:
-        yield
-        return
-    addition = _Addition(meet)
-    with output_hooks(network, {step.ends[0]: addition.awaits}), addition:
-        yield
-
-
-class _Addition(TorchFunctionMode):
-    """Gives the addition of one tensor, once it is known, to a function."""
-
-    def __init__(self, meet: Callable[[Tensor, Callable[[], Tensor]], Tensor]) -> None:
-        super().__init__()
-        self._meet = meet
-        self._awaited: Tensor | None = None
-
-    def awaits(self, output: Tensor) -> None:
-        self._awaited = output
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        add = partial(function, *args, **(kwargs or {}))
-        if self._awaited is not None and _is_addition(function, args, kwargs):
-            left, right = args
-            if left is self._awaited or right is self._awaited:
-                return self._meet(right if left is self._awaited else left, add)
-        return add()
-
-
 def _is_normed(run: _Run) -> bool:
     """Whether a batch norm on the output of a layer has the layer's channels."""
     return isinstance(run.module, CONVOLUTIONS) or run.tensors[1].dim() == 2
 
 
-def _is_addition(function: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+def is_addition(function: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
     """Whether a call adds one tensor to another, as they are."""
     plain = len(args) == 2 and not kwargs and all(isinstance(each, Tensor) for each in args)
     return plain and getattr(function, "__name__", "") in _ADDITIONS and args[0] is not args[1]

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
+from correct._architectures import NETWORKS, pair
 from torch import nn
 
 import nlm
@@ -90,6 +91,22 @@ def test_lockstep_is_recomputation_to_the_bit(kind, multi):
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["resnet", "vision transformer", "encoder", "bert"])
+def test_refit_in_lockstep_is_refit_by_recomputation(name):
+    model, expert, x = pair(NETWORKS[name])
+    x = x.double() if x.is_floating_point() else x
+    own = {"a": expert.double(), "b": model.double()}
+    data = {"a": [x], "b": [x[:7]]}
+    fits = [
+        nlm.refit(model, own, data, micro_batch=size, recompute=recompute).state_dict()
+        for size, recompute in ((5, False), (5, True), (None, False))
+    ]
+    for entry, weight in fits[0].items():
+        for other in fits[1:]:
+            torch.testing.assert_close(other[entry], weight, rtol=1e-9, atol=1e-9)
+    assert any(not torch.equal(weight, model.state_dict()[n]) for n, weight in fits[0].items())
+
+
 def test_what_a_module_keeps_is_its_own_micro_batchs():
     class Keeps(nn.Module):
         """Reads at its end what it kept at its start."""
@@ -118,6 +135,9 @@ def test_each_micro_batch_takes_one_pass():
 
     nlm.Tact.fit(mlp(0), {"a": mlp(1)}, {"a": [vectors(40)]}, micro_batch=10, forward=forward)
     assert len(runs) == 2 + 4 + 4  # points, expert, merged model
+    runs.clear()
+    nlm.refit(mlp(0), {"a": mlp(1)}, {"a": [vectors(40)]}, micro_batch=10, forward=forward)
+    assert len(runs) == 1 + 4 + 4  # steps, expert, merged model
 
 
 def test_weights_of_a_task_are_made_once():
