@@ -142,9 +142,11 @@ def test_the_page_has_whole_jobs_where_they_were_measured(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("script", "make"),
     [
-        ("readme", "performance_page"), ("roofline", "page"), ("barriers", "page"),
+        ("readme", "performance_page"),
+        ("roofline", "page"),
+        ("barriers", "page"),
         ("corrections_page", "page"),
-    ],  # fmt: skip
+    ],
 )
 def test_a_page_is_what_its_script_writes(script: str, make: str) -> None:
     names = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
