@@ -8,10 +8,10 @@ are fitted to what they are in the expert, from the merged network's own inputs.
 That takes units that the layers of one step make and those of another one read, and nothing else:
 hidden units, attention heads, groups of heads with one key and value. The specification tells them.
 
-Of the barrier between two small GPTs, of which refit leaves .196 and .229 in two pairs, selecting
-leaves .119 and .128 (where they are not aligned .210 and refit .495), at eight times the work: that
+Between two small GPTs, in three pairs, refit leaves a barrier of .196 to .229 and selecting one of
+.119 to .128 (where they are not aligned .495 and .210, in one pair), at eight times the work: that
 of the products of all units with one another. Of the hidden units that it keeps next to none are
-means, of the heads half are. Without means to choose from it leaves .114 and .130.
+means, of the heads half are. Without means to choose from it leaves .114 and .130 in two pairs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
