@@ -1,7 +1,7 @@
 """Files: tensors in and out as safetensors, written whole or not at all. Imports no torch.
 
 Small files go through the safetensors library as one piece (``read_tensors``, ``write_tensors``);
-checkpoints that may not fit in memory through ``headers``, ``mapping`` and ``shards``.
+checkpoints that may not fit in memory through ``headers``, ``mapping``, ``shards`` and ``partial``.
 """
 
 from nlm.checkpoint.atomic import atomic_path, refuse_existing

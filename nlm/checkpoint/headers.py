@@ -50,15 +50,26 @@ class TensorEntry:
         return self.dtype in ("F16", "BF16", "F32", "F64")
 
 
+Stamp = tuple[int, ...]
+"""What of a file changes when it is written to or replaced."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint, in the order of its files, and a model's ``config.json``."""
+    """The tensors of a checkpoint, in the order of its files, and a model's ``config.json``.
+
+    ``stamps`` are the files' as their headers were read.
+    """
 
     path: Path
-    files: tuple[Path, ...]
+    stamps: Mapping[Path, Stamp]
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.stamps)
 
     @property
     def folder(self) -> Path | None:
@@ -84,6 +95,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     files, promised = _files(target) if target.is_dir() else ((target,), None)
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
+    stamps = {file: stamp(file) for file in files}
     for file in files:
         entries, about = read_header(file)
         if twice := tensors.keys() & entries.keys():
@@ -95,7 +107,29 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         metadata |= about
     if promised is not None:
         _check_index(target, promised, tensors)
-    return Checkpoint(target, files, tensors, metadata, read_config(target))
+    return Checkpoint(target, stamps, tensors, metadata, read_config(target))
+
+
+def stamp(file: Path) -> Stamp:
+    """Device, number, size and time of a file."""
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(stamps: Mapping[Path, Stamp]) -> None:
+    """Raises where a file is no longer the one whose header was read.
+
+    Raises
+    ------
+    RuntimeError
+        A file was replaced, written to, or removed.
+    """
+    for file, known in stamps.items():
+        if not file.exists() or stamp(file) != known:
+            raise RuntimeError(
+                f"nlm: an input must stay as it is while it is read, got {str(file)!r}, which was "
+                "changed"
+            )
 
 
 def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:

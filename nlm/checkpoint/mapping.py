@@ -1,7 +1,6 @@
 """Checkpoints in the address space: their bytes are read from the disk as they are needed."""
 
 import mmap
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -9,11 +8,13 @@ from types import TracebackType
 
 import numpy as np
 
-from nlm.checkpoint.headers import Checkpoint, TensorEntry
+from nlm.checkpoint.headers import Checkpoint, TensorEntry, check_unchanged
 
 
 class MappedFiles:
     """The files of checkpoints, mapped for reading; a context manager.
+
+    Raises RuntimeError where a file is no longer the one whose header was read.
 
     Pages of a mapped file are the file's own, and no memory that the process holds: the system
     takes them back when it needs them.
@@ -22,12 +23,12 @@ class MappedFiles:
     def __init__(self, checkpoints: Iterable[Checkpoint]) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
         self._bytes: dict[Path, np.ndarray] = {}
-        self._stamps: dict[Path, tuple[int, ...]] = {}
         try:
             for checkpoint in checkpoints:
                 for file in checkpoint.files:
-                    if file not in self._stamps:
+                    if file not in self._maps:
                         self._open(file)
+                check_unchanged(checkpoint.stamps)
         except BaseException:
             self.close()
             raise
@@ -47,21 +48,6 @@ class MappedFiles:
     def done_with(self, entry: TensorEntry) -> None:
         """A tensor's pages need not stay in the address space."""
         self._advise(entry, 0, entry.bytes, "MADV_DONTNEED")
-
-    def check_unchanged(self) -> None:
-        """Raises where a file is no longer the one that was opened.
-
-        Raises
-        ------
-        RuntimeError
-            A file was replaced, written to, or removed.
-        """
-        for file, stamp in self._stamps.items():
-            if not file.exists() or _stamp(os.stat(file)) != stamp:
-                raise RuntimeError(
-                    f"nlm: an input must stay as it is while it is read, got {str(file)!r}, which "
-                    "was changed"
-                )
 
     def close(self) -> None:
         self._bytes.clear()
@@ -83,7 +69,6 @@ class MappedFiles:
 
     def _open(self, file: Path) -> None:
         with file.open("rb") as opened:
-            self._stamps[file] = _stamp(os.fstat(opened.fileno()))
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._maps[file] = mapped
         self._bytes[file] = np.frombuffer(mapped, np.uint8)
@@ -94,7 +79,3 @@ class MappedFiles:
         length = min(entry.begin + end, entry.end) - first
         if length > 0 and hasattr(mmap, advice):
             self._maps[entry.file].madvise(getattr(mmap, advice), first, length)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -11,6 +11,7 @@ from pathlib import Path
 from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint
+from nlm.checkpoint.names import contains, wrong_name
 from nlm.recipe.methods import BY_WEIGHTS, METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
@@ -48,7 +49,24 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
     if (target := recipe.output.path) is not None:
         size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
         found += (recipe.where("output") + each for each in _output(target, size, force))
+        found += (recipe.where("output") + each for each in _apart(recipe, opened, target))
+    for expert in recipe.experts:
+        if sentence := wrong_name(expert.name):
+            found.append(recipe.where("experts", expert.name) + sentence)
     return found
+
+
+def _apart(recipe: Recipe, opened: Opened, output: Path) -> Iterator[str]:
+    """Whether what is written leaves alone what is read, and holds all there is to write."""
+    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
+    for file in dict.fromkeys(file for each in models if each is not None for file in each.files):
+        if contains(output, file):
+            yield (
+                f"an output is not and does not hold an input, got {str(output)!r} and "
+                f"{str(file)!r}"
+            )
+    if recipe.heads and output.suffix == ".safetensors":
+        yield f"heads are written to a folder, got the file {str(output)!r}"
 
 
 def _models(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
@@ -209,5 +227,14 @@ def _output(path: Path, size: int, force: bool) -> Iterator[str]:
     parent = path.absolute().parent
     if not os.path.isdir(parent):
         yield f"the folder of an output exists, got {str(parent)!r}"
-    elif size > (free := shutil.disk_usage(parent).free):
+        return
+    # What another run has left is taken up or removed.
+    left = [parent / f".{path.name}{kind}" for kind in (".partial", ".work")]
+    free = shutil.disk_usage(parent).free + sum(map(_held, left))
+    if size > free:
         yield f"the disk has room for {size} bytes, got {free} free in {str(parent)!r}"
+
+
+def _held(folder: Path) -> int:
+    """Bytes of a folder's files."""
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())

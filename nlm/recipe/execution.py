@@ -5,13 +5,18 @@ foundations at a time. Permuted experts, and the mean of the aligned foundations
 hidden folder beside the output until it is done.
 """
 
-import shutil
+import hashlib
+import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nlm.checkpoint import Checkpoint, open_checkpoint
+from nlm.checkpoint.headers import Stamp, stamp
+from nlm.checkpoint.names import file_name
+from nlm.checkpoint.partial import own_folder
 from nlm.recipe.check import check
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Recipe, RecipeError
@@ -62,24 +67,23 @@ def execute(
     if target is None:
         raise ValueError("nlm.recipe: a merge has an output, got none (output.path, or --output)")
     ranks = ranks or Ranks()
+    target = Path(os.path.realpath(target))
     work = target.parent / f".{target.name}.work"
     models = _Models(recipe, work, memory, progress or (lambda what, share: None), ranks.first)
-    try:
+    with ExitStack() as stack:
         with ranks.together():
             if ranks.first:
-                shutil.rmtree(work, ignore_errors=True)
+                stack.enter_context(own_folder(work))
                 plan = models.plan(target)
         if not ranks.first:
             plan = models.plan(target)
         text = recipe.file.read_text(encoding="utf-8") if recipe.file is not None else ""
+        moved = ranks.gather(models.moved)[0]
         return run(
-            plan, text or repr(recipe), resume=resume, force=force, sync=sync, digest=digest,
-            progress=progress, ranks=ranks,
+            plan, "\n".join([text or repr(recipe), *moved]), resume=resume, force=force, sync=sync,
+            digest=digest, progress=progress, ranks=ranks,
             write_others=lambda to, files: write_others(to, plan, text, files, models.like()),
         )  # fmt: skip
-    finally:
-        if ranks.first:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass
@@ -95,7 +99,8 @@ class _Models:
     memory: int
     progress: Progress
     makes: bool
-    inputs: list[Path] = field(default_factory=list)
+    inputs: dict[Path, Stamp] = field(default_factory=dict)
+    moved: list[str] = field(default_factory=list)  # digests of the permutations
     _spec: "PermutationSpec | None" = None
 
     def plan(self, output: Path) -> Plan:
@@ -111,12 +116,12 @@ class _Models:
             output, experts, base, recipe.method, recipe.numbers(start.tensors),
             {**recipe.options, "seed": recipe.seed}, recipe.heads,
             DTYPES[recipe.output.dtype] if recipe.output.dtype else None,
-            recipe.output.shard_bytes, self.memory, tuple(self.inputs),
+            recipe.output.shard_bytes, self.memory, self.inputs,
         )  # fmt: skip
 
     def _opened(self, path: Path) -> Checkpoint:
         checkpoint = open_checkpoint(path)
-        self.inputs += checkpoint.files
+        self.inputs |= checkpoint.stamps
         return checkpoint
 
     def _found(self) -> dict[str, Mapping[str, "Tensor"]]:
@@ -160,6 +165,8 @@ class _Models:
 
             given = self.recipe.align.spec if self.recipe.align is not None else None
             if given is not None:
+                if Path(given).is_file():
+                    self.inputs[Path(given)] = stamp(Path(given))
                 self._spec = PermutationSpec.load(given)
             elif (folder := self.like()) is not None:
                 self.progress(f"tracing {folder.name}", 0.0)
@@ -186,21 +193,21 @@ class _Models:
         if expert.permutation is not None:
             from nlm.align import AlignmentResult
 
-            self.inputs.append(expert.permutation)
+            self.inputs[expert.permutation] = stamp(expert.permutation)
             permutation = AlignmentResult.load(expert.permutation).permutation
         return self._permuted(self._opened(expert.path), permutation, f"expert {name}")
 
     def _permuted(
         self, checkpoint: Checkpoint, permutation: "Mapping[str, Tensor]", name: str
     ) -> Checkpoint:
-        file = self.work / f"{name.replace('/', '_')}.safetensors"
+        file = self.work / f"{file_name(name)}.safetensors"
         if not self.makes:
             return open_checkpoint(file) if file.exists() else checkpoint
         if not permutation:
             return checkpoint
         from nlm.streaming.permuted import write_permuted
 
-        self.work.mkdir(exist_ok=True)
+        self.moved.append(f"{name}: {_digest(permutation)}")
         return write_permuted(
             checkpoint, self._specification(), permutation, file,
             lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0),
@@ -210,7 +217,8 @@ class _Models:
         """The recipe's base, its only foundation, or the mean of the aligned foundations."""
         recipe = self.recipe
         if recipe.base is not None:
-            return self._opened(recipe.base)
+            of = next((n for n, path in recipe.foundations.items() if path == recipe.base), "")
+            return self._permuted(self._opened(recipe.base), found.get(of, {}), "base")
         if not recipe.foundations:
             raise ValueError(f"nlm.recipe: {recipe.method!r} starts from a base, got none")
         foundations = {
@@ -223,10 +231,16 @@ class _Models:
         file = self.work / "base.safetensors"
         if not self.makes:
             return open_checkpoint(file)
-        self.work.mkdir(exist_ok=True)
         mean = Plan(
             file, foundations, None, "linear",
             lambda parameter, task, tensor: 1.0, heads=recipe.heads, memory=self.memory,
         )  # fmt: skip
         run(mean, sync=False, digest=False, progress=self.progress)
         return open_checkpoint(file)
+
+
+def _digest(permutation: "Mapping[str, Tensor]") -> str:
+    digest = hashlib.sha256()
+    for group, index in sorted(permutation.items()):
+        digest.update(group.encode() + index.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

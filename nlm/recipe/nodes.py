@@ -248,16 +248,21 @@ def _finite(text: str) -> float | None:
 
 
 def _pairs(
-    node: MappingNode, seen: frozenset[int] = frozenset()
+    node: MappingNode, seen: set[int] | None = None
 ) -> tuple[list[tuple[Node, Node]], list[tuple[Node, Node]]]:
-    """The pairs of a mapping, and those that it has through the key ``<<``, nearest first."""
+    """The pairs of a mapping, and those that it has through the key ``<<``, nearest first.
+
+    A mapping that is named again has nothing to add: ``seen`` are those that were.
+    """
     own, inherited = [], []
+    seen = {id(node)} if seen is None else seen
     for key, value in node.value:
         if _kind(key) != "merge":
             own.append((key, value))
             continue
         for each in value.value if isinstance(value, SequenceNode) else [value]:
             if isinstance(each, MappingNode) and id(each) not in seen:
-                theirs, further = _pairs(each, seen | {id(node)})
+                seen.add(id(each))
+                theirs, further = _pairs(each, seen)
                 inherited += [*theirs, *further]
     return own, inherited

@@ -1,6 +1,7 @@
 """Reads recipes: nlm's own YAML, and mergekit's (:mod:`nlm.recipe.mergekit`).
 
-A recipe of nlm, complete::
+A recipe of nlm with every key; ``correct``, and alignment that needs data, are read and refused by
+``nlm check``, as they are done in Python::
 
     foundations: {one: models/one, two: models/two}
     base: one                     # a foundation or a path; by default the aligned foundations' mean

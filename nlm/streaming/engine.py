@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+import nlm
 from nlm._names import is_statistic
-from nlm.checkpoint.headers import Checkpoint, TensorEntry
+from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, TensorEntry, check_unchanged
 from nlm.checkpoint.mapping import MappedFiles
-from nlm.checkpoint.shards import PartialCheckpoint, Shard
+from nlm.checkpoint.partial import PartialCheckpoint
+from nlm.checkpoint.shards import Shard
 from nlm.streaming import kernels
-from nlm.streaming.kernels import ITEM_BYTES, Block
+from nlm.streaming.kernels import Block
 from nlm.streaming.methods import Buffers, Method, Piece, Ties, method_of
 from nlm.streaming.plan import Plan, problems
 from nlm.streaming.ranks import Ranks, share
@@ -88,9 +90,9 @@ def run(
     if method.needs_base and plan.base is None:
         raise ValueError(f"nlm.streaming: {plan.method!r} starts from a base, got none")
     models = [plan.start, *plan.experts.values()]
-    identity = "\n".join(
-        [recipe, plan.method, repr((plan.options, plan.heads)), *map(_stamp, plan.files())]
-    )
+    stamps = {str(file.resolve()): stamp[2:] for file, stamp in plan.stamps().items()}
+    facts = (plan.method, plan.options, plan.heads, stamps, nlm.__version__, kernels.isa())
+    identity = f"{recipe}\n{facts!r}"
     report = progress or (lambda what, share: None)
     with kernels.bus_errors_explained(), MappedFiles(models) as files:
 
@@ -102,12 +104,13 @@ def run(
 
         with ranks.together():
             partial = opened(join=False) if ranks.first else None
-        partial = partial or opened(join=True)
+        with ranks.together():  # none begins before all have seen what is finished
+            partial = partial or opened(join=True)
         resumed = tuple(partial.finished)
         try:
             _Merge(plan, method, files, partial, report, ranks).all()
             with ranks.together():
-                files.check_unchanged()
+                check_unchanged(plan.stamps())
             partial.read_finished()
             written = dict(partial.finished)
             with ranks.together():
@@ -116,7 +119,8 @@ def run(
                     partial.commit(others)
         except BaseException:
             partial.read_finished()
-            if partial.finished or not ranks.first:
+            is_known = any(each["sha256"] for each in partial.finished.values())
+            if is_known or not ranks.first:
                 partial.release()
             else:
                 partial.discard()
@@ -252,7 +256,7 @@ class _Merge:
                         "nlm.streaming: entries that are not floating-point are one for all "
                         f"models, got other {source.dtype} values for {source.name!r} of {task!r}"
                     )
-        yield memoryview(own.tobytes())
+        yield own.data
 
     def _average(self, piece: Piece, begin: int, size: int, target: Block) -> None:
         """The experts' mean, in float64."""
@@ -319,8 +323,3 @@ class _Merge:
         ]
         for entry in opened:
             self.files.done_with(entry)
-
-
-def _stamp(file: Path) -> str:
-    status = file.stat()
-    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"

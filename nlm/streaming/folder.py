@@ -12,6 +12,7 @@ import nlm
 from nlm._names import matches
 from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
+from nlm.checkpoint.names import file_name
 from nlm.checkpoint.shards import ShardFile, lay_out
 from nlm.streaming.plan import Plan
 
@@ -63,12 +64,12 @@ def _write_heads(folder: Path, task: str, expert: Checkpoint, plan: Plan) -> Non
     if not own:
         return
     folder.mkdir(exist_ok=True)
-    name = f"{task.replace('/', '_')}.safetensors"
+    name = f"{file_name(task)}.safetensors"
     shard = lay_out(name, [(each.name, each.dtype, each.shape) for each in own], {"format": "pt"})
     file = ShardFile(folder / name, shard, digest=False)
     with MappedFiles([expert]) as files:
         for entry in shard.tensors:
-            file.write(files.bytes(expert.tensors[entry.name]).tobytes())
+            file.write(files.bytes(expert.tensors[entry.name]).data)
     file.close(sync=False)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from nlm import _core
 from nlm._core import DIALECTS, DTYPES
+from nlm.checkpoint.headers import ITEM_BYTES
 
-ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 WIDE: dict[str, np.dtype[Any]] = {"F32": np.dtype("float32"), "F64": np.dtype("float64")}
 GROUP = 64  # entries of one byte of sign_merge's `contested`
 
@@ -53,6 +53,11 @@ def check_core() -> None:
             f"nlm.streaming: checkpoints are merged by the compiled core, got none "
             f"({_core.cpu_missing})"
         )
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return str(_core.cpu.isa)
 
 
 @contextmanager

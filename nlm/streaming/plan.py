@@ -7,7 +7,8 @@ from typing import Any
 
 from nlm._names import is_statistic, matches
 from nlm.checkpoint.compare import differences, unmergeable
-from nlm.checkpoint.headers import Checkpoint, TensorEntry
+from nlm.checkpoint.headers import Checkpoint, Stamp, TensorEntry
+from nlm.checkpoint.names import contains, wrong_name
 from nlm.checkpoint.shards import Shard, plan_shards
 from nlm.streaming.methods import Value
 
@@ -27,8 +28,8 @@ class Plan:
     heads : patterns of entries that are not merged.
     dtype : of the merged tensors: "F32", "BF16", "F16"; by default each base's.
     memory : bytes that the buffers may take.
-    inputs : the files by which the merge is known again, where they are not the models' own: of
-        those that a permuted copy was made of.
+    inputs : the files by which the merge is known again, as they were when they were read, where
+        they are not the models' own: of those that a permuted copy was made of.
     """
 
     output: Path
@@ -41,12 +42,13 @@ class Plan:
     dtype: str | None = None
     shard_bytes: int = SHARD_BYTES
     memory: int = MEMORY
-    inputs: tuple[Path, ...] = ()
+    inputs: Mapping[Path, Stamp] = field(default_factory=dict)
 
-    def files(self) -> tuple[Path, ...]:
+    def stamps(self) -> Mapping[Path, Stamp]:
         """The files by which the merge is known again."""
         models = [self.start, *self.experts.values()]
-        return self.inputs or tuple(file for model in models for file in model.files)
+        own = {file: stamp for model in models for file, stamp in model.stamps.items()}
+        return self.inputs or own
 
     @property
     def start(self) -> Checkpoint:
@@ -81,5 +83,15 @@ def problems(plan: Plan) -> Iterator[str]:
             f"weights are float16, bfloat16, float32 or float64, got "
             f"{plan.start.tensors[name].dtype} for {name!r}"
         )
+    for file in plan.stamps():
+        if contains(plan.output, file):
+            yield (
+                f"an output is not and does not hold an input, got {str(plan.output)!r} and "
+                f"{str(file)!r}"
+            )
+    if plan.heads and plan.output.suffix == ".safetensors":
+        yield f"heads are written to a folder, got the file {str(plan.output)!r}"
     for task, expert in plan.experts.items():
+        if sentence := wrong_name(task):
+            yield sentence
         yield from differences(plan.start, expert, f"expert {task!r}", plan.heads)

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,23 +47,32 @@ def llama():
     return LlamaForCausalLM(config)
 
 
-@pytest.fixture(params=[bert, llama], ids=["bert", "llama"])
-def family(request, tmp_path, monkeypatch):
+@pytest.fixture(scope="module", params=[bert, llama], ids=["bert", "llama"])
+def made(request, tmp_path_factory):
     """Two foundations, the second a permuted and disturbed first, and an expert of each."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     first = request.param().eval()
-    first.save_pretrained("first")
-    spec = trace_config("first")
+    first.save_pretrained(folder / "first")
+    spec = trace_config(str(folder / "first"))
     spec.verify(first, (), make_inputs(first))
     second = copy.deepcopy(first)
     moved = spec.apply(spec.random(1), disturbed(first, 1, 0.01).state_dict())
     second.load_state_dict(moved)
-    second.save_pretrained("second")
-    experts = {"one": disturbed(first, 2, 0.02), "two": disturbed(second, 3, 0.02)}
-    for name, model in experts.items():
-        model.save_pretrained(name)
-    return type(first), spec, {"first": first, "second": second, **experts}
+    models = {"first": first, "second": second}
+    models |= {"one": disturbed(first, 2, 0.02), "two": disturbed(second, 3, 0.02)}
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return type(first), spec, models, folder
+
+
+@pytest.fixture
+def family(made, tmp_path, monkeypatch):
+    """The class, the specification and the models, in the working folder too."""
+    kind, spec, models, folder = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return kind, spec, models
 
 
 RECIPE = """
@@ -128,6 +138,18 @@ output: {path: out, dtype: float32}
     assert (logits(merged, tokens) - logits(models["first"], tokens)).abs().max() < apart
 
 
+def test_a_base_that_is_the_other_foundation_is_aligned_too(family):
+    kind, _, models = family
+    for base, scale in (("second", 0.0), ("first", 0.0)):
+        text = RECIPE.replace("experts:", f"base: {base}\nexperts:", 1) % "task_arithmetic"
+        Path("recipe.yaml").write_text(f"{text}parameters: {{scale: {scale}}}\n")
+        assert run(["merge", "recipe.yaml", "--quiet", "-o", base]) == 1  # an input
+        assert run(["merge", "recipe.yaml", "--quiet", "-o", f"out_{base}"]) == 0
+    one, other = (kind.from_pretrained(f"out_{base}").state_dict() for base in ("first", "second"))
+    for name, tensor in one.items():
+        assert (other[name] - tensor).abs().max() < 0.1, name  # disturbed by .01, not permuted
+
+
 def test_sharded_and_changed_types(family):
     kind, _, models = family
     Path("recipe.yaml").write_text("""
@@ -149,7 +171,7 @@ def test_what_cannot_be_done_is_said(family, capsys):
         RECIPE.replace("method: weights", "method: activations, data: recipe.yaml") % "ties"
     )
     assert run(["merge", "recipe.yaml", "--quiet"]) == 1
-    assert "align with nlm align, and give its file" in capsys.readouterr().err.replace("\n", " ")
+    assert "align by activations with nlm align" in capsys.readouterr().err.replace("\n", " ")
     assert not Path("out").exists() and not list(Path().glob(".out*"))
     save_file({"other.weight": torch.ones(3)}, "strange.safetensors")
     Path("recipe.yaml").write_text(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from streaming._checkpoints import write
 from streaming._plans import plan_of
 
 from nlm.checkpoint import open_checkpoint
 from nlm.checkpoint.shards import sha256_of
 from nlm.streaming import run
+from nlm.streaming.folder import write_others
 
 MERGE = """
 import signal, sys
@@ -24,6 +25,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from streaming._plans import plan_of
 from nlm.streaming import run
+from nlm.streaming.folder import write_others
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 root = Path({root!r})
 experts = {{task: root / task for task in ("one", "two", "three")}}
@@ -53,7 +55,7 @@ def test_a_killed_merge_is_resumed(models, tmp_path, dialect):
     kill = "import os; os.kill(os.getpid(), 9) if what == 'norm.weight' else None"
     done = child(tmp_path, kill, dialect=dialect)
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
-    assert (tmp_path / ".out.partial" / "journal.json").exists()
+    assert (tmp_path / ".out.partial" / ".nlm" / "journal.json").exists()
     torn = next(iter(sorted((tmp_path / ".out.partial").glob("*.safetensors"))))
     data = bytearray(torn.read_bytes())
     data[-1] ^= 1  # a finished file that the disk did not keep is not taken up
@@ -72,7 +74,7 @@ def test_another_recipe_is_not_resumed(models, tmp_path):
     child(tmp_path, "import os; os.kill(os.getpid(), 9) if what == 'norm.weight' else None")
     done = child(tmp_path, resume=True, dialect="peft")
     assert done.returncode != 0 and "without --resume it is begun anew" in done.stderr
-    assert (tmp_path / ".out.partial" / "journal.json").exists()
+    assert (tmp_path / ".out.partial" / ".nlm" / "journal.json").exists()
     assert child(tmp_path, dialect="peft").returncode == 0
 
 
@@ -152,3 +154,84 @@ def test_memory_is_fixed_and_torch_is_not_imported(tmp_path):
         assert has_torch == "False"
         peaks.append(int(peak))
     assert peaks[1] - peaks[0] < 8 * 1024
+
+
+def test_what_was_finished_for_another_recipe_is_not_taken_up(models, tmp_path):
+    """Also where a process died as it was making room for the new one."""
+    models()
+    kill = "import os; os.kill(os.getpid(), 9) if what == 'norm.weight' else None"
+    child(tmp_path, kill)
+    (tmp_path / ".out.partial" / ".nlm" / "journal.json").unlink()
+    done = child(tmp_path, resume=True, dialect="peft")
+    assert done.returncode == 0 and eval(done.stdout.splitlines()[-1]) == ()
+
+
+def test_a_replaced_folder_comes_back(models, tmp_path):
+    """A process that dies between the two renames leaves the old checkpoint under another name."""
+    _, _, base_path, paths = models()
+    out = tmp_path / "out"
+    run(plan_of(out, base_path, paths, "linear"))
+    before = sha256_of(out / "model.safetensors")
+    out.rename(tmp_path / ".out.replaced")
+    with pytest.raises(FileExistsError, match="overwritten only with force"):
+        run(plan_of(out, base_path, paths, "ties"))
+    assert sha256_of(out / "model.safetensors") == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_not_nlms_is_left_alone(models, tmp_path):
+    _, _, base_path, paths = models()
+    plan = plan_of(tmp_path / "out", base_path, paths, "linear")
+    for name in (".out.partial", ".out.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "letter.txt").write_text("dear")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "journal.json").write_text("mine")
+    with pytest.raises(FileExistsError):
+        run(plan, force=True)
+    (tmp_path / ".out.replaced" / "letter.txt").unlink()
+    (tmp_path / ".out.replaced").rmdir()
+    with pytest.raises(FileExistsError):
+        run(plan, force=True)
+    assert (tmp_path / ".out.partial" / "letter.txt").read_text() == "dear"
+    assert (tmp_path / "out" / "journal.json").read_text() == "mine"
+
+
+def test_inputs_are_not_overwritten(models, tmp_path):
+    _, _, base_path, paths = models()
+    for output in (paths["one"], tmp_path, paths["one"] / "model.safetensors"):
+        with pytest.raises((ValueError, FileExistsError), match=r"an input|no other folders"):
+            run(plan_of(output, base_path, paths, "linear"), force=True)
+    assert all((path / "model.safetensors").exists() for path in paths.values())
+
+
+def test_an_output_that_is_a_link(models, tmp_path):
+    _, _, base_path, paths = models()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+    for force in (False, True, True):
+        run(plan_of(tmp_path / "out", base_path, paths, "linear"), force=force)
+    assert (tmp_path / "out").is_symlink() and open_checkpoint(tmp_path / "disk" / "real").tensors
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+def test_an_input_that_was_replaced_after_its_header_was_read(models, tmp_path):
+    _, experts, base_path, paths = models()
+    plan = plan_of(tmp_path / "out", base_path, paths, "linear")
+    save_file(dict(reversed(experts["two"].items())), paths["two"] / "model.safetensors")
+    with pytest.raises(RuntimeError, match="must stay as it is while it is read"):
+        run(plan)
+
+
+def test_names_of_tasks_are_names_of_files(models, tmp_path):
+    _, _, base_path, paths = models()
+    named = {"a/b": paths["one"], "a_b": paths["two"], "..": paths["three"]}
+    plan = plan_of(tmp_path / "out", base_path, named, "linear", heads=("norm",))
+    run(plan, write_others=lambda to, files: write_others(to, plan, "", files))
+    heads = [load_file(file)["norm.weight"] for file in (tmp_path / "out" / "heads").iterdir()]
+    assert len(heads) == 3 and not torch.equal(heads[0], heads[1])
+    for name in ("x" * 300, "x\0y", ""):
+        with pytest.raises(ValueError, match="a task's name is printable and at most 200 bytes"):
+            run(plan_of(tmp_path / "other", base_path, {name: paths["one"]}, "linear"))
+    with pytest.raises(ValueError, match="heads are written to a folder"):
+        run(plan_of(tmp_path / "o.safetensors", base_path, named, "linear", heads=("norm",)))

@@ -72,6 +72,8 @@ def test_two_and_four_processes(root, processes):
 def test_one_is_killed_and_the_others_go_on_later(root):
     done = together(root, 2, dies="1")
     assert done.returncode != 0 and not (root / "out").exists()
+    for file in (root / ".out.partial").glob("*.safetensors"):  # as a torn disk leaves them
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
     done = together(root, 2, resume=True)
     assert done.returncode == 0, done.stderr
     assert_expected(root)

@@ -1,0 +1,26 @@
+"""Names that users choose, as names of files."""
+
+import os
+from pathlib import Path
+
+_LONGEST = 200  # bytes, of the 255 that file systems allow
+
+
+def file_name(name: str) -> str:
+    """A file name for a name, another one for every other."""
+    escaped = name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
+    return escaped.replace(".", "%2E", 1) if escaped.startswith(".") else escaped
+
+
+def wrong_name(name: str) -> str | None:
+    """Why a name cannot be that of a file, in a sentence; None where it can."""
+    if name and name.isprintable() and len(file_name(name).encode()) <= _LONGEST:
+        return None
+    shown = name if len(name) <= _LONGEST else f"{name[:40]}..."
+    return f"a task's name is printable and at most {_LONGEST} bytes long, got {shown!r}"
+
+
+def contains(output: Path, file: Path) -> bool:
+    """Whether a file is an output, or lies in the folder that it is."""
+    outer, inner = (Path(os.path.realpath(each)) for each in (output, file))
+    return inner == outer or outer in inner.parents
