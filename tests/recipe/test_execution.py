@@ -139,7 +139,7 @@ output: {path: out, dtype: float32}
 
 
 def test_a_base_that_is_the_other_foundation_is_aligned_too(family):
-    kind, _, models = family
+    kind, _, _ = family
     for base, scale in (("second", 0.0), ("first", 0.0)):
         text = RECIPE.replace("experts:", f"base: {base}\nexperts:", 1) % "task_arithmetic"
         Path("recipe.yaml").write_text(f"{text}parameters: {{scale: {scale}}}\n")
