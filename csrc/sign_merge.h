@@ -9,7 +9,7 @@ inline constexpr int kSignMergeExperts = 128;
 inline constexpr int kSignMergeGroup = 64;  // entries of one byte of `contested`
 
 // The values are those of nlm/ops/sign_merge.py.
-enum class SignDialect : int { kGlobal = 0, kMergekit = 1, kPeft = 2 };
+enum class SignDialect : int { kGlobal = 0, kMergekit = 1, kPeft = 2, kMergekitSum = 3 };
 
 struct SignMergeExpert {
   const void* data;

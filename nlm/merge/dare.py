@@ -52,7 +52,7 @@ def dropped(
         raise ValueError(f"nlm.merge: the share to drop lies in [0, 1), got {drop}")
     return {
         task: {
-            name: _dropped(state[name], start, drop, _key(seed, task, name), rescale)
+            name: _dropped(state[name], start, drop, tensor_key(seed, task, name), rescale)
             for name, start in base.items()
         }
         for task, state in experts.items()
@@ -65,12 +65,17 @@ def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) 
         return dare(expert, base, drop, key, rescale=rescale == "expected")
     vector = expert - base
     kept = dare(vector, torch.zeros_like(vector), drop, key, rescale=False)
+    return base + rescaled(kept, vector)
+
+
+def rescaled(kept: Tensor, vector: Tensor) -> Tensor:
+    """What is kept of a vector, with the vector's L1 norm."""
     norms = [x.abs().sum(dtype=torch.float64) for x in (vector, kept)]
-    factor = torch.where(norms[1] > 0, norms[0] / norms[1], 1.0).to(base.dtype)
-    return base + factor * kept
+    factor = torch.where(norms[1] > 0, norms[0] / norms[1], 1.0).to(kept.dtype)
+    return factor * kept
 
 
-def _key(seed: int, task: str, name: str) -> int:
+def tensor_key(seed: int, task: str, name: str) -> int:
     """The seed of one tensor of one task, in [0, 2^63)."""
     text = "\0".join((str(seed), task, name))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
