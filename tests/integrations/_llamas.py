@@ -18,11 +18,11 @@ def llama(seed: int, start: nn.Module | None = None, scale: float = 0.02) -> nn.
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     model = LlamaForCausalLM(config) if start is None else copy.deepcopy(start)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=make)
-        parameter.data = scale * noise + (
-            parameter.data if start is not None else 1.0 * (parameter.dim() == 1)
-        )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if start is None:
+                parameter.fill_(parameter.dim() == 1)
+            parameter += scale * torch.randn(parameter.shape, generator=make)
     return model.eval()
 
 
@@ -31,9 +31,8 @@ def save(model: nn.Module, folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     model.save_pretrained(folder)
-    words = {f"w{i}": i for i in range(model.config.vocab_size - 1)} | {
-        "<unk>": model.config.vocab_size - 1
-    }
+    last = model.config.vocab_size - 1
+    words = {f"w{i}": i for i in range(last)} | {"<unk>": last}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)

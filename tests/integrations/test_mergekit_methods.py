@@ -33,7 +33,7 @@ def models(*shape: int, count: int = 4, seed: int = 0) -> list[Tensor]:
     found = [base] + [base + 0.1 * torch.randn(shape, generator=make) for _ in range(count - 1)]
     if len(shape) == 2:
         found[1] = found[1].T.contiguous().T
-        found[2] = torch.stack([found[2], found[2]], -1)[..., 0]
+        found[-1] = torch.stack([found[-1], found[-1]], -1)[..., 0]
     return found
 
 
@@ -54,10 +54,10 @@ def settings(name: str, count: int) -> Iterator[dict]:
         yield {"weight": 1.0, "density": 1.0, "int8_mask": True, **own}
 
 
-def merge(name: str, tensors: list[Tensor], parameters: dict, **more) -> Tensor:
-    base = None if name.removeprefix("nlm_") == "linear" else 0
+def merge(method: str, tensors: list[Tensor], parameters: dict, **more) -> Tensor:
+    base = None if method.removeprefix("nlm_") == "linear" else 0
     return merge_tensors(
-        tensors, name, parameters=parameters, base_index=base, **{"name": "layer.weight", **more}
+        tensors, method, parameters=parameters, base_index=base, **{"name": "layer.weight", **more}
     )
 
 
@@ -69,7 +69,7 @@ def test_float32_has_the_hosts_bits(name: str, shape: tuple[int, ...]) -> None:
         before = [x.clone() for x in tensors]
         for parameters in settings(name, count):
             found = merge(f"nlm_{name}", tensors, parameters)
-            assert torch.equal(found, merge(name, tensors, parameters)), parameters
+            assert torch.equal(found, merge(name, tensors, parameters)), (count, parameters)
             assert found.is_contiguous() and found.dtype == torch.float32
         assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
 
@@ -132,7 +132,8 @@ def test_narrow_types_are_rounded_once(name: str, dtype: torch.dtype) -> None:
     unit = torch.finfo(dtype).eps * 2.0 ** truth.abs().log2().floor()
     assert bool(((found - truth).abs() <= unit)[sure].all())
     errors = [(each - truth)[sure].abs() for each in (found, host)]
-    assert errors[0].mean() <= errors[1].mean() and errors[0].max() <= errors[1].max()
+    mean, most = (errors[0].mean() / errors[1].mean(), errors[0].max() / errors[1].max())
+    assert mean < 1.0001 and most < 1.0001
 
 
 def test_8_bit_floats_are_computed_in_float32() -> None:

@@ -46,6 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     for seed, name in enumerate("ab", 1):
         found[name] = save(llama(seed, base, 0.01), folder / name)
     spec = pretrained.trace_config(str(found["base"]), cache=False)
+    spec.verify(base, (), pretrained.make_inputs(base), seeds=1)
     found["spec"] = folder / "spec.json"
     spec.save(found["spec"])
     planted = spec.random(5)
@@ -207,7 +208,8 @@ def test_experts_in_a_list_are_permuted_among_one_another(tmp_path: Path) -> Non
 def test_sentence_transformers_merge_on_nlm(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers", reason="a host, of the extra [hosts]")
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
     from transformers import BertConfig, BertModel
 
     config = BertConfig(

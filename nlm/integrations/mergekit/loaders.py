@@ -101,9 +101,9 @@ def aligned_loaders(
         spec = PermutationSpec.load(spec)
     plans: dict[Any, tuple[PermutationSpec, Permutation]] = {}
     for name, alignment in alignments.items():
-        model = ModelReference.model_validate(name)
+        model, permutation = ModelReference.model_validate(name), _permutation(alignment)
         own = pretrained.trace_config(model.model.path) if spec is None else spec
-        plans[model] = own, permutations.check(own.groups, _permutation(alignment))
+        plans[model] = own, permutations.check(own.groups, permutation)
 
     stock_get, loaders = LoaderCache.get, LoaderCache.loaders
     made: dict[Any, AlignedLoader] = {}

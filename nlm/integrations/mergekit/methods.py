@@ -63,9 +63,12 @@ class Method(GroupMergeMethod):
 
 
 def linear(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
+    first = group.tensors[0]
     weights = parameters["weight"].values_for(group.entries)
-    divisor = _total(weights, group.tensors[0]) if parameters["normalize"] else 1.0
-    return sums.weighted_sum(group.tensors, weights, divisor=divisor)
+    numbers = torch.tensor(weights, dtype=_wide(first), device=first.device)
+    return sums.fused_mean(
+        group.tensors, numbers, numbers.sum() if parameters["normalize"] else None
+    )
 
 
 def slerp(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:

@@ -1,4 +1,7 @@
-"""Weighted sums and inner products of tensors, in plain PyTorch."""
+"""Weighted sums and inner products of tensors, in plain PyTorch.
+
+Sums in chunks that stay in the processor's cache, so that memory is read and written once.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from nlm.merge.linear import wide
 
-_CHUNK = 1 << 16  # entries whose products are summed at a time
+_CHUNK = 1 << 16  # entries that are summed at a time
 _SMALL = 1e-8  # norms below it count as 1
 _PARALLEL = 0.9995  # cosine beyond which two models are interpolated linearly
 
@@ -23,7 +26,8 @@ def weighted_sum(
     """``base + scale * sum_k w_k (x_k - base) / divisor``, in the type of the base, or without one
     in that of the first tensor; computed in float32 at least, in this order.
     """
-    total = torch.zeros_like(wide(tensors[0]))
+    first = wide(tensors[0])
+    total = torch.zeros(first.shape, dtype=first.dtype, device=first.device)
     for x, weight in zip(tensors, weights, strict=True):
         total += (wide(x) if base is None else wide(x) - wide(base)) * weight
     if divisor != 1:
@@ -33,6 +37,21 @@ def weighted_sum(
     if base is not None:
         total += wide(base)
     return total.to((tensors[0] if base is None else base).dtype)
+
+
+def fused_mean(tensors: Sequence[Tensor], weights: Tensor, divisor: Tensor | None) -> Tensor:
+    """``sum_k w_k x_k / divisor`` by PyTorch's `addcmul`, as the host's linear has it: the product
+    and the sum are rounded as one where the processor can.
+    """
+    first = tensors[0]
+    out = torch.empty(first.shape, dtype=first.dtype, device=first.device)
+    size = _CHUNK if first.is_cpu else max(first.numel(), 1)
+    for target, *parts in zip(*(x.reshape(-1).split(size) for x in (out, *tensors)), strict=True):
+        total = torch.zeros_like(target, dtype=weights.dtype)
+        for x, weight in zip(parts, weights, strict=True):
+            total.addcmul_(x, weight)
+        target.copy_(total if divisor is None else total.div_(divisor))
+    return out
 
 
 def inner_products(tensors: Sequence[Tensor]) -> Tensor:
