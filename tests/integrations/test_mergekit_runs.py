@@ -1,6 +1,6 @@
 """Whole merges of models on disk: run_merge, the command line, aligned models, other hosts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from mergekit.merge_methods import get
 from mergekit.options import MergeOptions
 
 import nlm
+from nlm.align import AlignmentReport, AlignmentResult
 from nlm.align.orthogonal import OrthogonalAlignment
 from nlm.gauge import Gauge
 from nlm.integrations import mergekit as on_nlm
@@ -37,26 +38,25 @@ Files = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """A foundation with experts a and b; b in another order of its units, which nlm found again."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Files]:
+    """A foundation with experts a and b; "moved" is b with its units in another order, and there is
+    an alignment that brings it back.
+    """
     on_nlm.register()
     folder = tmp_path_factory.mktemp("models")
-    base = llama(0)
-    found = {"base": save(base, folder / "base")}
-    for seed, name in enumerate("ab", 1):
-        found[name] = save(llama(seed, base, 0.01), folder / name)
-    spec = pretrained.trace_config(str(found["base"]), cache=False)
-    spec.verify(base, (), pretrained.make_inputs(base), seeds=1)
-    found["spec"] = folder / "spec.json"
-    spec.save(found["spec"])
-    planted = spec.random(5)
-    other = llama(2, base, 0.01)
-    other.load_state_dict(spec.apply(planted, other.state_dict()))
-    found["moved"] = save(other, folder / "moved")
-    result = nlm.align(base.state_dict(), spec.apply(planted, base.state_dict()), spec)
-    found["alignment"] = folder / "moved_to_base.safetensors"
-    result.save(found["alignment"])
-    return found
+    base, other = llama(0), llama(2, llama(0), 0.01)
+    found = {"base": save(base, folder / "base"), "a": save(llama(1, base, 0.01), folder / "a")}
+    found |= {"b": save(other, folder / "b"), "spec": folder / "spec.json"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NLM_CACHE", str(folder / "cache"))
+        spec = pretrained.trace_config(str(found["base"]))
+        spec.save(found["spec"])
+        planted = spec.random(5)
+        other.load_state_dict(spec.apply(planted, other.state_dict()))
+        found |= {"moved": save(other, folder / "moved"), "alignment": folder / "back.safetensors"}
+        report = AlignmentReport("weights", [1.0], {}, 0.0)
+        AlignmentResult(spec.inverse(planted), report).save(found["alignment"])
+        yield found
 
 
 def merged(files: Files, out: Path, configuration: dict, **options) -> dict[str, Tensor]:
@@ -141,11 +141,8 @@ def test_any_method_takes_an_aligned_model(files: Files, tmp_path: Path, name: s
     assert not isinstance(LoaderCache().get(reference), AlignedLoader)
 
 
-def test_the_command_line_is_the_hosts_with_alignment(
-    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line_is_the_hosts_with_alignment(files: Files, tmp_path: Path) -> None:
     """The specification is found in the model's configuration."""
-    monkeypatch.setenv("NLM_CACHE", str(tmp_path / "cache"))
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
     recipe.write_text(yaml.safe_dump(_with_paths(ties("moved"), files)))
     arguments = [str(recipe), str(out), "--quiet", "--no-copy-tokenizer"]
@@ -170,7 +167,7 @@ def test_the_command_line_is_the_hosts_with_alignment(
 
 def test_what_does_not_fit_is_said(files: Files, tmp_path: Path) -> None:
     spec = nlm.PermutationSpec.load(files["spec"])
-    moved, found = str(files["moved"]), nlm.align.AlignmentResult.load(files["alignment"])
+    moved, found = str(files["moved"]), AlignmentResult.load(files["alignment"])
     rule = r"nlm\.integrations\.mergekit: "
     with pytest.raises(ValueError, match=rule + "an aligned model is read under .* name 'other'"):
         with on_nlm.aligned_loaders({"other": found}, spec):

@@ -97,9 +97,10 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
         return sums.weighted_sum(models, weights, base, divisor, scale)
-    vectors = [_kept(sparse, group, place, parameters) for place in range(len(models))]
+    zero = torch.zeros(base.shape, dtype=_wide(base), device=base.device)
+    vectors = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
     if elects:
-        zero, none = torch.zeros_like(vectors[0]), torch.zeros(len(models), device=base.device)
+        none = torch.zeros(len(models), device=base.device)
         [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
     else:
         moved = sums.weighted_sum(vectors, weights, divisor=divisor, scale=scale)
@@ -116,10 +117,12 @@ def _wide(like: Tensor) -> torch.dtype:
     return torch.promote_types(like.dtype, torch.float32)
 
 
-def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters) -> Tensor:
-    """What is kept of a model's difference from the base, in float32 at least."""
+def _kept(
+    sparse: Sparse, group: TensorGroup, place: int, zero: Tensor, parameters: Parameters
+) -> Tensor:
+    """What is kept of a model's difference from the base, in the type of ``zero``."""
     entry, base = group.non_base[place], group.base.tensor
-    vector = entry.tensor.to(_wide(base)) - base.to(_wide(base))
+    vector = entry.tensor.to(zero.dtype) - base.to(zero.dtype)
     density, size = parameters["density"][entry.id], vector.numel()
     if density >= 1 or size == 0:
         return vector
@@ -130,8 +133,7 @@ def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters
     elif sparse == Sparse.magnitude_outliers:
         kept = _between(vector, int(density * size), int(parameters["gamma"][entry.id] * size))
     elif sparse == Sparse.random:
-        key, zero = _key(group, place), torch.zeros_like(vector)
-        kept = dare(vector, zero, 1 - density, key, rescale=False)
+        kept = dare(vector, zero, 1 - density, _key(group, place), rescale=False)
     else:
         kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))
     return rescaled(kept, vector) if parameters["rescale"] else kept

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nlm.merge.linear import wide
 
-_CHUNK = 1 << 16  # entries that are summed at a time
+_CHUNK = 1 << 15  # entries that are summed at a time
 _SMALL = 1e-8  # norms below it count as 1
 _PARALLEL = 0.9995  # cosine beyond which two models are interpolated linearly
 
