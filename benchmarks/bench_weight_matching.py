@@ -35,7 +35,7 @@ from bench_assignment import correlations
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from nlm._state_dict import is_statistic
+from nlm._names import is_statistic
 from nlm.align import weight_matching
 from nlm.align.activations import match_seen
 from nlm.align.seen import Seen

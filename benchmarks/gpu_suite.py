@@ -31,6 +31,7 @@ import torch
 from _gpu import Workload, tma_defaults
 from _gpu_masks import mask_workloads
 from _gpu_selection import selection_workloads, sign_merge_workloads
+from _gpu_sums import inner_products_workloads, weighted_sum_workloads
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,7 +269,8 @@ def workloads(only: tuple[str, ...] = ()) -> Iterator[Workload]:
     sources = {"channel_moments": moments_workloads, "cross_moments": cross_workloads}
     sources |= {"permute": permute_workloads, "scale_shift": scale_shift_workloads}
     sources |= {"selection": selection_workloads, "sign_merge": sign_merge_workloads}
-    sources["masks"] = mask_workloads
+    sources |= {"masks": mask_workloads, "weighted_sum": weighted_sum_workloads}
+    sources["inner_products"] = inner_products_workloads
     for stem, source in sources.items():
         if not only or stem in only:
             yield from source()

@@ -76,25 +76,35 @@ inline std::vector<MagnitudeItem> to_magnitude_items(const std::vector<Magnitude
   return items;
 }
 
-// (base, target, type, size, thresholds, scale, dialect, contested, again),
-// and (address, type, weight) of each
-// expert.
+// (address, type).
+using PackedTuple = std::tuple<Address, int>;
+
+inline std::vector<PackedTensor> to_packed_tensors(const std::vector<PackedTuple>& tuples) {
+  std::vector<PackedTensor> tensors;
+  for (const auto& [data, dtype] : tuples) {
+    tensors.push_back({pointer<const void>(data), static_cast<DType>(dtype)});
+  }
+  return tensors;
+}
+
+// (address, type, weight).
+using WeightedTuple = std::tuple<Address, int, double>;
+
+inline std::vector<WeightedTensor> to_weighted_tensors(const std::vector<WeightedTuple>& tuples) {
+  std::vector<WeightedTensor> tensors;
+  for (const auto& [data, dtype, weight] : tuples) {
+    tensors.push_back({pointer<const void>(data), static_cast<DType>(dtype), weight});
+  }
+  return tensors;
+}
+
+// (base, target, type, size, thresholds, scale, dialect, contested, again).
 using SignMergeTuple =
     std::tuple<Address, Address, int, int64_t, Address, double, int, Address, bool>;
-using SignMergeExpertTuple = std::tuple<Address, int, double>;
-
-inline std::vector<SignMergeExpert> to_sign_merge_experts(
-    const std::vector<SignMergeExpertTuple>& tuples) {
-  std::vector<SignMergeExpert> experts;
-  for (const auto& [data, dtype, weight] : tuples) {
-    experts.push_back({pointer<const void>(data), static_cast<DType>(dtype), weight});
-  }
-  return experts;
-}
 
 // The experts outlive the item.
 inline SignMergeItem to_sign_merge_item(const SignMergeTuple& tuple,
-                                        const std::vector<SignMergeExpert>& experts) {
+                                        const std::vector<WeightedTensor>& experts) {
   const auto& [base, target, dtype, size, thresholds, scale, dialect, contested, again] = tuple;
   return {pointer<const void>(base),
           pointer<void>(target),

@@ -16,17 +16,20 @@
 #include "arguments.h"
 #include "assignment.h"
 #include "channel_moments.h"
+#include "core/bus_error.h"
 #include "core/isa.h"
 #include "core/pages.h"
 #include "core/view.h"
 #include "cross_moments.h"
 #include "dare.h"
 #include "group_similarity.h"
+#include "inner_products.h"
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
 #include "sign_merge.h"
 #include "tall_mask.h"
+#include "weighted_sum.h"
 
 namespace py = pybind11;
 
@@ -111,9 +114,9 @@ void bind_scale_shift(py::module_& m) {
 void bind_sign_merge(py::module_& m) {
   m.def(
       "sign_merge",
-      [](const SignMergeTuple& tuple, const std::vector<SignMergeExpertTuple>& experts,
-         Address ballot, int threads) {
-        const std::vector<SignMergeExpert> each = to_sign_merge_experts(experts);
+      [](const SignMergeTuple& tuple, const std::vector<WeightedTuple>& experts, Address ballot,
+         int threads) {
+        const std::vector<WeightedTensor> each = to_weighted_tensors(experts);
         select(sign_merge_clones)(to_sign_merge_item(tuple, each), pointer<int64_t>(ballot),
                                   threads);
       },
@@ -259,6 +262,33 @@ void bind_dare(py::module_& m) {
       Released());
 }
 
+void bind_inner_products(py::module_& m) {
+  m.def(
+      "inner_products",
+      [](Address base, int base_dtype, const std::vector<PackedTuple>& tensors, int64_t size,
+         Address products, int threads) {
+        const std::vector<PackedTensor> each = to_packed_tensors(tensors);
+        select(inner_products_clones)({pointer<void>(base), static_cast<DType>(base_dtype),
+                                       each.data(), static_cast<int>(each.size()), size},
+                                      pointer<double>(products), threads);
+      },
+      Released());
+}
+
+void bind_weighted_sum(py::module_& m) {
+  m.def(
+      "weighted_sum",
+      [](Address base, int base_dtype, const std::vector<WeightedTuple>& tensors, double divisor,
+         double scale, Address target, int target_dtype, int64_t size, int threads) {
+        const std::vector<WeightedTensor> each = to_weighted_tensors(tensors);
+        select(weighted_sum_clones)({pointer<void>(base), static_cast<DType>(base_dtype),
+                                     each.data(), static_cast<int>(each.size()), divisor, scale,
+                                     pointer<void>(target), static_cast<DType>(target_dtype), size},
+                                    threads);
+      },
+      Released());
+}
+
 }  // namespace
 }  // namespace nlm
 
@@ -273,6 +303,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   m.def("provide_pages", &nlm::provide_pages, nlm::Released());
+  m.def("explain_bus_errors", &nlm::explain_bus_errors);
   nlm::bind_assignment(m);
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);
@@ -283,4 +314,6 @@ PYBIND11_MODULE(_C, m) {
   nlm::bind_sign_merge(m);
   nlm::bind_dare(m);
   nlm::bind_tall_mask(m);
+  nlm::bind_inner_products(m);
+  nlm::bind_weighted_sum(m);
 }

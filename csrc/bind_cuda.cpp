@@ -13,11 +13,13 @@
 
 #include "arguments.h"
 #include "dare.h"
+#include "inner_products.h"
 #include "magnitude_threshold.h"
 #include "permute.h"
 #include "scale_shift.h"
 #include "sign_merge.h"
 #include "tall_mask.h"
+#include "weighted_sum.h"
 
 namespace py = pybind11;
 
@@ -54,9 +56,9 @@ void bind_magnitude_threshold(py::module_& m) {
 void bind_sign_merge(py::module_& m) {
   m.def(
       "sign_merge",
-      [](const SignMergeTuple& tuple, const std::vector<SignMergeExpertTuple>& experts,
-         Address ballot, Address stream) {
-        const std::vector<SignMergeExpert> each = to_sign_merge_experts(experts);
+      [](const SignMergeTuple& tuple, const std::vector<WeightedTuple>& experts, Address ballot,
+         Address stream) {
+        const std::vector<WeightedTensor> each = to_weighted_tensors(experts);
         check(sign_merge_cuda(to_sign_merge_item(tuple, each), pointer<int64_t>(ballot),
                               pointer<void>(stream)),
               "sign_merge");
@@ -164,6 +166,38 @@ void bind_dare(py::module_& m) {
       Released());
 }
 
+void bind_inner_products(py::module_& m) {
+  m.def("inner_products_rows", [](int64_t size, int dtype) {
+    return inner_products_rows(size, static_cast<DType>(dtype));
+  });
+  m.def(
+      "inner_products",
+      [](Address base, int dtype, const std::vector<PackedTuple>& tensors, int64_t size,
+         Address partial, Address stream) {
+        const std::vector<PackedTensor> each = to_packed_tensors(tensors);
+        check(inner_products_cuda({pointer<void>(base), static_cast<DType>(dtype), each.data(),
+                                   static_cast<int>(each.size()), size},
+                                  pointer<double>(partial), pointer<void>(stream)),
+              "inner_products");
+      },
+      Released());
+}
+
+void bind_weighted_sum(py::module_& m) {
+  m.def(
+      "weighted_sum",
+      [](Address base, int base_dtype, const std::vector<WeightedTuple>& tensors, double divisor,
+         double scale, Address target, int target_dtype, int64_t size, Address stream) {
+        const std::vector<WeightedTensor> each = to_weighted_tensors(tensors);
+        check(weighted_sum_cuda({pointer<void>(base), static_cast<DType>(base_dtype), each.data(),
+                                 static_cast<int>(each.size()), divisor, scale,
+                                 pointer<void>(target), static_cast<DType>(target_dtype), size},
+                                pointer<void>(stream)),
+              "weighted_sum");
+      },
+      Released());
+}
+
 }  // namespace
 }  // namespace nlm
 
@@ -174,4 +208,6 @@ PYBIND11_MODULE(_C_cuda, m) {
   nlm::bind_sign_merge(m);
   nlm::bind_dare(m);
   nlm::bind_tall_mask(m);
+  nlm::bind_inner_products(m);
+  nlm::bind_weighted_sum(m);
 }

@@ -239,7 +239,7 @@ void merge_mixed(const SignMergeItem& item, Ballot* ballots, int threads) {
       const int64_t n = smaller(kBlock, end - i);
       sources[0] = widened(item.base, item.dtype, i, n, base);
       for (int k = 0; k < item.count; ++k) {
-        const SignMergeExpert& expert = item.experts[k];
+        const WeightedTensor& expert = item.experts[k];
         sources[k + 1] = widened(expert.data, expert.dtype, i, n, base + (k + 1) * kBlock);
       }
       if (item.again) {  // the groups that are left alone

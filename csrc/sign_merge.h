@@ -11,12 +11,6 @@ inline constexpr int kSignMergeGroup = 64;  // entries of one byte of `contested
 // The values are those of nlm/ops/sign_merge.py.
 enum class SignDialect : int { kGlobal = 0, kMergekit = 1, kPeft = 2, kMergekitSum = 3 };
 
-struct SignMergeExpert {
-  const void* data;
-  DType dtype;
-  double weight;
-};
-
 // All tensors are packed and have `size` elements; `target` is of the base's type and overlaps
 // none. `thresholds` are one for each expert, float64 where any tensor is, else float32. A vote of
 // 0 elects +. In the global dialect `contested` becomes 1 for each group that has votes of 0 with
@@ -26,7 +20,7 @@ struct SignMergeItem {
   void* target;
   DType dtype;
   int64_t size;
-  const SignMergeExpert* experts;
+  const WeightedTensor* experts;
   int count;  // 1 to kSignMergeExperts
   const void* thresholds;
   double scale;

@@ -1,17 +1,19 @@
-"""The compiled core: loads `nlm._C` and `nlm._C_cuda`, and turns tensors into their arguments.
+"""The compiled core for tensors: what turns them into the arguments of `nlm._C` and `nlm._C_cuda`.
 
-The only file that imports them. Both are optional: without them the operations run on their PyTorch
-references, which one warning in total and :func:`nlm.info` report.
+Both are optional: without them the operations run on their PyTorch references, which one warning in
+total and :func:`nlm.info` report.
 """
 
-import os
 import warnings
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from nlm import _core
+from nlm._core import cpu, cpu_missing, forked
+from nlm._core import cuda as cuda
 
 #: Element types as csrc/core/view.h numbers them.
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
@@ -20,38 +22,9 @@ _SMALL, _LARGE = 1 << 17, 1 << 22  # bytes of a tensor and of a call, below whic
 
 Result = TypeVar("Result", Tensor, list[Tensor])
 
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _load(name: str) -> tuple[Any, str | None]:
-    """The module (compiled: nothing is known of its types), or None and why it is missing.
-
-    A module that is there and refuses the user's NLM_ISA must not be replaced in silence.
-    """
-    try:
-        return import_module(f"nlm.{name}"), None
-    except ModuleNotFoundError:
-        return None, "not built"
-    except ImportError as error:
-        if "NLM_ISA" in str(error):
-            raise
-        return None, str(error)
-
-
-cpu, cpu_missing = _load("_C")
-cuda, cuda_missing = _load("_C_cuda")
-
 _no_cuda = None if torch.version.cuda else "this PyTorch has no CUDA"
 _no_gpu = None if torch.version.cuda or torch.version.hip else "this PyTorch has no CUDA"
-cuda_missing = cuda_missing or _no_cuda
+cuda_missing = _core.cuda_missing or _no_cuda
 triton_missing = _no_gpu if find_spec("triton") else "triton is not installed"
 
 if cpu is None:
@@ -62,14 +35,9 @@ if cpu is None:
     )
 
 
-def forked() -> bool:
-    """Whether this is a forked child, where libgomp would hang with more than one thread."""
-    return _forked
-
-
 def threads() -> int:
     """Threads for one call: PyTorch's number; one in a forked child, where libgomp would hang."""
-    return 1 if _forked else torch.get_num_threads()
+    return 1 if forked() else torch.get_num_threads()
 
 
 def fresh(out: Result) -> Result:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlm._state_dict import as_patterns, matches
+from nlm._names import as_patterns, matches
 from nlm.align import AlignmentResult, JointAlignment, align, align_many
 from nlm.align.result import Move
 from nlm.correct import expert_moments

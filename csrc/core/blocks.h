@@ -8,6 +8,19 @@
 
 namespace nlm::NLM_ISA {
 
+// use(i, vector) for the vectors of `n` elements, the last of which is filled up with zeros; what
+// lies `ahead` elements further on is fetched meanwhile.
+template <class T, class Use>
+NLM_INLINE void for_vectors(const T* x, int64_t n, int64_t ahead, const Use& use) {
+  constexpr int kLanes = Lanes<T>::count;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    __builtin_prefetch(x + i + ahead);
+    use(i, load(x + i));
+  }
+  if (i < n) use(i, load_first(x + i, n - i));
+}
+
 // `n` elements from `first` on as S: float, where none is float64, or double. They stay where they
 // are if they are stored so, and else go to `buffer`.
 template <class S>

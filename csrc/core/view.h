@@ -25,6 +25,19 @@ struct View3 {
   bool empty() const { return outer == 0 || channels == 0 || inner == 0; }
 };
 
+// A packed tensor.
+struct PackedTensor {
+  const void* data;
+  DType dtype;
+};
+
+// The same and its factor in a sum.
+struct WeightedTensor {
+  const void* data;
+  DType dtype;
+  double weight;
+};
+
 // A bool tensor as mask[outer, inner], one byte per entry; null `data` means that all count.
 struct Mask2 {
   const uint8_t* data;

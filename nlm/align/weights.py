@@ -23,7 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nlm._state_dict import StateDict, check_weight, is_statistic, matches
+from nlm._names import is_statistic, matches
+from nlm._state_dict import StateDict, check_weight
 from nlm.align.descent import ORDERS, Descent
 from nlm.align.frank_wolfe import Entry, Polytope
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means

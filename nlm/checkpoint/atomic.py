@@ -53,10 +53,10 @@ def atomic_path(path: str | os.PathLike[str], force: bool = False) -> Iterator[P
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the rename itself durable, where the system can open a folder."""
     if os.name == "nt":
         return

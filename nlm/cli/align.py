@@ -32,6 +32,15 @@ def align(
             "heads: for pre-norm transformers.",
         ),
     ] = False,
+    dual: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="By weights and, to this share, by activations, in one objective.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -75,8 +84,16 @@ def align(
     """
     from nlm.cli.align_command import run
 
-    chosen = [name for name, on in (("weights", weights), ("orthogonal", orthogonal)) if on]
-    seen = {"stride": stride, "max_tokens": max_tokens, "heads": heads, "residual": residual}
+    asked = {"weights": weights, "orthogonal": orthogonal, "dual": dual is not None}
+    chosen = [name for name, on in asked.items() if on]
+    seen: dict[str, object] = {
+        "stride": stride,
+        "max_tokens": max_tokens,
+        "heads": heads,
+        "residual": residual,
+    }
+    if dual is not None:
+        seen["dual"] = dual
     run(
         a, b, output, spec, chosen, data, samples, seed, html, json, model_class, force, quiet, seen
     )  # fmt: skip

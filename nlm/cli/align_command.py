@@ -59,10 +59,11 @@ def run(
     options of :func:`nlm.align` by activations.
     """
     method = chosen[0] if chosen else "weights" if data is None else "activations"
-    if len(chosen) > 1 or (method == "orthogonal" and data is None):
+    if len(chosen) > 1 or (method in ("orthogonal", "dual") and data is None):
         given = [f"--{name}" for name in chosen]
         raise ValueError(
-            f"nlm align: one method is chosen, --orthogonal with --data, got {' '.join(given)}"
+            f"nlm align: one method is chosen, --orthogonal and --dual with --data, got "
+            f"{' '.join(given)}"
         )
     for target in (output, html, json_file):
         if target is not None:

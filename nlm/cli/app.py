@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nlm import __version__
-from nlm.cli import align, bench, missing_package, spec
+from nlm.cli import align, bench, merge, missing_package, spec
 
 _TASKS = 8
 _STOPPED = 130  # what a shell reports for Ctrl-C, and typer returns
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(spec.app)
 app.add_typer(bench.app)
 app.command()(align.align)
+app.command()(merge.merge)
 
 
 def run(arguments: list[str]) -> int:
@@ -102,6 +103,20 @@ def info(
     from nlm.cli.info import show
 
     show(json)
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML, of nlm or of mergekit.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find everything that is wrong with a recipe and its files, before any work.
+
+    The exit code is 1 where there is something, with a sentence for each on stderr.
+    """
+    from nlm.cli.check import check as run_check
+
+    run_check(recipe, json)
 
 
 @app.command()

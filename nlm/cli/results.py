@@ -33,6 +33,7 @@ METHODS = {
     "weights": "weights",
     "activations": "activations",
     "orthogonal": "orthogonal maps",
+    "dual": "weights and activations",
 }
 
 # How series are called, of settings and corrections put together.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nlm._modules import channel_dim, submodule
 from nlm._multitask import MultiTaskModel, network_of
-from nlm._state_dict import as_patterns
+from nlm._names import as_patterns
 from nlm.correct.correction import Correction, exclusive
 from nlm.correct.sequential import Fitted
 

@@ -29,7 +29,7 @@ from torch import nn
 
 from nlm._functions import is_place
 from nlm._modules import NORMS, channel_dim, submodule
-from nlm._state_dict import as_patterns, matches
+from nlm._names import as_patterns, matches
 from nlm.correct.recording import Event, Record, record
 
 KINDS = {"after_activation": "activation", "residual": "add", "norm": "norm"}

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from nlm._modules import is_transformers_conv1d, output_hooks, submodule
-from nlm._state_dict import as_patterns, matches
+from nlm._names import as_patterns, matches
 from nlm.correct.batch_norm import is_kept
 from nlm.correct.sequential import Reached, advance
 from nlm.statistics.observe import check_reached

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nlm._multitask import with_state
-from nlm._state_dict import StateDict, check_alike, is_statistic
+from nlm._names import is_statistic
+from nlm._state_dict import StateDict, check_alike
 from nlm.evaluate.barrier import check_entries, mean_loss
 from nlm.statistics import Data, Forward, batches
 

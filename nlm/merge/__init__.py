@@ -5,22 +5,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nlm._state_dict import (
-    StateDict,
-    as_patterns,
-    check_alike,
-    count_not_finite,
-    is_statistic,
-    matches,
-    state_of,
-)
-from nlm.merge.dare import RESCALES, dropped
+from nlm._core import DIALECTS
+from nlm._methods import METHODS, OPTIONS, RESCALES
+from nlm._names import as_patterns, is_statistic, matches
+from nlm._state_dict import StateDict, check_alike, count_not_finite, state_of
+from nlm.merge.dare import dropped
 from nlm.merge.linear import linear
+from nlm.merge.model_stock import model_stock
 from nlm.merge.partial import merge_partial
 from nlm.merge.result import Merged
+from nlm.merge.slerp import slerp
 from nlm.merge.tall_mask import consensus, tall_masks
 from nlm.merge.task_arithmetic import task_arithmetic
-from nlm.merge.ties import DIALECTS, ties
+from nlm.merge.ties import ties
 
 __all__ = [
     "DIALECTS",
@@ -32,24 +29,12 @@ __all__ = [
     "linear",
     "merge",
     "merge_partial",
+    "model_stock",
+    "slerp",
     "tall_masks",
     "task_arithmetic",
     "ties",
 ]
-
-METHODS = ("linear", "task_arithmetic", "ties", "dare", "dare_ties", "tall_mask", "consensus")
-
-# option -> its default and the methods that read it
-_OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "scale": (1.0, ("task_arithmetic", "ties", "dare", "dare_ties", "consensus")),
-    "density": (0.2, ("ties",)),
-    "dialect": ("global", ("ties", "dare_ties")),
-    "mask_threshold": (0.4, ("tall_mask", "consensus")),
-    "agreement": (2, ("consensus",)),
-    "drop": (0.9, ("dare", "dare_ties")),
-    "seed": (None, ("dare", "dare_ties")),
-    "rescale": ("expected", ("dare", "dare_ties")),
-}
 
 
 def merge(
@@ -67,6 +52,7 @@ def merge(
     drop: float = 0.9,
     seed: int | None = None,
     rescale: str = "expected",
+    t: float = 0.5,
 ) -> Merged:
     """Merges experts that stand in one basin: of one foundation, or aligned with it.
 
@@ -74,12 +60,13 @@ def merge(
     ----------
     experts : task -> state dict (or module), all with the same entries and shapes.
     base : theta_init, where the task vectors start: the foundation, or the mean of the aligned
-        foundations. Not needed for "linear". It needs no heads.
-    method : "linear" (weighted mean), "task_arithmetic", "ties", "dare" (Task Arithmetic on what
-        random dropping leaves), "dare_ties" (TIES on that, untrimmed), "tall_mask" or "consensus".
-    scale : the factor on the merged task vector; "linear" and "tall_mask" have none. Choose it on
-        validation data, after the correction that will be used.
-    weights : task -> weight of its expert; 1 by default.
+        foundations. Not needed for "linear" and "slerp". It needs no heads.
+    method : "linear" (weighted mean), "slerp" (of two experts), "task_arithmetic", "model_stock",
+        "ties", "dare" (Task Arithmetic on what random dropping leaves), "dare_ties" (TIES on that,
+        untrimmed), "tall_mask" or "consensus".
+    scale : the factor on the merged task vector; "linear", "slerp", "model_stock" and "tall_mask"
+        have none. Choose it on validation data, after the correction that will be used.
+    weights : task -> weight of its expert; 1 by default. "slerp" and "model_stock" have none.
     heads : patterns of entries that are never merged, such as ("head",): each task keeps its own.
         Every pattern matches an entry of some expert.
     density : share of each task vector that TIES keeps.
@@ -89,6 +76,7 @@ def merge(
     drop, seed : the share of each task vector that DARE drops, and which, drawn from the seed, the
         task and the entry's name.
     rescale : how DARE rescales the rest: "expected", "l1" or "none"; see :mod:`nlm.merge.dare`.
+    t : where "slerp" ends between the first expert, 0, and the second, 1.
 
     Returns
     -------
@@ -112,15 +100,16 @@ def merge(
     Ilharco et al.: Editing Models with Task Arithmetic, arXiv:2212.04089. Yadav et al.:
     TIES-Merging, arXiv:2306.01708. Wang et al.: Localizing Task Information (TALL-masks),
     arXiv:2405.07813. Yu et al.: Language Models are Super Mario (DARE), arXiv:2311.03099. Wortsman
-    et al.: Model Soups, arXiv:2203.05482.
+    et al.: Model Soups, arXiv:2203.05482. Jang et al.: Model Stock, arXiv:2403.19522.
     """
     if method not in METHODS:
         raise ValueError(f"nlm.merge: the method is one of {', '.join(METHODS)}, got {method!r}")
     given = {
         "scale": scale, "density": density, "dialect": dialect, "mask_threshold": mask_threshold,
-        "agreement": agreement, "drop": drop, "seed": seed, "rescale": rescale,
+        "agreement": agreement, "drop": drop, "seed": seed, "rescale": rescale, "t": t,
+        "weights": weights,
     }  # fmt: skip
-    for option, (default, readers) in _OPTIONS.items():
+    for option, (default, readers) in OPTIONS.items():
         if method not in readers and given[option] != default:
             raise ValueError(
                 f"nlm.merge: {option} is an option of {', '.join(readers)}, got "
@@ -130,7 +119,7 @@ def merge(
     patterns = _patterns(states, heads)
     factors = _weights(states, weights)
     if base is None:
-        if method != "linear":
+        if method not in ("linear", "slerp"):
             raise ValueError(f"nlm.merge: {method!r} starts from a base, got none")
         start = next(iter(states.values()))
     else:
@@ -155,8 +144,11 @@ def merge(
     if method.startswith("dare"):
         parts = dropped(vectors, origin, drop, seed, rescale)
     if method == "linear":
-        mean = linear(vectors, factors)
-        merged |= {name: mean[name].to(start.dtype) for name, start in origin.items()}
+        merged |= linear(vectors, origin, factors)
+    elif method == "slerp":
+        merged |= slerp(vectors, origin, t)
+    elif method == "model_stock":
+        merged |= model_stock(vectors, origin)
     elif method in ("task_arithmetic", "dare"):
         merged |= task_arithmetic(parts, origin, scale, factors)
     elif method in ("ties", "dare_ties"):

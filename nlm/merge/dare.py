@@ -14,17 +14,15 @@ The entries follow from the seed, the task and the name of the tensor: neither t
 tensors, nor their order, threads or device change them.
 """
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from nlm._methods import check_dropping, tensor_seed
 from nlm._state_dict import StateDict
-from nlm.merge.linear import alike, wide
+from nlm.merge.linear import alike
 from nlm.ops import dare
-
-RESCALES = ("expected", "l1", "none")
 
 _PART = 4096  # entries whose magnitudes are summed in their own type
 
@@ -43,25 +41,23 @@ def dropped(
     ValueError
         No seed, an unknown rescaling, or a share to drop outside [0, 1).
     """
-    if seed is None:
-        raise ValueError("nlm.merge: what is dropped at random has a seed, got none")
-    if rescale not in RESCALES:
-        raise ValueError(
-            f"nlm.merge: the rescaling is one of {', '.join(RESCALES)}, got {rescale!r}"
-        )
-    if not 0 <= drop < 1:
-        raise ValueError(f"nlm.merge: the share to drop lies in [0, 1), got {drop}")
+    seed = check_dropping(drop, seed, rescale)
     return {
         task: {
-            name: _dropped(state[name], start, drop, tensor_key(seed, task, name), rescale)
+            name: _dropped(state[name], start, drop, tensor_seed(seed, task, name), rescale)
             for name, start in base.items()
         }
         for task, state in experts.items()
     }
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype that arithmetic is done in: float32, or float64 as it is."""
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
 def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) -> Tensor:
-    expert, base = alike(wide(expert), wide(base))
+    expert, base = alike(_wide(expert), _wide(base))
     if rescale != "l1":
         return dare(expert, base, drop, key, rescale=rescale == "expected")
     vector = expert - base
@@ -81,9 +77,3 @@ def _norm(vector: Tensor) -> Tensor:
     whole = flat.numel() // _PART * _PART
     parts = [flat[:whole].view(-1, _PART), flat[whole:].view(1, -1)]
     return sum(torch.linalg.vector_norm(part, 1, dim=1).double().sum() for part in parts)
-
-
-def tensor_key(seed: int, task: str, name: str) -> int:
-    """The seed of one tensor of one task, in [0, 2^63)."""
-    text = "\0".join((str(seed), task, name))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -3,16 +3,19 @@
 theta = sum_t w_t theta_t / sum_t w_t.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from nlm._state_dict import StateDict
+from nlm.ops import weighted_sum
 
 
-def linear(experts: Mapping[str, StateDict], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """The weighted mean of the experts' entries, summed in float32 at least.
+def linear(
+    experts: Mapping[str, StateDict], like: StateDict, weights: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """The weighted mean of the experts' entries, in the dtypes of ``like``.
 
     Raises
     ------
@@ -24,19 +27,33 @@ def linear(experts: Mapping[str, StateDict], weights: Mapping[str, float]) -> di
         raise ValueError(
             f"nlm.merge: the weights of a mean do not sum to zero, got {dict(weights)}"
         )
-    names = next(iter(experts.values()))
+    factors = [weights[task] for task in experts]
     return {
-        name: weighted_sum(
-            {task: state[name] for task, state in experts.items()},
-            {task: weight / total for task, weight in weights.items()},
-        ).to(names[name].dtype)
-        for name in names
+        name: combined(
+            (state[name] for state in experts.values()), factors, each.dtype, divisor=total
+        )
+        for name, each in like.items()
     }
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in the dtype that arithmetic is done in: float32, or float64 as it is."""
-    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+def combined(
+    tensors: Iterable[Tensor],
+    weights: Sequence[float] | float,
+    dtype: torch.dtype,
+    base: Tensor | None = None,
+    divisor: float = 1.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """:func:`nlm.ops.weighted_sum` of tensors of any floating type, in ``dtype``."""
+    start = None if base is None else computable(base)
+    within = dtype if dtype.itemsize >= 2 else torch.float32
+    total = weighted_sum([computable(x) for x in tensors], weights, start, divisor, scale, within)
+    return total.to(dtype)
+
+
+def computable(tensor: Tensor) -> Tensor:
+    """The tensor in a type that the operations take: 8-bit ones are widened."""
+    return tensor if tensor.dtype.itemsize >= 2 else tensor.float()
 
 
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -46,12 +63,3 @@ def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     common = torch.float64 if torch.float64 in dtypes else torch.float32
     return tuple(tensor.to(common) for tensor in tensors)
-
-
-def weighted_sum(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """sum_t w_t x_t."""
-    (first, start), *others = tensors.items()
-    total = wide(start) * weights[first]
-    for task, tensor in others:
-        total += wide(tensor) * weights[task]
-    return total

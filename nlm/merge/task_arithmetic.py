@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nlm._state_dict import StateDict
-from nlm.merge.linear import weighted_sum, wide
+from nlm.merge.linear import combined
 
 
 def task_arithmetic(
@@ -18,8 +18,10 @@ def task_arithmetic(
     weights: Mapping[str, float],
 ) -> dict[str, Tensor]:
     """The base plus the scaled sum of the task vectors, in the base's dtype."""
-    merged = {}
-    for name, start in base.items():
-        vectors = {task: wide(state[name]) - wide(start) for task, state in experts.items()}
-        merged[name] = (wide(start) + scale * weighted_sum(vectors, weights)).to(start.dtype)
-    return merged
+    factors = [weights[task] for task in experts]
+    return {
+        name: combined(
+            (state[name] for state in experts.values()), factors, start.dtype, start, scale=scale
+        )
+        for name, start in base.items()
+    }

@@ -27,10 +27,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from nlm._methods import kept_entries
 from nlm._state_dict import StateDict
-from nlm.merge.linear import wide
+from nlm.merge.linear import computable
 from nlm.ops import magnitude_threshold, sign_merge
-from nlm.ops.sign_merge import DIALECTS
 
 
 def ties(
@@ -48,18 +48,12 @@ def ties(
     ValueError
         An unknown dialect, or a density outside (0, 1].
     """
-    if dialect not in DIALECTS:
-        raise ValueError(
-            f"nlm.merge: the TIES dialect is one of {', '.join(DIALECTS)}, got {dialect!r}"
-        )
-    if not 0 < density <= 1:
-        raise ValueError(f"nlm.merge: a density lies in (0, 1], got {density}")
     blocks = [tuple(base)] if dialect == "global" else [(name,) for name in base]
     factors = [weights[task] for task in experts]
     merged: dict[str, Tensor] = {}
     for names in blocks:
-        start = [_computable(base[name]) for name in names]
-        models = [[_computable(state[name]) for name in names] for state in experts.values()]
+        start = [computable(base[name]) for name in names]
+        models = [[computable(state[name]) for name in names] for state in experts.values()]
         thresholds = torch.stack([threshold(model, start, density, dialect) for model in models])
         results = sign_merge(start, models, thresholds, factors, scale, dialect)
         for name, result in zip(names, results, strict=True):
@@ -67,17 +61,10 @@ def ties(
     return merged
 
 
-def _computable(tensor: Tensor) -> Tensor:
-    """The tensor in a type that the operations take: 8-bit ones are widened."""
-    return tensor if tensor.dtype.itemsize >= 2 else wide(tensor)
-
-
 def threshold(model: list[Tensor], start: list[Tensor], density: float, dialect: str) -> Tensor:
     """The least magnitude that is kept: 0 where all entries are, infinity where none is."""
     entries = sum(tensor.numel() for tensor in model)
-    kept = int(density * entries)
-    if dialect.startswith("mergekit") and density > 0:
-        kept = max(1, kept)
+    kept = kept_entries(density, entries, dialect)
     if 0 < kept < entries:
         return magnitude_threshold(model, kept, start)
     least = 0.0 if kept >= entries else math.inf

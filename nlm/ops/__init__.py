@@ -9,11 +9,13 @@ from nlm.ops.channel_moments import channel_moments
 from nlm.ops.cross_moments import cross_moments_
 from nlm.ops.dare import dare
 from nlm.ops.group_similarity import group_similarity_
+from nlm.ops.inner_products import inner_products
 from nlm.ops.magnitude_threshold import magnitude_threshold
 from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
 from nlm.ops.sign_merge import sign_merge
 from nlm.ops.tall_mask import tall_mask, tall_mask_agreement, tall_mask_apply
+from nlm.ops.weighted_sum import weighted_sum
 
 __all__ = [
     "Assignment",
@@ -22,6 +24,7 @@ __all__ = [
     "cross_moments_",
     "dare",
     "group_similarity_",
+    "inner_products",
     "magnitude_threshold",
     "permute",
     "permute_add_",
@@ -30,4 +33,5 @@ __all__ = [
     "tall_mask",
     "tall_mask_agreement",
     "tall_mask_apply",
+    "weighted_sum",
 ]

@@ -4,7 +4,7 @@ The public functions call `check_tensor` and `without_gradient`, in every mode o
 and its reference call `check_apart`, since a meta tensor has no memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,10 +12,40 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from nlm.ops._channels import FLOATS
+
+MOST_VECTORS = 128  # kWeightedSumTensors, kInnerProductsTensors
+
 
 def check_tensor(name: str, label: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"nlm.{name}: {label} must be a tensor, got {type(value).__name__}")
+
+
+def compute_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """What tensors of any float types are computed in: float32, or float64 where any is."""
+    is_wide = any(x.dtype == torch.float64 for x in tensors)
+    return torch.float64 if is_wide else torch.float32
+
+
+def check_vectors(name: str, base: Tensor | None, tensors: Sequence[Tensor], least: int) -> None:
+    """The tensors and their base, if there is one, are floats of one shape on one device."""
+    if not least <= len(tensors) <= MOST_VECTORS:
+        raise ValueError(
+            f"nlm.{name}: there must be {least} to {MOST_VECTORS} tensors, got {len(tensors)}"
+        )
+    models = [*tensors] if base is None else [base, *tensors]
+    for x in models:
+        if x.dtype not in FLOATS:
+            raise TypeError(
+                f"nlm.{name}: base and tensors must be float16, bfloat16, float32 or float64, "
+                f"got {x.dtype}"
+            )
+        if x.shape != models[0].shape or x.device != models[0].device:
+            raise ValueError(
+                f"nlm.{name}: base and tensors must have one shape and device, got "
+                f"{tuple(models[0].shape)} on {models[0].device} and {tuple(x.shape)} on {x.device}"
+            )
 
 
 def as_numbers(name: str, label: str, values: Any, count: int) -> list[float]:

@@ -29,19 +29,19 @@ import torch
 from torch import Tensor
 
 from nlm import _native
+from nlm._core import DIALECTS
 from nlm._registry import register
-from nlm.ops._arguments import as_numbers, check_apart, check_tensor, without_gradient
+from nlm.ops._arguments import (
+    as_numbers,
+    check_apart,
+    check_tensor,
+    compute_dtype,
+    without_gradient,
+)
 from nlm.ops._channels import FLOATS
 
-#: Positions are the values of csrc/sign_merge.h's SignDialect.
-DIALECTS = ("global", "mergekit", "peft", "mergekit_sum")
 _MOST_EXPERTS = 128  # kSignMergeExperts
 _GROUP = 64  # kSignMergeGroup
-
-
-def _compute_dtype(base: Tensor, experts: list[Tensor]) -> torch.dtype:
-    is_wide = any(x.dtype == torch.float64 for x in (base, *experts))
-    return torch.float64 if is_wide else torch.float32
 
 
 def _groups(base: Tensor) -> int:
@@ -66,7 +66,7 @@ def reference(
     dialect: str,
     tie: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _compute_dtype(base, experts)
+    dtype = compute_dtype([base, *experts])
     start = base.to(dtype)
     numbers = torch.tensor([scale, *weights], dtype=dtype, device=base.device)
     vote = torch.zeros_like(start)
@@ -198,7 +198,7 @@ def _alike(base: Tensor, experts: list[Tensor]) -> list[Tensor]:
     """The base and the experts in one type: theirs, or else the one that is computed in."""
     if all(x.dtype == base.dtype for x in experts):
         return [base, *experts]
-    dtype = _compute_dtype(base, experts)
+    dtype = compute_dtype([base, *experts])
     return [x.to(dtype) for x in (base, *experts)]
 
 
@@ -209,7 +209,7 @@ def _launch(
 ) -> None:  # fmt: skip
     """Runs a kernel for the base and the experts on so many threads, or on this stream. Without a
     ballot it merges the contested groups again."""
-    limits = _thresholds(thresholds, _compute_dtype(models[0], models[1:]))
+    limits = _thresholds(thresholds, compute_dtype(models))
     base, *experts = (x.contiguous() for x in models)
     target = merged if base.dtype == merged.dtype else merged.to(base.dtype)
     item = (

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from nlm._multitask import tell_sizes, with_state
-from nlm._state_dict import StateDict, is_statistic
+from nlm._names import is_statistic
+from nlm._state_dict import StateDict
 from nlm.symmetry import gather
 from nlm.symmetry.blocks import blocks
 from nlm.symmetry.layout import Layout, Product, Ref, Sum, references, selectors

@@ -205,12 +205,23 @@ def test_folders_and_a_text(folder: Path, capsys) -> None:
     assert set(report.samples.values()) == {12} and "g0" not in report.samples
 
 
+def test_by_weights_and_activations(folder: Path, capsys) -> None:
+    language_models(folder)
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    command = ["align", "a", "b", "--dual", "0.5", "-o", "p.safetensors", "--quiet"]
+    assert run(command) == 1
+    assert "--orthogonal and --dual with --data, got --dual" in capsys.readouterr().err
+    assert run([*command, "--data", "text.txt"]) == 0
+    assert "Aligned by weights and activations in" in capsys.readouterr().out
+    assert AlignmentResult.load("p.safetensors").report.method == "dual"
+
+
 def test_up_to_rotations(capsys) -> None:
     import pairs
 
     command = ["align", "pairs:straight", "pairs:turned", "--orthogonal", "-o", "p.safetensors"]
     assert run(command) == 1
-    assert "--orthogonal with --data, got --orthogonal" in capsys.readouterr().err
+    assert "--orthogonal and --dual with --data, got --orthogonal" in capsys.readouterr().err
     assert run([*command, "--data", "pairs:pictures", "--html", "p.html", "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "by orthogonal maps" in out and "Barrier of the loss" in out

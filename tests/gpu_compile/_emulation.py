@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 
 from gpu_compile._selection import ELEMENT_BYTES, Range, SelectionDevice, array_range
+from gpu_compile._sums import SumsDevice
 
 HERE = Path(__file__).resolve().parent
 MAX_AXES = 16  # kPermuteMaxAxes
@@ -91,7 +92,8 @@ def compile_emulation(folder: Path) -> ctypes.CDLL:
     for name in (
         "permute", "permute_add", "scale_shift", "partial_rows", "scale_shift_backward",
         "magnitude_state", "magnitude_threshold", "sign_merge", "dare", "tall_mask",
-        "tall_mask_apply", "tall_mask_walks", "tall_mask_agreement",
+        "tall_mask_apply", "tall_mask_walks", "tall_mask_agreement", "weighted_sum",
+        "inner_products_rows", "inner_products",
     ):  # fmt: skip
         getattr(loaded, f"emulate_{name}").restype = ctypes.c_int64
     return loaded
@@ -112,7 +114,7 @@ def view_range(view: tuple) -> Range:
     return strided_range(address, tuple(rest[:3]), tuple(rest[3:]), ELEMENT_BYTES[dtype])
 
 
-class EmulatedDevice(SelectionDevice):
+class EmulatedDevice(SelectionDevice, SumsDevice):
     """``nlm._C_cuda`` without a GPU. ``word_bytes`` keeps the word sizes of the last permute.
 
     ``blocks`` limits a run to some blocks of the grid: (first, end), as grid_emulation.cpp has it.

@@ -29,7 +29,7 @@ class MagnitudeRanges(ctypes.Structure):
     _fields_ = [("items", ctypes.POINTER(Range)), ("result", Range), ("state", Range)]
 
 
-class SignMergeExpert(ctypes.Structure):
+class WeightedTensor(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int), ("weight", ctypes.c_double)]
 
 
@@ -39,7 +39,7 @@ class SignMergeItem(ctypes.Structure):
         ("target", ctypes.c_void_p),
         ("dtype", ctypes.c_int),
         ("size", ctypes.c_int64),
-        ("experts", ctypes.POINTER(SignMergeExpert)),
+        ("experts", ctypes.POINTER(WeightedTensor)),
         ("count", ctypes.c_int),
         ("thresholds", ctypes.c_void_p),
         ("scale", ctypes.c_double),
@@ -93,7 +93,7 @@ class SelectionDevice:
     def sign_merge(self, item: tuple, experts: list[tuple], ballot: int, stream: int) -> None:
         base, target, dtype, size, thresholds, *rest = item
         count, width = len(experts), ELEMENT_BYTES[dtype]
-        each = (SignMergeExpert * count)(*(SignMergeExpert(*expert) for expert in experts))
+        each = (WeightedTensor * count)(*(WeightedTensor(*expert) for expert in experts))
         ranges = [array_range(data, size, width) for data, _, _ in experts]
         known = SignMergeRanges(
             array_range(base, size, width),

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/view.h"
 
 namespace {
 
@@ -51,6 +52,22 @@ struct CheckedAddress {
     return checked<T>(data, range);
   }
 };
+
+// body(T{}) with the GPU's type of elements.
+template <class Body>
+int64_t with_device_type(int dtype, const Body& body) {
+  switch (static_cast<nlm::DType>(dtype)) {
+    case nlm::DType::kFloat16:
+      return body(nlm::DeviceFloat16{});
+    case nlm::DType::kBFloat16:
+      return body(nlm::DeviceBFloat16{});
+    case nlm::DType::kFloat32:
+      return body(float{});
+    case nlm::DType::kFloat64:
+      return body(double{});
+  }
+  return -1;
+}
 
 // The phases of a body lie between barriers: all threads of a block run one, then the next.
 template <class... Phase>

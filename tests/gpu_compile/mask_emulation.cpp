@@ -14,22 +14,6 @@ struct Memory {
   CheckedAddress expert, base, merged, out, mask, counts;
 };
 
-// body(T{}) with the GPU's type of elements.
-template <class Body>
-int64_t with_device_type(int dtype, const Body& body) {
-  switch (static_cast<DType>(dtype)) {
-    case DType::kFloat16:
-      return body(DeviceFloat16{});
-    case DType::kBFloat16:
-      return body(DeviceBFloat16{});
-    case DType::kFloat32:
-      return body(float{});
-    case DType::kFloat64:
-      return body(double{});
-  }
-  return -1;
-}
-
 template <class T, int kPack>
 int64_t run_build(const Memory& memory, int64_t count, double limit, int64_t first, int64_t end) {
   const MaskGrid work = make_build_grid(count);

@@ -67,7 +67,8 @@ def test_runs_move_in_16_bytes(stem: str, compiled: dict[str, tuple[Path, str]])
         command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
     ).stdout
     assert re.search(WIDE_LOAD, code)
-    assert re.search(WIDE_STORE, code) or stem == "magnitude_threshold"  # it writes one number
+    few = {"inner_products", "magnitude_threshold"}  # numbers are written
+    assert re.search(WIDE_STORE, code) or stem in few
 
 
 def test_module_imports_without_a_driver() -> None:

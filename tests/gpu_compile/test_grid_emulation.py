@@ -34,6 +34,8 @@ LAUNCHERS = {
     "tall_mask_agreement": ("_cuda_agreement", ()),
     "dare": ("_cuda", ()),
     "sign_merge_tied_": ("_cuda_tied", ()),
+    "weighted_sum": ("_cuda", ()),
+    "inner_products": ("_cuda", (0,)),
 }
 
 
@@ -224,6 +226,36 @@ def test_sign_merge_counts_beyond_32_bits(library, offset: int) -> None:
     expert = (x.data_ptr(), 0, 1.0)
     EmulatedDevice(library, blocks=(-1, -1)).sign_merge(item, [expert], ballot.data_ptr(), 0)
     assert target[-2:].tolist() == [0.0, 3.0] and ballot.tolist() == [1, 0]
+
+
+def test_weighted_sum_counts_beyond_32_bits(library) -> None:
+    base, x, target = (far_memory(FAR + 3, torch.float16) for _ in range(3))
+    base[-1], x[-1] = 1.0, 5.0
+    EmulatedDevice(library, blocks=(-1, -1)).weighted_sum(
+        base.data_ptr(), 0, [(x.data_ptr(), 0, 3.0)], 2.0, 0.5, target.data_ptr(), 0, x.numel(), 0
+    )
+    assert target[-2:].tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_inner_products_of_many(device: EmulatedDevice, offset: int) -> None:
+    """Several tiles; packs, and entries one by one."""
+    make = torch.Generator().manual_seed(2)
+    tensors = list(torch.randint(-9, 10, (7, 8200), generator=make).half()[:, offset:])
+    base = torch.randint(-9, 10, (8200,), generator=make).half()[offset:]
+    for start in (None, base):
+        found = launch("inner_products", start, tensors)
+        assert torch.equal(found, operations()["inner_products"].reference(start, tensors))
+
+
+def test_inner_products_count_beyond_32_bits(library) -> None:
+    x, y = (far_memory(FAR + 3, torch.float16) for _ in range(2))
+    x[-2:], y[-2:] = torch.tensor([2.0, 3.0]), torch.tensor([4.0, 5.0])
+    first = EmulatedDevice(library, blocks=(0, 1))  # the block of the last segment
+    partial = torch.zeros(first.inner_products_rows(x.numel(), 0), 2, 2, dtype=torch.float64)
+    tensors = [(t.data_ptr(), 0) for t in (x, y)]
+    first.inner_products(0, 0, tensors, x.numel(), partial.data_ptr(), 0)
+    assert partial[0].tolist() == [[13, 23], [23, 41]]
 
 
 def test_masks_beyond_32_bits(library) -> None:

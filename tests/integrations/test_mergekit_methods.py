@@ -52,6 +52,7 @@ def settings(name: str, count: int) -> Iterator[dict]:
         yield {"weight": 0.4, "density": 0.5, "normalize": True, "lambda": 0.7, **own}
         yield {"weight": weights, "density": density, "normalize": False, "lambda": 1.5, **own}
         yield {"weight": 1.0, "density": 1.0, "int8_mask": True, **own}
+        yield {"weight": 1.0, "density": [0.0, 1.5, 0.4, 1.0][: count - 1], **own}
 
 
 def merge(method: str, tensors: list[Tensor], parameters: dict, **more) -> Tensor:

@@ -27,14 +27,16 @@ from mergekit.merge_methods.dtype import align_dtype
 from mergekit.sparsify import SparsificationMethod as Sparse
 from torch import Tensor
 
-from nlm.integrations.mergekit import sums
-from nlm.merge.dare import rescaled, tensor_key
+from nlm._coefficients import slerp as slerp_weights
+from nlm._methods import tensor_seed
+from nlm.merge.dare import rescaled
 from nlm.merge.ties import threshold
-from nlm.ops import dare, magnitude_threshold, sign_merge
+from nlm.ops import dare, inner_products, magnitude_threshold, sign_merge, weighted_sum
 
 Parameters = Mapping[str, Any]
 Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
 
+_CHUNK = 1 << 15  # entries
 _SMALL = 1e-8  # a sum of weights below it counts as 1
 
 
@@ -63,18 +65,25 @@ class Method(GroupMergeMethod):
 
 
 def linear(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
-    first = group.tensors[0]
-    weights = parameters["weight"].values_for(group.entries)
+    """By PyTorch's `addcmul`, as the host: a product and its sum are rounded as one where the
+    processor can. On a CPU in chunks that stay in its cache.
+    """
+    first, weights = group.tensors[0], parameters["weight"].values_for(group.entries)
     numbers = torch.tensor(weights, dtype=_wide(first), device=first.device)
-    return sums.fused_mean(
-        group.tensors, numbers, numbers.sum() if parameters["normalize"] else None
-    )
+    out = torch.empty(first.shape, dtype=first.dtype, device=first.device)
+    size = _CHUNK if first.is_cpu else max(first.numel(), 1)
+    chunks = (x.reshape(-1).split(size) for x in (out, *group.tensors))
+    for target, *parts in zip(*chunks, strict=True):
+        total = torch.zeros_like(target, dtype=numbers.dtype)
+        for x, weight in zip(parts, numbers, strict=True):
+            total.addcmul_(x, weight)
+        target.copy_(total.div_(numbers.sum()) if parameters["normalize"] else total)
+    return out
 
 
 def slerp(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
     pair = [group.base.tensor, group.non_base[0].tensor]
-    weights = sums.slerp(sums.inner_products(pair).tolist(), parameters["t"])
-    return sums.weighted_sum(pair, weights)
+    return weighted_sum(pair, slerp_weights(inner_products(pair).tolist(), parameters["t"]))
 
 
 def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
@@ -88,23 +97,29 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     dialect = "mergekit" if parameters["normalize"] else "mergekit_sum"
     if elects and sparse == Sparse.magnitude and not parameters["rescale"]:
         limits = [
-            threshold([model], [base], density, "mergekit")
-            for model, density in zip(models, densities, strict=True)
+            _limit(model, base, density) for model, density in zip(models, densities, strict=True)
         ]
         experts = [[model] for model in models]
         return sign_merge([base], experts, torch.stack(limits), weights, scale, dialect)[0]
     total = _total(weights, base) if parameters["normalize"] else 1.0
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
-        return sums.weighted_sum(models, weights, base, divisor, scale)
+        return weighted_sum(models, weights, base, divisor, scale)
     zero = torch.zeros(base.shape, dtype=_wide(base), device=base.device)
     vectors = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
     if elects:
         none = torch.zeros(len(models), device=base.device)
         [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
     else:
-        moved = sums.weighted_sum(vectors, weights, divisor=divisor, scale=scale)
+        moved = weighted_sum(vectors, weights, divisor=divisor, scale=scale)
     return moved.add_(base)
+
+
+def _limit(model: Tensor, base: Tensor, density: float) -> Tensor:
+    """The least difference that is kept."""
+    if density <= 0:
+        return torch.tensor(torch.inf, device=base.device)
+    return threshold([model], [base], min(density, 1.0), "mergekit")
 
 
 def _total(weights: list[float], like: Tensor) -> float:
@@ -179,7 +194,7 @@ def _key(group: TensorGroup, place: int) -> int:
     """What a model's entries are drawn with; for a tensor without a name the next one."""
     if group.metadata.name is None:
         return int(torch.randint(2**63 - 1, ()))
-    return tensor_key(torch.initial_seed(), str(place), group.metadata.name)
+    return tensor_seed(torch.initial_seed(), str(place), group.metadata.name)
 
 
 _ON_DIFFERENCES = (

@@ -1,0 +1,241 @@
+"""What checkpoints hold, from the headers of their safetensors files; no tensor is read.
+
+A checkpoint is one ``.safetensors`` file, or a folder: the files that ``*.safetensors.index.json``
+names, or ``model.safetensors``, or the only safetensors file there is. A file of the format is
+eight bytes with the length of a JSON header, the header, and the tensors' bytes without a gap.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nlm.checkpoint.tensors import DamagedFileError
+
+#: Bytes of an element, by the names of the format.
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
+    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+INDEX_SUFFIX = ".safetensors.index.json"
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+_PREFIX = 8
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor in a file: ``begin`` and ``end`` are its bytes, counted from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return (self.end - self.begin) // ITEM_BYTES[self.dtype]
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint, in the order of its files, and a model's ``config.json``."""
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, where the checkpoint is one."""
+        return self.path if self.path.is_dir() else None
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads the headers of a checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file or folder, no safetensors file in the folder, or one that its index
+        names is missing.
+    DamagedFileError
+        A file is truncated, corrupt or no safetensors file; an index names other tensors than the
+        files hold, or files outside the folder; a folder has several files and no index.
+    """
+    target = Path(path)
+    if not target.exists():
+        raise FileNotFoundError(f"nlm: a checkpoint must exist, got {str(target)!r}")
+    files, promised = _files(target) if target.is_dir() else ((target,), None)
+    tensors: dict[str, TensorEntry] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        entries, about = read_header(file)
+        if twice := tensors.keys() & entries.keys():
+            raise DamagedFileError(
+                f"nlm: a tensor stands in one file of a checkpoint, got {min(twice)!r} in "
+                f"{str(tensors[min(twice)].file)!r} and {str(file)!r}"
+            )
+        tensors |= entries
+        metadata |= about
+    if promised is not None:
+        _check_index(target, promised, tensors)
+    return Checkpoint(target, files, tensors, metadata, read_config(target))
+
+
+def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """The tensors of one safetensors file in the order of their bytes, and its metadata.
+
+    Raises
+    ------
+    DamagedFileError
+        The file breaks a rule of the format.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        prefix = opened.read(_PREFIX)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < _PREFIX or length > min(_LONGEST_HEADER, size - _PREFIX):
+            raise _damaged(file, f"a header of {length} bytes in a file of {size}")
+        text = opened.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_each_once)
+        metadata = header.pop("__metadata__", None) or {}
+        begin = _PREFIX + length
+        entries = {name: _entry(name, value, file, begin) for name, value in header.items()}
+        if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+            raise ValueError("metadata that is not text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(file, str(error) or type(error).__name__) from error
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    at = begin
+    for entry in ordered.values():
+        if entry.begin != at:
+            raise _damaged(file, f"a gap or an overlap at byte {at}, before {entry.name!r}")
+        at = entry.end
+    if at != size:
+        raise _damaged(file, f"tensors that end at byte {at} of {size}")
+    return ordered, dict(metadata)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name that stands twice")
+    return found
+
+
+def _entry(name: str, value: Mapping[str, Any], file: Path, start: int) -> TensorEntry:
+    dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"an unknown type {dtype!r} of {name!r}")
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"sizes of {name!r} that are no whole numbers")
+    expected = ITEM_BYTES[dtype]
+    for number in shape:
+        expected *= number
+    if end - begin != expected:
+        raise ValueError(f"{end - begin} bytes for {expected} of {name!r}")
+    return TensorEntry(name, dtype, shape, file, start + begin, start + end)
+
+
+def _files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | None]:
+    """The files of a folder, and what its index says of them: tensor -> file name."""
+    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
+    if len(indices) > 1 and (usual := folder / f"model{INDEX_SUFFIX}") in indices:
+        indices = [usual]
+    if len(indices) == 1:
+        promised = _weight_map(indices[0])
+        names = sorted(set(promised.values()))
+        for name in names:
+            if Path(name).name != name or name in ("", ".", ".."):
+                raise _damaged(indices[0], f"a file outside its folder, {name!r}")
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"nlm: the files of a checkpoint must exist, got none called {name!r} in "
+                    f"{str(folder)!r}"
+                )
+        return tuple(folder / name for name in names), promised
+    files = sorted(each for each in folder.glob("*.safetensors") if each.is_file())
+    usual = folder / "model.safetensors"
+    if usual in files:
+        return (usual,), None
+    if len(files) == 1:
+        return (files[0],), None
+    if files or indices:
+        raise DamagedFileError(
+            f"nlm: a folder of several safetensors files has one index (*{INDEX_SUFFIX}), got "
+            f"{len(indices)} in {str(folder)!r}"
+        )
+    pickles = sorted(each.name for each in folder.glob("*.bin")) + sorted(
+        each.name for each in folder.glob("*.pt*")
+    )
+    found = f"only {pickles[0]!r}, to be saved as safetensors first," if pickles else "none"
+    raise FileNotFoundError(
+        f"nlm: a checkpoint's folder holds safetensors files, got {found} in {str(folder)!r}"
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not found or not all(isinstance(t, str) for pair in found.items() for t in pair):
+            raise ValueError("a weight_map that does not name files")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(index, str(error) or type(error).__name__) from error
+    return dict(found)
+
+
+def _check_index(
+    folder: Path, promised: Mapping[str, str], tensors: Mapping[str, TensorEntry]
+) -> None:
+    for name, file in promised.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise DamagedFileError(
+                f"nlm: the index of a checkpoint names what its files hold, got {name!r}, which "
+                f"is not in {file!r} of {str(folder)!r}"
+            )
+    if extra := tensors.keys() - promised.keys():
+        raise DamagedFileError(
+            f"nlm: the index of a checkpoint names what its files hold, got {min(extra)!r} of "
+            f"{str(folder)!r}, which it does not name"
+        )
+
+
+def read_config(folder: Path) -> Mapping[str, Any] | None:
+    """The ``config.json`` of a folder; None without one.
+
+    Raises
+    ------
+    DamagedFileError
+        It is no JSON mapping.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(file, str(error)) from error
+    if not isinstance(config, dict):
+        raise _damaged(file, "no mapping")
+    return config
+
+
+def _damaged(path: Path, reason: str) -> DamagedFileError:
+    return DamagedFileError(f"nlm: a checkpoint's file must be whole, got {str(path)!r} ({reason})")

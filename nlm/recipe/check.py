@@ -1,0 +1,213 @@
+"""Finds everything that is wrong with a merge before any work: only headers are read.
+
+Torch is imported only where models are aligned.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nlm._names import matches
+from nlm.checkpoint.compare import differences, unmergeable
+from nlm.checkpoint.headers import Checkpoint
+from nlm.recipe.methods import BY_WEIGHTS, METHODS, NUMBERS
+from nlm.recipe.opened import (
+    Opened,
+    is_moved,
+    merged,
+    open_all,
+    sentence_of,
+    work_bytes,
+    written_bytes,
+)
+from nlm.recipe.recipe import Alignment, Number, Recipe
+from nlm.recipe.values import Values, layers
+
+
+def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) -> list[str]:
+    """Everything that is wrong with a recipe and its files, a sentence with its line for each.
+
+    Found are files that are missing or damaged, entries that are missing or extra, shapes,
+    vocabularies and types that differ, heads and filters that match nothing, numbers that are
+    missing or that a method cannot use together, an architecture or a specification that cannot be
+    aligned, an output that exists, and a disk that is too small for it.
+
+    Parameters
+    ----------
+    opened : the checkpoints, where they were opened before.
+    force : whether the output may exist.
+    """
+    opened = opened or open_all(recipe)
+    found = list(opened.problems)
+    if (start := opened.start) is not None:
+        found += _models(recipe, opened, start)
+        found += _numbers(recipe, start)
+        found += _alignment(recipe, opened)
+    found += _files(recipe)
+    if (target := recipe.output.path) is not None:
+        size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
+        found += (recipe.where("output") + each for each in _output(target, size, force))
+    return found
+
+
+def _models(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
+    """Whether the models go together."""
+    others = {
+        **{("experts", name): each for name, each in opened.experts.items()},
+        **{("foundations", name): each for name, each in opened.foundations.items()},
+    }
+    if recipe.base is not None and opened.base is None:
+        return  # what the others would be compared with
+    names = {name for each in opened.experts.values() for name in each.tensors}
+    for pattern in recipe.heads:
+        if not opened.problems and not any(matches(name, (pattern,)) for name in names):
+            yield (
+                recipe.where("heads") + "a pattern of heads matches an entry of an expert, got "
+                f"{pattern!r}"
+            )
+    for (kind, name), other in others.items():
+        who = f"{'expert' if kind == 'experts' else 'foundation'} {name!r}"
+        for sentence in differences(start, other, who, recipe.heads):
+            yield recipe.where(kind, name) + sentence
+        if bad := unmergeable(other, recipe.heads):
+            yield recipe.where(kind, name) + _narrow(other, bad)
+    if recipe.base is not None and (bad := unmergeable(start, recipe.heads)):
+        yield recipe.where("base") + _narrow(start, bad)
+    if not merged(recipe, start):
+        yield recipe.where("heads") + (
+            f"there is at least one weight to merge, got none in {str(start.path)!r}"
+        )
+    count = max((count for _, count in layers(start.tensors).values()), default=0)
+    if recipe.layers is not None and recipe.layers != count:
+        yield recipe.where("slices") + (
+            f"a slice is the whole model, got layers 0 to {recipe.layers} of {count}: write "
+            f"'layer_range: [0, {count}]'"
+        )
+
+
+def _narrow(checkpoint: Checkpoint, names: list[str]) -> str:
+    entry = checkpoint.tensors[names[0]]
+    return (
+        f"weights are float16, bfloat16, float32 or float64, got {entry.dtype} for {names[0]!r} "
+        f"in {str(checkpoint.path)!r}"
+    )
+
+
+def _numbers(recipe: Recipe, start: Checkpoint) -> Iterator[str]:
+    """Whether every tensor has every number, and the method can use them together."""
+    names = merged(recipe, start)
+    method = METHODS[recipe.method]
+    if recipe.form == "nlm":
+        yield from _filters(recipe, names)
+    value = recipe.numbers(start.tensors)
+    for parameter in (each for each in method.parameters if each in NUMBERS):
+        of_each = NUMBERS[parameter].per_expert
+        for expert in recipe.experts if of_each else (None,):
+            who = None if expert is None else expert.name
+            where = recipe.where("experts", who) if who else recipe.where("parameters", parameter)
+            try:
+                numbers = {value(parameter, who, name) for name in names}
+            except ValueError as error:
+                yield where + f"{sentence_of(error)}: write a last rule without a filter"
+                break
+            is_one = parameter == "density" and recipe.options.get("dialect") == "global"
+            if is_one and len(numbers) > 1:
+                yield where + (
+                    "the global dialect of ties trims all tensors together, with one density, got "
+                    f"{min(numbers):g} to {max(numbers):g}: write 'dialect: mergekit' or one number"
+                )
+        else:
+            if recipe.method == "linear" and recipe.options.get("normalize"):
+                yield from _sums(recipe, names, value)
+
+
+def _sums(recipe: Recipe, names: Iterable[str], value: Number) -> Iterator[str]:
+    """Whether the weights of a mean sum to something."""
+    for name in names:
+        weights = [value("weight", expert.name, name) for expert in recipe.experts]
+        if sum(weights) == 0:
+            yield recipe.where("method") + (
+                f"the weights of a mean do not sum to zero, got {weights} for {name!r}"
+            )
+            return
+
+
+def _filters(recipe: Recipe, names: list[str]) -> Iterator[str]:
+    """Filters that match no name are misspelt."""
+    of_all: dict[tuple[str, ...], Values]
+    of_all = {("parameters", key): values for key, values in recipe.values.items()}
+    for expert in recipe.experts:
+        of_all |= {("experts", expert.name, key): each for key, each in expert.values.items()}
+    for keys, values in of_all.items():
+        for part in values.parts:
+            if not any(part in name for name in names):
+                yield recipe.where(*keys) + (
+                    f"a filter is part of a tensor's name, got {part!r}, which is in none, such as "
+                    f"{names[0]!r}"
+                )
+
+
+def _files(recipe: Recipe) -> Iterator[str]:
+    """Whether the other files are there."""
+    if recipe.correct is not None:
+        yield recipe.where("correct") + (
+            "a correction is fitted in Python (nlm.Tact.fit, nlm.refit), got 'correct' in a recipe"
+        )
+    for expert in recipe.experts:
+        if expert.permutation is not None and not os.path.isfile(expert.permutation):
+            yield recipe.where("experts", expert.name, "permutation") + (
+                f"a permutation is a file of nlm align, got {str(expert.permutation)!r}"
+            )
+
+
+def _alignment(recipe: Recipe, opened: Opened) -> Iterator[str]:
+    """Whether models that are permuted have a specification that is theirs."""
+    where = recipe.where("align")
+    align = recipe.align or Alignment(None)
+    if recipe.aligns and (align.method not in BY_WEIGHTS or align.data is not None):
+        yield where + (
+            f"a recipe aligns by {' or '.join(BY_WEIGHTS)}, got {align.method!r}"
+            f"{' with data' if align.data else ''}: align by activations with nlm align, and give "
+            "its file as the experts' permutation"
+        )
+    names = [each.name for each in recipe.experts if is_moved(recipe, each)]
+    moved = {name: opened.experts[name] for name in names if name in opened.experts}
+    if not moved:
+        return
+    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
+    folder = next((each.folder for each in models if each is not None and each.folder), None)
+    if align.spec is None and folder is None:
+        yield where + (
+            "a file of weights is permuted by a specification, got none: write "
+            "'align: {spec: FILE}'"
+        )
+        return
+    from nlm.streaming.permuted import check_fits
+    from nlm.symmetry import PermutationSpec
+    from nlm.symmetry.pretrained import trace_config
+
+    try:
+        if align.spec is None:
+            spec = trace_config(str(folder))
+        else:
+            spec = PermutationSpec.load(align.spec)
+    except (OSError, ValueError, ImportError) as error:
+        yield where + sentence_of(error)
+        return
+    for name, model in moved.items():
+        try:
+            check_fits(spec, model)
+        except ValueError as error:
+            yield recipe.where("experts", name) + sentence_of(error)
+
+
+def _output(path: Path, size: int, force: bool) -> Iterator[str]:
+    """Whether so many bytes can be written there."""
+    if os.path.exists(path) and not force:
+        yield f"an output that exists is replaced only with force (--force), got {str(path)!r}"
+    parent = path.absolute().parent
+    if not os.path.isdir(parent):
+        yield f"the folder of an output exists, got {str(parent)!r}"
+    elif size > (free := shutil.disk_usage(parent).free):
+        yield f"the disk has room for {size} bytes, got {free} free in {str(parent)!r}"

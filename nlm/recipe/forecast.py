@@ -1,0 +1,117 @@
+"""What a merge will read, write and take, from the headers alone.
+
+A method reads its inputs tensor by tensor, once from the disk. What it has to know of a tensor
+beforehand (a threshold, norms, inner products) is a second pass over it in memory. TIES of the
+global dialect knows its thresholds only when it has seen all tensors, which then come from the disk
+again.
+"""
+
+from dataclasses import dataclass
+
+from nlm._names import matches
+from nlm.checkpoint.headers import Checkpoint
+from nlm.recipe.opened import Opened, open_all, work_bytes, written_bytes
+from nlm.recipe.recipe import Recipe, RecipeError
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes per second: that the disk reads and writes, and that one pass over memory takes in."""
+
+    read: float
+    write: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a merge takes.
+
+    Attributes
+    ----------
+    inputs : who -> bytes of its tensors, without heads.
+    passes : over the tensors, one or two. taken : bytes that these take in.
+    read : bytes that come from the disk. written : bytes of the result.
+    work : bytes of the permuted copies that lie beside the result until it is done.
+    """
+
+    method: str
+    inputs: dict[str, int]
+    passes: int
+    taken: int
+    read: int
+    written: int
+    work: int
+    tensors: int
+
+    def seconds(self, rates: Rates) -> float:
+        """The predicted time of all but alignment.
+
+        The copies are made first; then a chunk is written while the next one is computed.
+        """
+        taking = self.read / rates.read + self.taken / rates.memory
+        copying = self.work / rates.read + self.work / rates.write
+        return copying + max(taking, self.written / rates.write)
+
+    def rows(self, rates: Rates | None = None) -> list[tuple[str, str]]:
+        """What there is to know, as a table of two columns."""
+        rows = [(who, readable(size)) for who, size in self.inputs.items()]
+        times = "one pass" if self.passes == 1 else "two passes"
+        rows += [
+            ("method", f"{self.method}, {times} over {self.tensors} tensors"),
+            ("reads", readable(self.read)),
+            ("writes", readable(self.written)),
+        ]
+        if self.work:
+            rows.append(("permuted copies, until it is done", readable(self.work)))
+        if rates is not None:
+            rows.append(("takes about", f"{self.seconds(rates):.1f} s"))
+        return rows
+
+
+def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
+    """The forecast of a recipe.
+
+    Raises
+    ------
+    RecipeError
+        A model cannot be opened.
+    """
+    opened = opened or open_all(recipe)
+    start = opened.start
+    if start is None or opened.problems:
+        raise RecipeError(opened.problems)
+    experts = {f"expert {name!r}": _bytes(recipe, each) for name, each in opened.experts.items()}
+    base = {} if opened.base is None else {"base": _bytes(recipe, opened.base)}
+    inputs = {**base, **experts}
+    once = sum(inputs.values())
+    is_global = recipe.method == "ties" and recipe.options.get("dialect") == "global"
+    if recipe.method == "ties" or recipe.options.get("rescale") == "l1":
+        passes, before = 2, sum(experts.values()) + len(experts) * base.get("base", 0)
+    elif recipe.method in ("slerp", "model_stock"):
+        passes, before = 2, once
+    else:
+        passes, before = 1, 0
+    return Forecast(
+        recipe.method,
+        inputs,
+        passes,
+        once + before,
+        once + before if is_global else once,
+        written_bytes(recipe, start),
+        work_bytes(recipe, opened),
+        sum(not matches(name, recipe.heads) for name in start.tensors),
+    )
+
+
+def _bytes(recipe: Recipe, model: Checkpoint) -> int:
+    return sum(e.bytes for name, e in model.tensors.items() if not matches(name, recipe.heads))
+
+
+def readable(size: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

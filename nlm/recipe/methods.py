@@ -1,0 +1,108 @@
+"""The merge methods of recipes: which parameters each has, with their defaults and ranges.
+
+A number may differ from tensor to tensor, and where ``per_expert`` says so from expert to expert; a
+choice is one for the whole merge. The names and defaults are those of
+:func:`nlm.merge`. Imports no torch.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nlm._core import DIALECTS
+from nlm._methods import OPTIONS, RESCALES
+
+
+@dataclass(frozen=True)
+class Number:
+    """A parameter that is a number in a range."""
+
+    default: float
+    low: float = -math.inf
+    high: float = math.inf
+    excluded: float | None = None
+    per_expert: bool = False
+
+    @property
+    def range(self) -> str:
+        """The range in words, empty where every number is in it."""
+        if self.low == -math.inf:
+            return ""
+        left, right = ("(" if self.excluded == self.low else "["), "]"
+        right = ")" if self.excluded == self.high else right
+        return f"in {left}{self.low:g}, {self.high:g}{right}"
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high and value != self.excluded
+
+
+NUMBERS = {
+    "weight": Number(1.0, per_expert=True),
+    "scale": Number(OPTIONS["scale"][0]),
+    "density": Number(OPTIONS["density"][0], 0, 1, excluded=0, per_expert=True),
+    "drop": Number(OPTIONS["drop"][0], 0, 1, excluded=1, per_expert=True),
+    "t": Number(OPTIONS["t"][0], 0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A parameter that is one of several words."""
+
+    default: str
+    known: tuple[str, ...]
+
+
+CHOICES = {
+    "dialect": Choice(OPTIONS["dialect"][0], DIALECTS),
+    "rescale": Choice(OPTIONS["rescale"][0], RESCALES),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of recipes.
+
+    Attributes
+    ----------
+    parameters : names of its numbers and choices.
+    normalize : whether its sum is divided by that of the weights by default; None has no choice.
+    base : whether the task vectors start from a base.
+    experts : the least and the largest number of experts.
+    random : whether it needs a seed.
+    """
+
+    parameters: tuple[str, ...]
+    normalize: bool | None = None
+    base: bool = True
+    experts: tuple[int, float] = (1, math.inf)
+    random: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.parameters if self.normalize is None else (*self.parameters, "normalize")
+
+    @property
+    def per_expert(self) -> tuple[str, ...]:
+        return tuple(n for n in self.parameters if n in NUMBERS and NUMBERS[n].per_expert)
+
+
+METHODS = {
+    "linear": Method(("weight",), normalize=True, base=False),
+    "task_arithmetic": Method(("weight", "scale"), normalize=False),
+    "ties": Method(("weight", "scale", "density", "dialect")),
+    "dare": Method(("weight", "scale", "drop", "rescale"), normalize=False, random=True),
+    "dare_ties": Method(("weight", "scale", "drop", "rescale", "dialect"), random=True),
+    "slerp": Method(("t",), base=False, experts=(2, 2)),
+    "model_stock": Method((), experts=(2, math.inf)),
+}
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+#: The methods of :func:`nlm.align`, and those of them that a recipe carries out.
+ALIGNMENTS = ("weights", "frank-wolfe", "activations", "dual", "orthogonal")
+BY_WEIGHTS = ALIGNMENTS[:2]
+
+#: What :func:`nlm.correct.by_name.correct` does.
+CORRECTIONS = (
+    "none", "tact", "tact_at_once", "repair", "batch_norm", "data_free", "refit", "refit+tact",
+)  # fmt: skip

@@ -1,0 +1,159 @@
+"""What a recipe says: foundations, experts, alignment, method, correction and output.
+
+Plain data, made by :func:`nlm.recipe.read_recipe` or in Python. Relative paths of a file are
+relative to its folder. Imports no torch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nlm.recipe.values import Values, depths
+
+Number = Callable[[str, str | None, str], float]
+"""(parameter, expert or None, tensor) -> its number."""
+
+
+class RecipeError(ValueError):
+    """Everything that is wrong with a recipe: ``problems``, a sentence each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A fine-tuned model.
+
+    Attributes
+    ----------
+    foundation : the name of what it was tuned from; None where it stands in the base's basin.
+    permutation : a file of ``nlm align`` that brings it into the first foundation's order.
+    values : parameter -> its numbers for this expert, such as "weight" and "density".
+    """
+
+    name: str
+    path: Path
+    foundation: str | None = None
+    permutation: Path | None = None
+    values: Mapping[str, Values] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the other foundations are aligned with the first one.
+
+    Attributes
+    ----------
+    method : of :func:`nlm.align`; None permutes by the experts' files alone.
+    spec : a specification's file or shipped name; by default the base is traced.
+    data : for alignment by activations: a file, or package.module:function.
+    """
+
+    method: str | None = "weights"
+    spec: str | None = None
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How the merged model's activations are matched; expert -> calibration data."""
+
+    method: str
+    data: Mapping[str, str] = field(default_factory=dict)
+    samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the result goes: a folder or a ``.safetensors`` file.
+
+    Attributes
+    ----------
+    dtype : "float32", "bfloat16" or "float16"; by default the base's.
+    shard_bytes : the most bytes of one file of a folder.
+    """
+
+    path: Path | None = None
+    dtype: str | None = None
+    shard_bytes: int = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merge, complete.
+
+    Attributes
+    ----------
+    foundations : name -> checkpoint; the others are aligned with the first one.
+    base : where the task vectors start; None is the mean of the aligned foundations, or nothing
+        for a method that has no base.
+    method, values, options : a method, its numbers and its choices: see :mod:`nlm.recipe.methods`.
+    heads : patterns of entries that are never merged.
+    layers : how many layers the models have, where the recipe says so.
+    form : "nlm" or "mergekit", whose rules it was written by.
+    file, lines : where it was read from, and the lines of "base", "experts.digits", ...
+    """
+
+    experts: tuple[Expert, ...]
+    method: str
+    foundations: Mapping[str, Path] = field(default_factory=dict)
+    base: Path | None = None
+    values: Mapping[str, Values] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    align: Alignment | None = None
+    correct: Correction | None = None
+    heads: tuple[str, ...] = ()
+    output: Output = Output()
+    layers: int | None = None
+    form: str = "nlm"
+    file: Path | None = None
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether permutations are to be found."""
+        return self.align is not None and self.align.method is not None
+
+    def expert(self, name: str) -> Expert:
+        return next(each for each in self.experts if each.name == name)
+
+    def value(
+        self, parameter: str, expert: str | None, tensor: str, layer: float | None = None
+    ) -> float:
+        """The number of a parameter for one tensor, of one expert or of all together.
+
+        Raises
+        ------
+        ValueError
+            No rule fits the tensor.
+        """
+        found = self.values.get(parameter, Values())
+        if expert is not None:
+            found = self.expert(expert).values.get(parameter, Values()) + found
+        number = found.at(tensor, layer)
+        if number is None:
+            raise ValueError(
+                f"nlm.recipe: every tensor has a {parameter}, got none for {tensor!r}"
+                + (f" of {expert!r}" if expert is not None else "")
+            )
+        return number
+
+    def numbers(self, tensors: Iterable[str]) -> Number:
+        """:meth:`value` for the tensors of a model, whose names say how deep they stand."""
+        found = depths(tensors)
+        return lambda parameter, expert, tensor: self.value(
+            parameter, expert, tensor, found.get(tensor)
+        )
+
+    def where(self, *keys: str) -> str:
+        """``recipe.yaml:12: `` for what stands under a key, or the nearest one around it."""
+        if self.file is None:
+            return ""
+        for end in range(len(keys), 0, -1):
+            if (line := self.lines.get(".".join(keys[:end]))) is not None:
+                return f"{self.file}:{line}: "
+        return f"{self.file}: "

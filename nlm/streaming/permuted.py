@@ -1,0 +1,100 @@
+"""A checkpoint with its units in another order, written tensor by tensor.
+
+The only part of streaming that imports torch: what a permutation does to a tensor is said by
+:mod:`nlm.symmetry`. At most one tensor, or one stack of sibling modules, is held, twice.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from nlm.checkpoint.headers import Checkpoint, open_checkpoint
+from nlm.checkpoint.shards import ShardFile, lay_out
+from nlm.symmetry import PermutationSpec, gather, stacks
+from nlm.symmetry import permutation as permutations
+
+
+def write_permuted(
+    checkpoint: Checkpoint,
+    spec: PermutationSpec,
+    permutation: Mapping[str, Tensor],
+    file: Path,
+    progress: Callable[[str], None] | None = None,
+) -> Checkpoint:
+    """Applies a permutation to a checkpoint; what comes out computes the same.
+
+    Parameters
+    ----------
+    permutation : group id -> int64 ``[*parent sizes, size]``.
+    file : a new ".safetensors" file.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint is not one of the specification's models, but for tied entries that it leaves
+        out, or the permutation is not one of its groups.
+    """
+    entries = checkpoint.tensors
+    check_fits(spec, checkpoint)
+    plans = gather.Gathers(spec.groups, permutations.check(spec.groups, permutation))
+    stack_of = stacks.stack_of(spec.stacks)
+    parameter = {name: stack_of.get(name, name) for name in entries}
+    # Members of a stack follow one another: it is moved once.
+    place = {of: at for at, of in reversed(list(enumerate(parameter.values())))}
+    ordered = sorted(entries.values(), key=lambda entry: place[parameter[entry.name]])
+    shard = lay_out(
+        file.name, [(each.name, each.dtype, each.shape) for each in ordered], checkpoint.metadata
+    )
+    moved: dict[str, Tensor] = {}
+    target = ShardFile(file, shard, digest=False)
+    try:
+        with ExitStack() as stack:
+            opened: dict[Path, Any] = {
+                each: stack.enter_context(safe_open(str(each), framework="pt"))
+                for each in checkpoint.files
+            }
+            for entry in shard.tensors:
+                if progress is not None:
+                    progress(entry.name)
+                if entry.name not in moved:
+                    name = parameter[entry.name]
+                    members = spec.stacks.get(name, (name,))
+                    own = {each: opened[entries[each].file].get_tensor(each) for each in members}
+                    (whole,) = stacks.joined(spec.stacks, own).values()
+                    (whole,) = gather.apply([whole], [plans.of(spec.params.get(name, ()))])
+                    moved = stacks.separated(spec.stacks, {name: whole})
+                target.write(moved.pop(entry.name).reshape(-1).view(torch.uint8).numpy())
+        target.close(sync=False)
+    except BaseException:
+        target.abandon()
+        raise
+    return open_checkpoint(file)
+
+
+def check_fits(spec: PermutationSpec, checkpoint: Checkpoint) -> None:
+    """Raises ValueError where a checkpoint is not one of a specification's models, but for tied
+    entries that it leaves out."""
+    spec.check_state_dict(_shapes(spec, checkpoint))
+
+
+def _shapes(spec: PermutationSpec, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Empty tensors of a checkpoint's shapes. Of tied entries a file may hold one: what is not
+    there is as the specification has it."""
+    layouts = {name: spec.params.get(of, ()) for name, of in _parameters(spec).items()}
+    sizes = {
+        name: [each.size for each in (own[1:] if name not in spec.params else own)]
+        for name, own in layouts.items()
+    }
+    sizes |= {name: list(entry.shape) for name, entry in checkpoint.tensors.items()}
+    return {name: torch.empty(shape, device="meta") for name, shape in sizes.items()}
+
+
+def _parameters(spec: PermutationSpec) -> dict[str, str]:
+    """Entry -> its parameter, or the stack that it is a member of."""
+    members = stacks.stack_of(spec.stacks)
+    return {**{name: name for name in spec.params if name not in spec.stacks}, **members}

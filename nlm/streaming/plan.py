@@ -1,0 +1,85 @@
+"""A merge of checkpoints, complete: what goes in, what comes out, and what is wrong with it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nlm._names import is_statistic, matches
+from nlm.checkpoint.compare import differences, unmergeable
+from nlm.checkpoint.headers import Checkpoint, TensorEntry
+from nlm.checkpoint.shards import Shard, plan_shards
+from nlm.streaming.methods import Value
+
+MEMORY = 512 << 20
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge of checkpoints, complete.
+
+    Attributes
+    ----------
+    output : a folder, or a ".safetensors" file.
+    experts : task -> checkpoint. base : where the task vectors start.
+    method, value, options : see :func:`nlm.streaming.methods.method_of`.
+    heads : patterns of entries that are not merged.
+    dtype : of the merged tensors: "F32", "BF16", "F16"; by default each base's.
+    memory : bytes that the buffers may take.
+    inputs : the files by which the merge is known again, where they are not the models' own: of
+        those that a permuted copy was made of.
+    """
+
+    output: Path
+    experts: Mapping[str, Checkpoint]
+    base: Checkpoint | None
+    method: str
+    value: Value
+    options: Mapping[str, Any] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
+    dtype: str | None = None
+    shard_bytes: int = SHARD_BYTES
+    memory: int = MEMORY
+    inputs: tuple[Path, ...] = ()
+
+    def files(self) -> tuple[Path, ...]:
+        """The files by which the merge is known again."""
+        models = [self.start, *self.experts.values()]
+        return self.inputs or tuple(file for model in models for file in model.files)
+
+    @property
+    def start(self) -> Checkpoint:
+        """The checkpoint whose names, shapes and types the result has."""
+        return self.base or next(iter(self.experts.values()))
+
+    def entries(self) -> dict[str, TensorEntry]:
+        """The entries of the result, as the start has them."""
+        found = self.start.tensors
+        return {name: found[name] for name in found if not matches(name, self.heads)}
+
+    def is_merged(self, entry: TensorEntry) -> bool:
+        """Whether an entry is a weight, and no statistic and no integer."""
+        return entry.is_float and not is_statistic(entry.name)
+
+    def type_of(self, entry: TensorEntry) -> str:
+        """The type of an entry in the result."""
+        return self.dtype if self.dtype and self.is_merged(entry) else entry.dtype
+
+    def shards(self) -> tuple[Shard, ...]:
+        """The files of the result."""
+        parts = [(each.name, self.type_of(each), each.shape) for each in self.entries().values()]
+        return plan_shards(self.output, parts, self.shard_bytes, {"format": "pt"})
+
+
+def problems(plan: Plan) -> Iterator[str]:
+    """What the headers show to be wrong with a plan, a sentence each."""
+    if not any(plan.is_merged(entry) for entry in plan.entries().values()):
+        yield f"there is at least one weight to merge, got none in {str(plan.start.path)!r}"
+    for name in unmergeable(plan.start, plan.heads):
+        yield (
+            f"weights are float16, bfloat16, float32 or float64, got "
+            f"{plan.start.tensors[name].dtype} for {name!r}"
+        )
+    for task, expert in plan.experts.items():
+        yield from differences(plan.start, expert, f"expert {task!r}", plan.heads)

@@ -1,0 +1,79 @@
+"""Several processes, on one machine or many, that merge one checkpoint together.
+
+``torchrun --nproc-per-node 4 -m nlm merge recipe.yaml`` starts them; all must see the inputs and
+the output under the same paths. Each writes files of the result of its own; the first one makes
+the folder and gives it its name.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Ranks:
+    """The processes of a merge: this one alone, or those of torchrun, joined by gloo.
+
+    Attributes
+    ----------
+    rank, size : the number of this process, from 0, and of all.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self._group: Any = None
+        if size > 1:
+            from torch import distributed
+
+            if not distributed.is_initialized():
+                distributed.init_process_group("gloo")
+            self._group = distributed.new_group(backend="gloo")
+
+    @classmethod
+    def of_environment(cls) -> "Ranks":
+        """The processes that torchrun started, else this one."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, for every process; waits for all."""
+        if self._group is None:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Goes on when all processes have done what is inside.
+
+        Raises
+        ------
+        RuntimeError
+            Another process failed there.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.gather(f"{type(error).__name__}: {error}")
+            raise
+        failed = [(rank, what) for rank, what in enumerate(self.gather(None)) if what is not None]
+        if failed:
+            raise RuntimeError(f"nlm.streaming: process {failed[0][0]} failed: {failed[0][1]}")
+
+
+def share(sizes: dict[str, int], ranks: Ranks) -> set[str]:
+    """The names of this process, so that all have about as many bytes: the largest first."""
+    loads = [0] * ranks.size
+    own = set()
+    for name, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        rank = loads.index(min(loads))
+        loads[rank] += size
+        if rank == ranks.rank:
+            own.add(name)
+    return own

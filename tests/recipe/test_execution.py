@@ -1,0 +1,203 @@
+"""Recipes carried out on real checkpoints of transformers: aligned, permuted, merged, loaded."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import nlm
+from nlm.checkpoint import open_checkpoint
+from nlm.cli.app import run
+from nlm.recipe import read_recipe
+from nlm.recipe.execution import execute
+from nlm.symmetry.pretrained import make_inputs, trace_config
+
+
+def disturbed(model, seed, size):
+    other = copy.deepcopy(model)
+    make = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=make))
+    return other
+
+
+def bert():
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=40, max_position_embeddings=16,
+    )  # fmt: skip
+    return BertForMaskedLM(config)
+
+
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=40, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(params=[bert, llama], ids=["bert", "llama"])
+def family(request, tmp_path, monkeypatch):
+    """Two foundations, the second a permuted and disturbed first, and an expert of each."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    first = request.param().eval()
+    first.save_pretrained("first")
+    spec = trace_config("first")
+    spec.verify(first, (), make_inputs(first))
+    second = copy.deepcopy(first)
+    moved = spec.apply(spec.random(1), disturbed(first, 1, 0.01).state_dict())
+    second.load_state_dict(moved)
+    second.save_pretrained("second")
+    experts = {"one": disturbed(first, 2, 0.02), "two": disturbed(second, 3, 0.02)}
+    for name, model in experts.items():
+        model.save_pretrained(name)
+    return type(first), spec, {"first": first, "second": second, **experts}
+
+
+RECIPE = """
+foundations: {first: first, second: second}
+experts:
+  one: {path: one, foundation: first}
+  two: {path: two, foundation: second, weight: 0.5}
+align: {method: weights}
+method: %s
+output: {path: out}
+"""
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(input_ids=tokens).logits
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_experts_of_two_foundations_become_one_model(family, method):
+    """The same as aligning, permuting and merging in memory; loads and runs as any model."""
+    kind, spec, models = family
+    Path("recipe.yaml").write_text(RECIPE % method)
+    assert run(["merge", "recipe.yaml", "--quiet"]) == 0
+    states = {name: model.state_dict() for name, model in models.items()}
+    found = nlm.align(states["first"], states["second"], spec, "weights")
+    aligned = spec.apply(found.permutation, states["second"])
+    moved = {"one": states["one"], "two": spec.apply(found.permutation, states["two"])}
+    pair = {"a": states["first"], "b": aligned}
+    names = open_checkpoint("first").tensors  # tied entries stand in a file once
+    first, experts = (
+        {who: {name: state[name] for name in names} for who, state in each.items()}
+        for each in (pair, moved)
+    )
+    base = nlm.merge(first, method="linear")
+    expected = nlm.merge(experts, base, method, weights={"one": 1.0, "two": 0.5})
+    merged = kind.from_pretrained("out").eval()
+    state = merged.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-7)
+    tokens = torch.arange(12).view(1, 12) % 60
+    reference = copy.deepcopy(models["first"])
+    reference.load_state_dict(expected, strict=False)
+    torch.testing.assert_close(logits(merged, tokens), logits(reference, tokens))
+    assert not list(Path().glob(".out*"))
+
+
+def test_a_permutation_that_was_found_before(family):
+    """`nlm align`'s file for an expert; a merge of a model with its own permuted copy is itself."""
+    kind, _, models = family
+    assert run(["align", "first", "second", "-o", "p.safetensors", "--quiet"]) == 0
+    Path("recipe.yaml").write_text("""
+experts:
+  one: {path: first}
+  two: {path: second, permutation: p.safetensors}
+method: linear
+output: {path: out, dtype: float32}
+""")
+    assert run(["merge", "recipe.yaml", "--quiet", "--json"]) == 0
+    merged = kind.from_pretrained("out").eval()
+    tokens = torch.arange(12).view(1, 12) % 60
+    apart = (logits(models["second"], tokens) - logits(models["first"], tokens)).abs().max()
+    assert (logits(merged, tokens) - logits(models["first"], tokens)).abs().max() < apart
+
+
+def test_sharded_and_changed_types(family):
+    kind, _, models = family
+    Path("recipe.yaml").write_text("""
+base: first
+experts: {one: {path: one}}
+method: task_arithmetic
+output: {path: out, dtype: bfloat16, shard: 20kB}
+""")
+    execute(read_recipe(Path("recipe.yaml")))
+    assert len(open_checkpoint("out").files) > 1
+    merged = kind.from_pretrained("out", dtype="auto")
+    assert next(merged.parameters()).dtype == torch.bfloat16
+    for name, tensor in models["one"].state_dict().items():
+        torch.testing.assert_close(merged.state_dict()[name].float(), tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_what_cannot_be_done_is_said(family, capsys):
+    Path("recipe.yaml").write_text(
+        RECIPE.replace("method: weights", "method: activations, data: recipe.yaml") % "ties"
+    )
+    assert run(["merge", "recipe.yaml", "--quiet"]) == 1
+    assert "align with nlm align, and give its file" in capsys.readouterr().err.replace("\n", " ")
+    assert not Path("out").exists() and not list(Path().glob(".out*"))
+    save_file({"other.weight": torch.ones(3)}, "strange.safetensors")
+    Path("recipe.yaml").write_text(
+        RECIPE.replace("path: two", "path: strange.safetensors") % "ties"
+    )
+    assert run(["merge", "recipe.yaml", "--quiet"]) == 1
+    assert not Path("out").exists()
+
+
+def test_the_recipe_of_the_readme(family):
+    kind, _, models = family
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    text = re.search(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)[1]
+    part = "attn" if kind.__name__.startswith("Llama") else "attention"
+    Path("recipe.yaml").write_text(text.replace("attn", part))
+    for name, path in (
+        ("first", "models/one"),
+        ("second", "models/two"),
+        ("one", "experts/digits"),
+        ("two", "experts/greek"),
+    ):
+        models[name].save_pretrained(path)
+    assert run(["check", "recipe.yaml"]) == 0
+    assert run(["merge", "recipe.yaml", "--quiet"]) == 0
+    assert next(kind.from_pretrained("merged", dtype="auto").parameters()).dtype == torch.bfloat16
+
+
+def test_files_of_weights_with_a_specification(tmp_path, monkeypatch):
+    """No transformers: state dicts in files, and a specification beside them."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    spec = nlm.trace(network, torch.randn(2, 5))
+    spec.save("spec.json")
+    state = network.state_dict()
+    permutation = spec.random(0)
+    save_file(state, "first.safetensors")
+    save_file(spec.apply(permutation, state), "second.safetensors")
+    Path("recipe.yaml").write_text("""
+foundations: {first: first.safetensors, second: second.safetensors}
+experts:
+  one: {path: first.safetensors, foundation: first}
+  two: {path: second.safetensors, foundation: second}
+align: {method: weights, spec: spec.json}
+method: linear
+output: {path: out.safetensors}
+""")
+    assert run(["merge", "recipe.yaml", "--quiet"]) == 0
+    merged = load_file("out.safetensors")
+    assert all(torch.equal(merged[name], tensor) for name, tensor in state.items())
+    assert json.loads(Path("spec.json").read_text())

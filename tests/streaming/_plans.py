@@ -1,0 +1,28 @@
+"""Plans for the checkpoints of the tests. Imports no torch: children start fast."""
+
+from pathlib import Path
+
+from nlm.checkpoint import open_checkpoint
+from nlm.streaming import Plan
+
+
+def plan_of(
+    output: Path, base: Path | None, experts: dict[str, Path], method: str, **given
+) -> Plan:
+    """A plan with the same numbers for all tensors."""
+    numbers = {"weight": 1.0, "scale": 1.0, "density": 0.2, "drop": 0.9, "t": 0.5}
+    weights = given.pop("weights", {})
+    numbers |= {name: given.pop(name) for name in list(given) if name in numbers}
+    options = {name: given.pop(name) for name in ("dialect", "seed", "rescale") if name in given}
+
+    def value(parameter: str, task: str | None, tensor: str) -> float:
+        if parameter == "weight" and task in weights:
+            return weights[task]
+        return numbers[parameter]
+
+    return Plan(
+        output,
+        {task: open_checkpoint(path) for task, path in experts.items()},
+        None if base is None else open_checkpoint(base),
+        method, value, options, **given,
+    )  # fmt: skip

@@ -1,0 +1,411 @@
+"""Streaming merges are those of nlm.merge, bit by bit, whatever the files, chunks and types."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from streaming._checkpoints import states, write
+from streaming._plans import plan_of
+
+import nlm
+from nlm.checkpoint import open_checkpoint
+from nlm.checkpoint.shards import sha256_of
+from nlm.streaming import run
+
+WEIGHTS = {"one": 0.5, "two": 1.5, "three": 1.0}
+CASES = [
+    ("linear", {}),
+    ("task_arithmetic", {"scale": 0.3}),
+    ("model_stock", {}),
+    *(("ties", {"dialect": dialect, "density": 0.3, "scale": 0.7})
+      for dialect in ("global", "mergekit", "peft")),
+    ("dare", {"drop": 0.6, "seed": 3, "scale": 0.5}),
+    ("dare", {"drop": 0.6, "seed": 3, "rescale": "none"}),
+    ("dare", {"drop": 0.6, "seed": 3, "rescale": "l1"}),
+    ("dare_ties", {"drop": 0.6, "seed": 3}),
+    ("dare_ties", {"drop": 0.5, "seed": 4, "dialect": "mergekit"}),
+]  # fmt: skip
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
+        own, other = (x.contiguous().reshape(-1).view(torch.uint8) for x in (found[name], tensor))
+        assert torch.equal(own, other), name
+
+
+def loaded(path: Path) -> dict[str, torch.Tensor]:
+    checkpoint = open_checkpoint(path)
+    state = {}
+    for file in checkpoint.files:
+        state |= load_file(file)
+    return state
+
+
+@pytest.fixture
+def models(tmp_path):
+    def make(dtype=torch.float32, expert_dtype=None, shards=1):
+        base, *experts = states(4, dtype)
+        if expert_dtype is not None:
+            experts = [
+                {n: t.to(expert_dtype) if t.is_floating_point() and "bn" not in n else t
+                 for n, t in expert.items()} for expert in experts
+            ]  # fmt: skip
+        tasks = dict(zip(WEIGHTS, experts, strict=True))
+        write(tmp_path / "base", base, shards)
+        paths = {task: write(tmp_path / task, state, shards) for task, state in tasks.items()}
+        return base, tasks, tmp_path / "base", paths
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_merges_are_those_in_memory(models, tmp_path, method, options, dtype):
+    base, experts, base_path, paths = models(dtype, shards=2)
+    given = {name: value for name, value in options.items()}
+    if method != "model_stock":
+        given["weights"] = WEIGHTS
+    expected = nlm.merge(experts, base, method, **given)
+    plan = plan_of(tmp_path / "out", base_path, paths, method, weights=WEIGHTS, **options)
+    report = run(plan)
+    found = loaded(tmp_path / "out")
+    if options.get("rescale") == "l1":  # norms of NumPy and PyTorch differ in their last bit
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+    else:
+        assert_same(found, dict(expected))
+    assert report.tensors == len(base) and report.resumed == ()
+    assert report.files == {
+        file.name: sha256_of(file) for file in open_checkpoint(tmp_path / "out").files
+    }
+
+
+@pytest.mark.parametrize(("method", "options"), [CASES[1], *CASES[3:5], *CASES[-2:]])
+def test_experts_may_have_another_type(models, tmp_path, method, options):
+    base, experts, base_path, paths = models(torch.bfloat16, expert_dtype=torch.float32)
+    expected = nlm.merge(experts, base, method, weights=WEIGHTS, **options)
+    run(plan_of(tmp_path / "o.safetensors", base_path, paths, method, weights=WEIGHTS, **options))
+    assert_same(load_file(tmp_path / "o.safetensors"), dict(expected))
+
+
+def test_slerp_is_that_in_memory(models, tmp_path):
+    _, experts, _, paths = models(torch.bfloat16)
+    pair = {task: experts[task] for task in ("one", "two")}
+    expected = nlm.merge(pair, method="slerp", t=0.3)
+    plan = plan_of(tmp_path / "out", None, {task: paths[task] for task in pair}, "slerp", t=0.3)
+    run(plan)
+    assert_same(loaded(tmp_path / "out"), dict(expected))
+
+
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_chunks_shards_and_threads_do_not_matter(models, tmp_path, method, options, monkeypatch):
+    _, _, base_path, paths = models(torch.bfloat16)
+    made = {}
+    for name, more, threads in (
+        ("whole", {}, "2"),
+        ("small", {"memory": 64 * 8 * 12, "shard_bytes": 1500}, "1"),
+    ):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        run(plan_of(tmp_path / name, base_path, paths, method, **options, **more))
+        made[name] = loaded(tmp_path / name)
+    assert len(open_checkpoint(tmp_path / "small").files) > 2
+    assert_same(made["small"], made["whole"])
+
+
+def test_the_type_of_the_output_is_chosen(models, tmp_path):
+    """One rounding, from what is computed in float32."""
+    base, experts, base_path, paths = models(torch.bfloat16)
+    wide = [{n: t.float() if "bn" not in n and t.is_floating_point() else t for n, t in s.items()}
+            for s in (base, *experts.values())]  # fmt: skip
+    for method, options in (("task_arithmetic", {"scale": 0.4}), ("ties", {"density": 0.5})):
+        expected = nlm.merge(dict(zip(experts, wide[1:], strict=True)), wide[0], method, **options)
+        for dtype, kind in (("F32", torch.float32), ("F16", torch.float16)):
+            output = tmp_path / f"{method}-{dtype}"
+            run(plan_of(output, base_path, paths, method, dtype=dtype, **options))
+            found = loaded(output)
+            assert found["norm.weight"].dtype == kind
+            for name in ("norm.weight", "layers.0.up.weight", "odd.weight"):
+                assert torch.equal(found[name], expected[name].to(kind)), name
+
+
+def test_votes_of_zero_follow_the_majority(tmp_path):
+    """Where the votes of all tensors are negative, votes of 0 elect -, in every file."""
+    base = {"a.weight": torch.zeros(200), "b.weight": torch.zeros(130)}
+    one = {"a.weight": torch.full((200,), -1.0), "b.weight": torch.full((130,), -1.0)}
+    two = {name: tensor.clone() for name, tensor in one.items()}
+    two["a.weight"][::3], two["b.weight"][5] = 1.0, 1.0
+    paths = {"one": write(tmp_path / "one", one), "two": write(tmp_path / "two", two)}
+    expected = nlm.merge({"one": one, "two": two}, base, "ties", density=1.0)
+    write(tmp_path / "base", base)
+    given = {"density": 1.0, "shard_bytes": 900, "memory": 64 * 8 * 6}
+    report = run(plan_of(tmp_path / "out", tmp_path / "base", paths, "ties", **given))
+    assert (expected["a.weight"][::3] == -1).all()
+    assert_same(loaded(tmp_path / "out"), dict(expected))
+    assert len(report.files) == 2
+    assert all(sha256_of(tmp_path / "out" / n) == digest for n, digest in report.files.items())
+
+
+def test_tensors_that_are_not_aligned(tmp_path):
+    """A bool of odd length before float32, as the format allows."""
+    paths = {}
+    for number, name in enumerate(("base", "one")):
+        header = {
+            "flag": {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]},
+            "w.weight": {"dtype": "F32", "shape": [5], "data_offsets": [3, 23]},
+        }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        values = np.arange(5, dtype=np.float32) * (number + 1)
+        paths[name] = tmp_path / f"{name}.safetensors"
+        paths[name].write_bytes(
+            len(text).to_bytes(8, "little") + text + b"\1\0\1" + values.tobytes()
+        )
+    run(plan_of(tmp_path / "out", paths["base"], {"one": paths["one"]}, "ties", density=0.4))
+    assert loaded(tmp_path / "out")["w.weight"].tolist() == [0, 1, 2, 6, 8]
+
+
+def test_the_folder_is_complete(models, tmp_path):
+    _, experts, base_path, paths = models()
+    (base_path / "pytorch_model.bin").write_bytes(b"no")
+    for task, state in experts.items():
+        own = {**state, "head.weight": torch.full((2, 8), float(len(task)))}
+        for file in paths[task].glob("*.safetensors"):
+            file.unlink()
+        save_file(own, paths[task] / "model.safetensors")
+    plan = plan_of(tmp_path / "out", base_path, paths, "linear", heads=("head",), dtype="F16")
+    from nlm.streaming.folder import write_others
+
+    recipe = "method: linear | yes"
+    run(plan, recipe, write_others=lambda to, files: write_others(to, plan, recipe, files))
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"model.safetensors", "config.json", "tokenizer.json", "README.md", "heads"}
+    for task in experts:
+        head = load_file(tmp_path / "out" / "heads" / f"{task}.safetensors")
+        assert head.keys() == {"head.weight"} and (head["head.weight"] == len(task)).all()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert recipe in card and sha256_of(tmp_path / "out" / "model.safetensors") in card
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("odd.weight"), "got 'odd.weight' missing in expert 'two'"),
+        (lambda s: s.update(extra=torch.ones(1)), "got 'extra' extra in expert 'two'"),
+        (lambda s: s.update({"norm.weight": torch.ones(9)}), r"got \[9\] for 'norm.weight'"),
+        (lambda s: s.update({"norm.weight": torch.ones(8, dtype=torch.int32)}), "got I32 for"),
+        (lambda s: s.update(position_ids=torch.arange(1, 5)), "got other I64 values for"),
+        (lambda s: s["norm.weight"].fill_(float("nan")),
+         r"got NaN or inf in 'norm.weight' \(F32\), as 'two' has"),
+    ],
+)  # fmt: skip
+def test_models_that_do_not_go_together(models, tmp_path, change, message):
+    _, experts, base_path, paths = models()
+    change(experts["two"])
+    save_file(experts["two"], paths["two"] / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        run(plan_of(tmp_path / "out", base_path, paths, "task_arithmetic"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "three", "two"]
+
+
+def test_a_result_that_overflows_is_named(models, tmp_path):
+    _, _, base_path, paths = models()
+    with pytest.raises(ValueError, match=r"got NaN or inf in .* \(F16\), of finite inputs"):
+        run(plan_of(tmp_path / "o", base_path, paths, "task_arithmetic", scale=1e6, dtype="F16"))
+
+
+def test_wrong_parameters(models, tmp_path):
+    _, _, base_path, paths = models()
+    for method, given, message in (
+        ("median", {}, "the method is one of linear"),
+        ("ties", {"density": 1.5}, r"a density lies in \(0, 1\], got 1.5"),
+        ("ties", {"dialect": "mine"}, "the dialect is one of global"),
+        ("dare", {}, "has a seed, got none"),
+        ("dare", {"seed": 0, "drop": 1.0}, r"the share to drop lies in \[0, 1\), got 1.0"),
+        ("linear", {"weight": 0.0}, "do not sum to zero"),
+        ("linear", {"memory": 100}, "the memory holds .* buffers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(plan_of(tmp_path / "out", base_path, paths, method, **given))
+        assert not list(tmp_path.glob(".out*"))
+    with pytest.raises(ValueError, match="'ties' starts from a base, got none"):
+        run(plan_of(tmp_path / "out", None, paths, "ties"))
+
+
+def test_an_existing_output_is_kept_and_replaced_on_demand(models, tmp_path):
+    _, _, base_path, paths = models()
+    out = tmp_path / "out"
+    run(plan_of(out, base_path, paths, "linear"))
+    before = (out / "model.safetensors").read_bytes()
+    plan = plan_of(out, base_path, paths, "task_arithmetic")
+    with pytest.raises(FileExistsError, match=r"overwritten only with force \(--force\)"):
+        run(plan)
+    assert (out / "model.safetensors").read_bytes() == before
+    run(plan, force=True)
+    assert (out / "model.safetensors").read_bytes() != before
+    other = tmp_path / "home"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="force replaces a checkpoint's folder"):
+        run(plan_of(other, base_path, paths, "linear"), force=True)
+    assert (other / "letter.txt").read_text() == "dear"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_input_that_changes_under_way_is_named(models, tmp_path):
+    _, experts, base_path, paths = models()
+
+    def touch(what, share):
+        if share > 0.5:
+            save_file(experts["one"], paths["one"] / "model.safetensors")
+
+    with pytest.raises(RuntimeError, match="must stay as it is while it is read"):
+        run(plan_of(tmp_path / "out", base_path, paths, "linear"), progress=touch)
+    assert not (tmp_path / "out").exists()
+
+
+MERGE = """
+import signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from streaming._plans import plan_of
+from nlm.streaming import run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+root = Path({root!r})
+experts = {{task: root / task for task in ("one", "two", "three")}}
+plan = plan_of(root / "out", root / "base", experts, "ties", dialect={dialect!r}, shard_bytes=1500)
+def progress(what, share):
+    print(what, flush=True)
+    {act}
+print(run(plan, "r", resume={resume}, progress=progress).resumed)
+"""
+
+
+def child(root: Path, act: str = "pass", resume: bool = False, dialect: str = "global", **kw):
+    tests = str(Path(__file__).parents[1])
+    code = textwrap.dedent(MERGE).format(
+        root=str(root), act=act, resume=resume, tests=tests, dialect=dialect
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, text=True, capture_output=True, **kw)
+
+
+@pytest.mark.parametrize("dialect", ["global", "peft"])
+def test_a_killed_merge_is_resumed(models, tmp_path, dialect):
+    """After kill -9 there is no output; what was finished is taken up, and the end is the same."""
+    _, _, base_path, paths = models()
+    expected = tmp_path / "expected"
+    run(plan_of(expected, base_path, paths, "ties", dialect=dialect, shard_bytes=1500))
+    kill = "import os; os.kill(os.getpid(), 9) if what == 'norm.weight' else None"
+    done = child(tmp_path, kill, dialect=dialect)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.partial" / "journal.json").exists()
+    torn = next(iter(sorted((tmp_path / ".out.partial").glob("*.safetensors"))))
+    data = bytearray(torn.read_bytes())
+    data[-1] ^= 1  # a finished file that the disk did not keep is not taken up
+    torn.write_bytes(data)
+    done = child(tmp_path, resume=True, dialect=dialect)
+    assert done.returncode == 0, done.stderr
+    resumed = eval(done.stdout.splitlines()[-1])
+    assert len(resumed) >= 1 and torn.name not in resumed
+    for file in open_checkpoint(expected).files:
+        assert sha256_of(file) == sha256_of(tmp_path / "out" / file.name)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_recipe_is_not_resumed(models, tmp_path):
+    models()
+    child(tmp_path, "import os; os.kill(os.getpid(), 9) if what == 'norm.weight' else None")
+    done = child(tmp_path, resume=True, dialect="peft")
+    assert done.returncode != 0 and "without --resume it is begun anew" in done.stderr
+    assert (tmp_path / ".out.partial" / "journal.json").exists()
+    assert child(tmp_path, dialect="peft").returncode == 0
+
+
+def test_a_full_disk_is_an_error_and_can_be_resumed(models, tmp_path):
+    """The system refuses to let a file grow, as it does on a full disk."""
+    models()
+    limit = 900
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = child(tmp_path, preexec_fn=limited)
+    assert done.returncode != 0 and "OSError" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_becomes_shorter_ends_the_process_with_a_sentence(models, tmp_path):
+    _, _, _, paths = models()
+    cut = f"import os; os.truncate({str(paths['one'] / 'model.safetensors')!r}, 4096)"
+    big = {"a.weight": torch.zeros(64), "w.weight": torch.zeros(400_000)}
+    for path in (tmp_path / "base", *paths.values()):
+        save_file(big, path / "model.safetensors")
+    done = child(tmp_path, cut, dialect="peft")
+    assert done.returncode == 1 and "got a file that became shorter" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_do_not_write_one_output(models, tmp_path):
+    models()
+    sleep = "import time; time.sleep(30) if what == 'norm.weight' else None"
+    tests = str(Path(__file__).parents[1])
+    code = MERGE.format(root=str(tmp_path), act=sleep, resume=False, tests=tests, dialect="peft")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            if line.strip() == "norm.weight":
+                break
+        second = child(tmp_path)
+        first.kill()
+    assert "one process at a time writes an output" in second.stderr
+    assert child(tmp_path).returncode == 0
+
+
+LIGHT = """
+import re, sys
+from pathlib import Path
+from nlm.checkpoint import open_checkpoint
+from nlm.streaming import Plan, run
+root = Path(sys.argv[1])
+models = {name: open_checkpoint(root / name) for name in ("base", "one", "two")}
+base = models.pop("base")
+plan = Plan(root / "out", models, base, "ties", lambda what, task, name: 0.5, {})
+peak = 0
+def progress(what, share):
+    global peak
+    status = Path("/proc/self/status").read_text()
+    peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]))
+run(plan, progress=progress)
+print(peak, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts memory so")
+def test_memory_is_fixed_and_torch_is_not_imported(tmp_path):
+    """Three models of 16 and of 96 MB need the same memory of their own, to 8 MB."""
+    peaks = []
+    for number, rows in enumerate((500, 3000)):
+        root = tmp_path / str(number)
+        root.mkdir()
+        for name in ("base", "one", "two"):
+            write(root / name, {f"w{k}.weight": torch.randn(rows, 1000) for k in range(8)})
+        command = [sys.executable, "-c", LIGHT, str(root)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, text=True, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        peak, has_torch = done.stdout.split()
+        assert has_torch == "False"
+        peaks.append(int(peak))
+    assert peaks[1] - peaks[0] < 8 * 1024
