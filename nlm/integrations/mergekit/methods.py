@@ -36,7 +36,6 @@ from nlm.ops import dare, inner_products, magnitude_threshold, sign_merge, weigh
 Parameters = Mapping[str, Any]
 Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
 
-_CHUNK = 1 << 15  # entries
 _SMALL = 1e-8  # a sum of weights below it counts as 1
 
 
@@ -65,20 +64,15 @@ class Method(GroupMergeMethod):
 
 
 def linear(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
-    """By PyTorch's `addcmul`, as the host: a product and its sum are rounded as one where the
-    processor can. On a CPU in chunks that stay in its cache.
+    """By PyTorch's `addcmul`, and as fast as the host's: it rounds a product and its sum as one
+    where the processor can, which no operation of nlm does.
     """
     first, weights = group.tensors[0], parameters["weight"].values_for(group.entries)
     numbers = torch.tensor(weights, dtype=_wide(first), device=first.device)
-    out = torch.empty(first.shape, dtype=first.dtype, device=first.device)
-    size = _CHUNK if first.is_cpu else max(first.numel(), 1)
-    chunks = (x.reshape(-1).split(size) for x in (out, *group.tensors))
-    for target, *parts in zip(*chunks, strict=True):
-        total = torch.zeros_like(target, dtype=numbers.dtype)
-        for x, weight in zip(parts, numbers, strict=True):
-            total.addcmul_(x, weight)
-        target.copy_(total.div_(numbers.sum()) if parameters["normalize"] else total)
-    return out
+    total = torch.zeros(first.shape, dtype=numbers.dtype, device=first.device)
+    for x, weight in zip(group.tensors, numbers, strict=True):
+        total.addcmul_(x, weight)
+    return total.div_(numbers.sum()) if parameters["normalize"] else total
 
 
 def slerp(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
