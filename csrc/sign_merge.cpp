@@ -40,10 +40,11 @@ template <class S>
 struct Terms {
   S thresholds[kSignMergeExperts];
   S weights[kSignMergeExperts];
+  S shares[kSignMergeExperts];  // what mergekit divides by: the weights, or 0
   S scale;
   int count;
   bool tie;         // a vote of 0 elects +
-  bool unweighted;  // all weights are 1
+  bool unweighted;  // all weights and shares are 1
 };
 
 struct alignas(64) Ballot {
@@ -79,7 +80,8 @@ NLM_INLINE void merge_vectors(const Terms<typename Lanes<T>::scalar>& terms, con
   }
   for (int k = 0; k < terms.count; ++k) {
     const V weight = broadcast(kWeighted ? terms.weights[k] : S{1});
-    const V part = kDialect == SignDialect::kMergekit ? weight : one;
+    const V part =
+        kWeighted && kDialect == SignDialect::kMergekit ? broadcast(terms.shares[k]) : one;
     for (int v = 0; v < kVectors; ++v) {
       const V agreeing = (V)((I)voices[k][v] ^ (I)rejected[v]);
       const V value = kOwnVoice ? voices[k][v] * weight : voices[k][v];
@@ -174,6 +176,7 @@ void merge_run(SignDialect dialect, const Terms<typename Lanes<T>::scalar>& term
     case SignDialect::kGlobal:
       return run(std::integral_constant<SignDialect, SignDialect::kGlobal>{});
     case SignDialect::kMergekit:
+    case SignDialect::kMergekitSum:
       return run(std::integral_constant<SignDialect, SignDialect::kMergekit>{});
     case SignDialect::kPeft:
       return run(std::integral_constant<SignDialect, SignDialect::kPeft>{});
@@ -187,7 +190,8 @@ Terms<S> terms_of(const SignMergeItem& item) {
   for (int k = 0; k < item.count; ++k) {
     terms.thresholds[k] = static_cast<const S*>(item.thresholds)[k];
     terms.weights[k] = static_cast<S>(item.experts[k].weight);
-    terms.unweighted &= terms.weights[k] == 1;
+    terms.shares[k] = item.dialect == SignDialect::kMergekitSum ? 0 : terms.weights[k];
+    terms.unweighted &= terms.weights[k] == 1 && terms.shares[k] == 1;
   }
   terms.scale = static_cast<S>(item.scale);
   terms.count = item.count;

@@ -70,9 +70,9 @@ cudaError_t launch(const SignMergeItem& item, int64_t* ballot, cudaStream_t stre
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const auto kernel = item.dialect == SignDialect::kGlobal ? merge_kernel<T, SignDialect::kGlobal>
-                      : item.dialect == SignDialect::kMergekit
-                          ? merge_kernel<T, SignDialect::kMergekit>
-                          : merge_kernel<T, SignDialect::kPeft>;
+                      : item.dialect == SignDialect::kPeft
+                          ? merge_kernel<T, SignDialect::kPeft>
+                          : merge_kernel<T, SignDialect::kMergekit>;
   kernel<<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream>>>(work, ballot);
   return cudaGetLastError();
 }

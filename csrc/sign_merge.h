@@ -9,7 +9,7 @@ inline constexpr int kSignMergeExperts = 128;
 inline constexpr int kSignMergeGroup = 64;  // entries of one byte of `contested`
 
 // The values are those of nlm/ops/sign_merge.py.
-enum class SignDialect : int { kGlobal = 0, kMergekit = 1, kPeft = 2 };
+enum class SignDialect : int { kGlobal = 0, kMergekit = 1, kPeft = 2, kMergekitSum = 3 };
 
 // All tensors are packed and have `size` elements; `target` is of the base's type and overlaps
 // none. `thresholds` are one for each expert, float64 where any tensor is, else float32. A vote of

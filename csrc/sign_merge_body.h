@@ -37,6 +37,7 @@ struct MergeGrid {
   double scale;
   int count;
   bool again;
+  bool divided;  // mergekit's sums, by the weights that agree
 };
 
 inline constexpr int kPacksPerThread = 4;
@@ -66,6 +67,7 @@ MergeGrid make_merge_grid(const SignMergeItem& item) {
   work.scale = item.scale;
   work.count = item.count;
   work.again = item.again;
+  work.divided = item.dialect != SignDialect::kMergekitSum;
   return work;
 }
 
@@ -103,7 +105,7 @@ NLM_DEVICE void merge_pack(const MergeGrid& work, int64_t first, const Memory& m
     const Pack expert = memory.template expert<Pack>(k)[first];
     const S threshold = thresholds[k];
     const S weight = static_cast<S>(work.weights[k]);
-    const S share = kDialect == SignDialect::kMergekit ? weight : S{1};
+    const S share = kDialect != SignDialect::kMergekit ? S{1} : work.divided ? weight : S{0};
     for (int i = 0; i < kPack; ++i) {
       const S difference = widen(expert.value[i]) - start[i];
       const S kept = (difference < 0 ? -difference : difference) < threshold ? S{0} : difference;

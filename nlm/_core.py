@@ -12,7 +12,7 @@ from typing import Any
 DTYPES = {"F16": 0, "BF16": 1, "F32": 2, "F64": 3}
 
 #: TIES' dialects: the positions are the values of csrc/sign_merge.h's SignDialect.
-DIALECTS = ("global", "mergekit", "peft")
+DIALECTS = ("global", "mergekit", "peft", "mergekit_sum")
 
 _forked = False
 

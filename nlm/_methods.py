@@ -45,7 +45,7 @@ def kept_entries(density: float, entries: int, dialect: str) -> int:
     if not 0 < density <= 1:
         raise ValueError(f"nlm.merge: a density lies in (0, 1], got {density}")
     kept = int(density * entries)
-    return max(1, kept) if dialect == "mergekit" else kept
+    return max(1, kept) if dialect.startswith("mergekit") else kept
 
 
 def check_dropping(drop: float, seed: int | None, rescale: str) -> int:

@@ -69,7 +69,7 @@ def merge(
     heads : patterns of entries that are never merged, such as ("head",): each task keeps its own.
         Every pattern matches an entry of some expert.
     density : share of each task vector that TIES keeps.
-    dialect : which TIES: "global", "mergekit" or "peft"; see :func:`nlm.merge.ties`.
+    dialect : which TIES: "global", "mergekit", "peft", "mergekit_sum"; :func:`nlm.merge.ties`.
     mask_threshold : lambda of TALL-mask and of the consensus, one or per task.
     agreement : how many tasks' masks must have an entry for the consensus to keep it.
     drop, seed : the share of each task vector that DARE drops, and which, drawn from the seed, the

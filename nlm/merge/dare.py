@@ -11,8 +11,7 @@ rescale       the entries that are kept are multiplied by
 ============  =====================================================================
 
 The entries follow from the seed, the task and the name of the tensor: neither the other tasks and
-tensors, nor their order, threads or device change them. The norms of ``l1`` are PyTorch's float64
-sums, whose last bit follows the number of threads: there alone a merge is not the same bit by bit.
+tensors, nor their order, threads or device change them.
 """
 
 from collections.abc import Mapping
@@ -24,6 +23,8 @@ from nlm._methods import check_dropping, tensor_seed
 from nlm._state_dict import StateDict
 from nlm.merge.linear import alike
 from nlm.ops import dare
+
+_PART = 4096  # entries whose magnitudes are summed in their own type
 
 
 def dropped(
@@ -61,6 +62,18 @@ def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) 
         return dare(expert, base, drop, key, rescale=rescale == "expected")
     vector = expert - base
     kept = dare(vector, torch.zeros_like(vector), drop, key, rescale=False)
-    norms = [x.abs().sum(dtype=torch.float64) for x in (vector, kept)]
-    factor = torch.where(norms[1] > 0, norms[0] / norms[1], 1.0).to(base.dtype)
-    return base + factor * kept
+    return base + rescaled(kept, vector)
+
+
+def rescaled(kept: Tensor, vector: Tensor) -> Tensor:
+    """What is kept of a vector, in place, with the vector's L1 norm."""
+    before, after = _norm(vector), _norm(kept)
+    return kept.mul_(torch.where(after > 0, before / after, 1.0).to(kept.dtype))
+
+
+def _norm(vector: Tensor) -> Tensor:
+    """The L1 norm in float64, of fixed parts: the same bits for any number of threads."""
+    flat = vector.reshape(-1)
+    whole = flat.numel() // _PART * _PART
+    parts = [flat[:whole].view(-1, _PART), flat[whole:].view(1, -1)]
+    return sum(torch.linalg.vector_norm(part, 1, dim=1).double().sum() for part in parts)

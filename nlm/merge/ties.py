@@ -1,7 +1,7 @@
 """TIES-Merging (Yadav et al., arXiv:2306.01708): trim, elect a sign, average those who agree.
 
 Of every task vector tau_t = theta_t - theta_0 only the largest entries are kept; per entry the sign
-of the sum of what was kept is elected, and the task vectors that have this sign are averaged. Three
+of the sum of what was kept is elected, and the task vectors that have this sign are averaged. Four
 public dialects differ:
 
 ============  ==========================  =============================  ========================
@@ -13,6 +13,7 @@ dialect       the density is of           the sign is that of            the mea
 ``peft``      each tensor                 sum_t tau_t, 0 counts +        the number that agree
 ============  ==========================  =============================  ========================
 
+``mergekit_sum`` is ``mergekit`` with ``normalize: false``: the sum of those who agree, not divided.
 Weights multiply the task vectors before the vote in ``global`` and ``mergekit`` and after it in
 ``peft``. Entries as large as the k-th largest are all kept, so that ties are kept together.
 
@@ -53,14 +54,14 @@ def ties(
     for names in blocks:
         start = [computable(base[name]) for name in names]
         models = [[computable(state[name]) for name in names] for state in experts.values()]
-        thresholds = torch.stack([_threshold(model, start, density, dialect) for model in models])
+        thresholds = torch.stack([threshold(model, start, density, dialect) for model in models])
         results = sign_merge(start, models, thresholds, factors, scale, dialect)
         for name, result in zip(names, results, strict=True):
             merged[name] = result.to(base[name].dtype)
     return merged
 
 
-def _threshold(model: list[Tensor], start: list[Tensor], density: float, dialect: str) -> Tensor:
+def threshold(model: list[Tensor], start: list[Tensor], density: float, dialect: str) -> Tensor:
     """The least magnitude that is kept: 0 where all entries are, infinity where none is."""
     entries = sum(tensor.numel() for tensor in model)
     kept = kept_entries(density, entries, dialect)

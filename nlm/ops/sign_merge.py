@@ -8,8 +8,8 @@ For an entry, with the differences d_k = expert_k - base, thresholds t_k and wei
     merged        = base + scale m
 
 where the share is the number of k with sign(v_k) = s, in mergekit the sum of their weights, and 1
-where that is 0. A vote of 0 elects +; in global the sign that most votes of all entries have. The
-three dialects are those of `nlm.merge`.
+where that is 0, and in mergekit_sum always. A vote of 0 elects +; in global the sign that most
+votes of all entries have. The four dialects are those of `nlm.merge`.
 
 Bytes: one read of the base and of each expert, one write. Flops: about 12 per entry and expert.
 Numerics: float32 (float64 where any tensor is), every operation rounded by itself and summed in
@@ -84,7 +84,8 @@ def reference(
     for voice, value, weight in zip(voices, values, numbers[1:], strict=True):
         agrees = torch.where(elects_plus, voice > 0, voice < 0)
         total = total + torch.where(agrees, value, 0.0)
-        share = share + torch.where(agrees, weight if dialect == "mergekit" else 1.0, 0.0)
+        part = {"mergekit": weight, "mergekit_sum": 0.0}.get(dialect, 1.0)
+        share = share + torch.where(agrees, part, 0.0)
     mean = total / torch.where(share == 0, 1.0, share)
     merged = torch.where(vote.isnan(), vote, start + numbers[0] * mean)
     contested = (vote == 0) & torch.stack(voices).ne(0).any(0)
@@ -322,7 +323,7 @@ def sign_merge(
         One for all experts, or one each.
     scale : float
     dialect : str
-        "global", "mergekit" or "peft".
+        "global", "mergekit", "peft" or "mergekit_sum".
 
     Returns
     -------

@@ -158,6 +158,7 @@ int64_t run_merge(const SignMergeItem& item, int64_t* ballot, const SignMergeRan
     case SignDialect::kGlobal:
       return run_merge<T, SignDialect::kGlobal>(item, ballot, ranges, first_block, end_block);
     case SignDialect::kMergekit:
+    case SignDialect::kMergekitSum:
       return run_merge<T, SignDialect::kMergekit>(item, ballot, ranges, first_block, end_block);
     case SignDialect::kPeft:
       return run_merge<T, SignDialect::kPeft>(item, ballot, ranges, first_block, end_block);

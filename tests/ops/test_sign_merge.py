@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nlm.ops import magnitude_threshold, sign_merge
+from nlm.ops.sign_merge import DIALECTS
 
 
 def merged(base: list[float], *experts: list[float], threshold: float = 0.0, **options: object):
@@ -34,6 +35,9 @@ def test_dialects_by_hand() -> None:
     assert merged([0.0, 0.0], *experts, **weights) == [3.0, -18.0]
     # divided by the weights that agree
     assert merged([0.0, 0.0], *experts, dialect="mergekit", **weights) == [1.5, -6.0]
+    # not divided
+    assert merged([0.0, 0.0], *experts, dialect="mergekit_sum", **weights) == [6.0, -18.0]
+    assert merged([0.0], [1.0], [2.0], dialect="mergekit_sum") == [3.0]
     # the votes are not weighted
     assert merged([0.0, 0.0], *experts, dialect="peft", **weights) == [3.0, -18.0]
     assert merged([0.0], [1.0], [-2.0], weights=[3.0, 1.0], dialect="peft") == [-2.0]
@@ -50,7 +54,7 @@ def test_a_tie_follows_the_majority_of_all_entries(rest: list[float], expected: 
     ]
     whole = sign_merge(base, experts, torch.zeros(2))
     assert [x.item() for x in whole] == [expected, rest[0]]
-    for dialect in ("mergekit", "peft"):
+    for dialect in ("mergekit", "peft", "mergekit_sum"):
         assert sign_merge(base, experts, torch.zeros(2), dialect=dialect)[0].item() == 2.0
 
 
@@ -59,7 +63,7 @@ def test_the_list_is_many_tensors_one_by_one_but_for_ties() -> None:
     base = [torch.randn(n, generator=make) for n in (5, 0, 70_001)]
     experts = [[torch.randn(x.shape, generator=make) for x in base] for _ in range(3)]
     limits = torch.tensor([0.1, 0.5, 1.0])
-    for dialect in ("global", "mergekit", "peft"):
+    for dialect in DIALECTS:
         together = sign_merge(base, experts, limits, [1, 2, 0.5], 0.3, dialect)
         for t, result in enumerate(together):
             alone = sign_merge(

@@ -1,0 +1,165 @@
+"""Merges by mergekit and the same on nlm, each a whole process: its time and its peak memory.
+
+Writes a foundation and two experts (Llamas of random numbers, float32), runs ``mergekit-yaml`` and
+``nlm-mergekit-yaml`` on one configuration in turns, and counts the entries in which their results
+differ: none of the methods of float32 bits but where entries are as large as a threshold, most of
+those that draw at random. Peak memory is that of the process, with the pages of the files it reads.
+
+    python benchmarks/host_mergekit.py [--size SIZE] [--method PART] [--repeat N] [--folder DIR]
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from _bench import RESULTS, facts, machine, write
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from nlm.symmetry import pretrained
+
+#: Units of the stream, units of the feed-forward layers, layers.
+SIZES = {"tiny": (32, 48, 2), "61M": (512, 1792, 15), "252M": (1024, 3584, 16)}
+MODELS = ("base", "one", "two")
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": 0.5},
+    "slerp": {"t": 0.4},
+    "task_arithmetic": {"weight": 0.5},
+    "ties": {"weight": 0.5, "density": 0.2},
+    "dare_linear": {"weight": 0.5, "density": 0.2},
+    "dare_ties": {"weight": 0.5, "density": 0.2},
+    "breadcrumbs": {"weight": 0.5, "density": 0.2},
+    "della": {"weight": 0.5, "density": 0.2},
+}
+PROGRAMS = {"mergekit": "mergekit.scripts.run_yaml", "nlm": "nlm.integrations.mergekit.command"}
+
+
+def write_models(folder: Path, size: str) -> int:
+    """The three models, where they are not there yet; the number of parameters of each."""
+    from transformers import LlamaConfig
+
+    width, inner, layers = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=max(2, width // 64), architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    shapes = {
+        name: x.shape
+        for name, x in pretrained.build_model(config, device="meta").state_dict().items()
+    }
+    base: dict[str, torch.Tensor] = {}
+    for number, model in enumerate(MODELS):
+        make = torch.Generator().manual_seed(number)
+        state = {name: 0.02 * torch.randn(shape, generator=make) for name, shape in shapes.items()}
+        base = base or state
+        if state is not base:
+            state = {name: base[name].add(noise, alpha=0.1) for name, noise in state.items()}
+        config.save_pretrained(folder / model)
+        save_file(state, folder / model / "model.safetensors", {"format": "pt"})
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def recipe(method: str, folder: Path) -> str:
+    """A configuration of the host."""
+    parameters = METHODS[method]
+    content = {"merge_method": method, "dtype": "float32", "parameters": parameters}
+    models = [str(folder / model) for model in MODELS]
+    if method == "slerp":
+        content |= {"base_model": models[1]}
+    elif method != "linear":
+        content |= {"base_model": models[0]}
+    return yaml.safe_dump(content | {"models": [{"model": model} for model in models[1:]]})
+
+
+def run(program: str, arguments: list[str], threads: int) -> dict[str, float]:
+    """Seconds and peak bytes of a process."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", PROGRAMS[program], *arguments]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command)}: {said.read().decode()}")
+    return {"seconds": seconds, "bytes": used.ru_maxrss * 1024}
+
+
+def compared(one: Path, other: Path) -> dict[str, float]:
+    """The part of the entries that differ, and the largest difference beside the largest entry."""
+    differing, entries, most, largest = 0, 0, 0.0, 0.0
+    with safe_open(one, "pt") as first, safe_open(other, "pt") as second:
+        if set(first.keys()) != set(second.keys()):
+            raise SystemExit(f"{one} and {other} have other entries; nothing is reported")
+        for name in first.keys():
+            x, y = first.get_tensor(name), second.get_tensor(name)
+            differing += int((x != y).sum())
+            entries += x.numel()
+            most = max(most, float((x - y).abs().max()))
+            largest = max(largest, float(x.abs().max()))
+    return {"differing": differing / entries, "difference": most / largest}
+
+
+def measure(method: str, folder: Path, repeat: int, threads: int) -> dict[str, Any]:
+    """A method on both programs, in turns: medians, and how the results compare."""
+    file = folder / f"{method}.yaml"
+    file.write_text(recipe(method, folder))
+    runs: dict[str, list[dict[str, float]]] = {program: [] for program in PROGRAMS}
+    for _ in range(repeat):
+        for program, found in runs.items():
+            out = folder / f"out_{program}"
+            shutil.rmtree(out, ignore_errors=True)
+            options = ["--random-seed", "0", "--quiet", "--no-copy-tokenizer"]
+            found.append(run(program, [str(file), str(out), *options], threads))
+    row: dict[str, Any] = {"method": method}
+    for program, found in runs.items():
+        row[f"{program}_s"] = statistics.median(each["seconds"] for each in found)
+        row[f"{program}_bytes"] = max(each["bytes"] for each in found)
+    results = (folder / f"out_{program}" / "model.safetensors" for program in PROGRAMS)
+    return row | {"ratio": row["mergekit_s"] / row["nlm_s"]} | compared(*results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="252M")
+    parser.add_argument("--method", default="", help="only methods whose name contains this")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--folder", type=Path, help="where models and results are written")
+    parser.add_argument("--json", type=Path, default=RESULTS / machine() / "host_mergekit.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        parameters = write_models(Path(folder), options.size)
+        starts = [run("mergekit", ["--help"], options.threads) for _ in range(options.repeat)]
+        start = statistics.median(each["seconds"] for each in starts)
+        print(f"{parameters / 1e6:.1f} M parameters, the host starts in {start:.1f} s", flush=True)
+        rows = []
+        for method in (method for method in METHODS if options.method in method):
+            row = measure(method, Path(folder), options.repeat, options.threads)
+            rows.append(row)
+            print(
+                f"{method:<16} mergekit {row['mergekit_s']:7.1f} s "
+                f"{row['mergekit_bytes'] / 1e9:5.2f} GB  nlm {row['nlm_s']:7.1f} s "
+                f"{row['nlm_bytes'] / 1e9:5.2f} GB  x{row['ratio']:.2f}  "
+                f"{100 * row['differing']:.2g} % differ, by {row['difference']:.0e}",
+                flush=True,
+            )
+    report = {"host": f"mergekit {metadata.version('mergekit')}", "parameters": parameters}
+    report |= {"start_s": start, "threads": options.threads, "repeat": options.repeat}
+    write(options.json, {**facts(), **report, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

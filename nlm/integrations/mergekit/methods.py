@@ -1,0 +1,235 @@
+"""The host's methods with nlm's operations inside; names, parameters and contracts are the host's.
+
+A method is given one tensor of each model, all of one type. With the host's parameters weight w_k,
+lambda, density and normalize, and the difference d_k of model k from the base, it returns
+
+    linear        sum_k w_k x_k   (normalize: over sum_k w_k)
+    slerp         the spherical interpolation of two models
+    the others    base + lambda m,   where m is, of what is kept of the d_k,
+                      sum_k w_k d_k   (normalize: over sum_k w_k), or in ties and *_ties
+                      `nlm.ops.sign_merge` in the dialect "mergekit" or "mergekit_sum"
+
+Kept are all entries (task_arithmetic), the largest (ties; these differences are never stored), all
+but the largest and the smallest (breadcrumbs), or a random part, alike (dare) or by rank (della).
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from mergekit.merge_methods import GroupMergeMethod, MergeMethod, TensorGroup, registry
+from mergekit.merge_methods.dtype import align_dtype
+from mergekit.sparsify import SparsificationMethod as Sparse
+from torch import Tensor
+
+from nlm._coefficients import slerp as slerp_weights
+from nlm._methods import tensor_seed
+from nlm.merge.dare import rescaled
+from nlm.merge.ties import threshold
+from nlm.ops import dare, inner_products, magnitude_threshold, sign_merge, weighted_sum
+
+Parameters = Mapping[str, Any]
+Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
+
+_SMALL = 1e-8  # a sum of weights below it counts as 1
+
+
+class Method(GroupMergeMethod):
+    """A method of the host, computed by nlm; by the host itself where gradients are asked for.
+
+    Parameters
+    ----------
+    host : the method that it stands for.
+    name : what it is registered as.
+    kernel : computes it, from the host's method, the tensors and the parameters.
+    """
+
+    def __init__(self, host: MergeMethod, name: str, kernel: Kernel) -> None:
+        self.spec = replace(host.spec, name=name)
+        self._host, self._kernel = host, kernel
+
+    def merge_group(self, group: TensorGroup, /, **parameters: Any) -> Tensor:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in group.tensors):
+            [merged] = self._host((group,), parameters=parameters)
+            return merged
+        dtype = group.tensors[0].dtype
+        if dtype.itemsize == 1:
+            group = align_dtype(group, torch.float32)
+        return self._kernel(self._host, group, parameters).to(dtype)
+
+
+def linear(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
+    """By PyTorch's `addcmul`, and as fast as the host's: it rounds a product and its sum as one
+    where the processor can, which no operation of nlm does.
+    """
+    first, weights = group.tensors[0], parameters["weight"].values_for(group.entries)
+    numbers = torch.tensor(weights, dtype=_wide(first), device=first.device)
+    total = torch.zeros(first.shape, dtype=numbers.dtype, device=first.device)
+    for x, weight in zip(group.tensors, numbers, strict=True):
+        total.addcmul_(x, weight)
+    return total.div_(numbers.sum()) if parameters["normalize"] else total
+
+
+def slerp(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
+    pair = [group.base.tensor, group.non_base[0].tensor]
+    return weighted_sum(pair, slerp_weights(inner_products(pair).tolist(), parameters["t"]))
+
+
+def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
+    """All methods on differences: the host's object says what is kept, and whether signs elect."""
+    base, entries = group.base.tensor, group.non_base
+    if not entries:
+        return base
+    models = [entry.tensor for entry in entries]
+    weights, densities = (parameters[name].values_for(entries) for name in ("weight", "density"))
+    scale, sparse, elects = parameters["lambda"], host.sparsification_method, host.consensus_method
+    dialect = "mergekit" if parameters["normalize"] else "mergekit_sum"
+    if elects and sparse == Sparse.magnitude and not parameters["rescale"]:
+        limits = [
+            _limit(model, base, density) for model, density in zip(models, densities, strict=True)
+        ]
+        experts = [[model] for model in models]
+        return sign_merge([base], experts, torch.stack(limits), weights, scale, dialect)[0]
+    total = _total(weights, base) if parameters["normalize"] else 1.0
+    divisor = total if abs(total) >= _SMALL else 1.0
+    if sparse is None:
+        return weighted_sum(models, weights, base, divisor, scale)
+    zero = torch.zeros(base.shape, dtype=_wide(base), device=base.device)
+    vectors = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
+    if elects:
+        none = torch.zeros(len(models), device=base.device)
+        [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
+    else:
+        moved = weighted_sum(vectors, weights, divisor=divisor, scale=scale)
+    return moved.add_(base)
+
+
+def _limit(model: Tensor, base: Tensor, density: float) -> Tensor:
+    """The least difference that is kept."""
+    if density <= 0:
+        return torch.tensor(torch.inf, device=base.device)
+    return threshold([model], [base], min(density, 1.0), "mergekit")
+
+
+def _total(weights: list[float], like: Tensor) -> float:
+    """The sum as the host's tensor of weights has it."""
+    return float(torch.tensor(weights, dtype=_wide(like)).sum())
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    """What is computed in: float32 at least."""
+    return torch.promote_types(like.dtype, torch.float32)
+
+
+def _kept(
+    sparse: Sparse, group: TensorGroup, place: int, zero: Tensor, parameters: Parameters
+) -> Tensor:
+    """What is kept of a model's difference from the base, in the type of ``zero``."""
+    entry, base = group.non_base[place], group.base.tensor
+    vector = entry.tensor.to(zero.dtype) - base.to(zero.dtype)
+    density, size = parameters["density"][entry.id], vector.numel()
+    if density >= 1 or size == 0:
+        return vector
+    if density <= 0:
+        return torch.zeros_like(vector)
+    if sparse == Sparse.magnitude:
+        kept = _between(vector, max(1, int(density * size)), 0)
+    elif sparse == Sparse.magnitude_outliers:
+        kept = _between(vector, int(density * size), int(parameters["gamma"][entry.id] * size))
+    elif sparse == Sparse.random:
+        kept = dare(vector, zero, 1 - density, _key(group, place), rescale=False)
+    else:
+        kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))
+    return rescaled(kept, vector) if parameters["rescale"] else kept
+
+
+def _between(vector: Tensor, count: int, largest: int) -> Tensor:
+    """The ``count`` largest entries but for the ``largest``, as far as there are so many."""
+    if count <= 0:
+        return torch.zeros_like(vector)
+    largest = min(largest, vector.numel() - count)
+    magnitude = vector.abs()
+    keeps = magnitude >= magnitude_threshold([vector], count + largest)
+    if largest > 0:
+        keeps &= magnitude < magnitude_threshold([vector], largest)
+    return vector * keeps
+
+
+def _by_rank(vector: Tensor, density: float, epsilon: float, key: int) -> Tensor:
+    """A random part: with probability density - epsilon the smallest of each row, or of a vector,
+    up to density + epsilon the largest. The rows run along the second dimension.
+    """
+    if density + epsilon >= 1 or density - epsilon <= 0:
+        raise ValueError(
+            f"nlm.integrations.mergekit: density - epsilon and density + epsilon lie in (0, 1), "
+            f"got density {density} and epsilon {epsilon}"
+        )
+    rows = vector if vector.dim() > 1 else vector.reshape(1, -1)
+    magnitude = rows.abs()
+    if rows.is_cpu:  # NumPy sorts with vector instructions
+        order = torch.from_numpy(np.argsort(magnitude.numpy(), axis=1))
+    else:
+        order = magnitude.argsort(dim=1)
+    shares = torch.linspace(
+        density - epsilon, density + epsilon, rows.shape[1], device=vector.device
+    ).view(-1, *[1] * (rows.dim() - 2))
+    generator = torch.Generator(vector.device).manual_seed(key)
+    drawn = torch.rand(rows.shape, generator=generator, device=vector.device) < shares
+    keeps = torch.empty_like(drawn).scatter_(1, order, drawn)
+    return (rows * keeps).view(vector.shape)
+
+
+def _key(group: TensorGroup, place: int) -> int:
+    """What a model's entries are drawn with; for a tensor without a name the next one."""
+    if group.metadata.name is None:
+        return int(torch.randint(2**63 - 1, ()))
+    return tensor_seed(torch.initial_seed(), str(place), group.metadata.name)
+
+
+_ON_DIFFERENCES = (
+    "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties",
+    "della", "della_linear",
+)  # fmt: skip
+KERNELS = {"linear": linear, "slerp": slerp, **dict.fromkeys(_ON_DIFFERENCES, task_arithmetic)}
+
+
+@cache
+def stock() -> dict[str, MergeMethod]:
+    """The host's own methods of these names."""
+    return {name: registry.get(name) for name in KERNELS}
+
+
+def register() -> None:
+    """See :func:`nlm.integrations.mergekit.register`."""
+    ours = {each.spec.name for each in registry.registered_methods() if isinstance(each, Method)}
+    for name, host in stock().items():
+        if f"nlm_{name}" not in ours:
+            registry.register(Method(host, f"nlm_{name}", KERNELS[name]))
+
+
+_LOCK = threading.Lock()
+_inside = 0  # contexts of `use_as_default` that are open
+
+
+@contextmanager
+def use_as_default() -> Iterator[None]:
+    """See :func:`nlm.integrations.mergekit.use_as_default`."""
+    global _inside
+    with _LOCK:
+        if _inside == 0:
+            registry._METHODS |= {
+                name: Method(host, name, KERNELS[name]) for name, host in stock().items()
+            }
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0:
+                registry._METHODS |= stock()

@@ -1,0 +1,43 @@
+"""docs/backends.md tells the truth: its tables are those of the committed results."""
+
+import json
+from pathlib import Path
+
+import backends_page
+import host_mergekit
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+def test_the_page_is_made_of_the_committed_results() -> None:
+    page = backends_page.PAGE.read_text()
+    assert backends_page.filled(page) == page
+
+
+def test_a_table_is_made_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"mergekit_s": 104.1, "nlm_s": 12.5, "mergekit_bytes": 4.5e9, "nlm_bytes": 4.25e9}
+    row |= {"ratio": 8.328, "differing": 4 / 251.7e6, "difference": 1e-3}
+    report = {
+        "host": "mergekit 0.1.5", "parameters": 251_700_000, "start_s": 7.0, "threads": 2,
+        "repeat": 3, "machine": "one", "versions": {"torch": "2.13.0"}, "commit": "abc",
+        "rows": [row | {"method": "ties"}, row | {"method": "linear", "differing": 0.0}],
+    }  # fmt: skip
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "host_mergekit.json").write_text(json.dumps(report))
+    monkeypatch.setattr(backends_page, "RESULTS", tmp_path)
+    text = backends_page.filled("<!-- results of mergekit -->\nold\n<!-- end -->\nrest")
+    assert "| `ties` | 104.1 s | 12.5 s | 8.3 | 4.50 GB | 4.25 GB | 16 of 10^9 |" in text
+    assert text.splitlines()[4].endswith("| none |")
+    assert "252 M float32 parameters, 2 threads; medians of 3 runs" in text
+    assert text.endswith("nlm at abc.\n<!-- end -->\nrest")
+
+
+def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    save_file({"w": torch.tensor([1.0, -4.0]), "v": torch.ones(2)}, files[0])
+    save_file({"w": torch.tensor([1.0, -2.0]), "v": torch.ones(2)}, files[1])
+    assert host_mergekit.compared(*files) == {"differing": 0.25, "difference": 0.5}
+    save_file({"w": torch.ones(2)}, files[1])
+    with pytest.raises(SystemExit, match="other entries; nothing is reported"):
+        host_mergekit.compared(*files)
