@@ -69,7 +69,7 @@ def test_ci_runs_the_commands_to_the_letter():
     commands = re.findall(r"```sh\n(.*?)\n```", README, flags=re.DOTALL)
     assert commands == [
         'pip install -c constraints.txt -e ".[demo]" && nlm demo',
-        'pip install -c constraints.txt -e ".[test]" && pytest -n auto --dist loadfile',
+        'pip install -c constraints.txt -e ".[test,hosts]" && pytest -n auto --dist loadfile',
     ]
     script = (ROOT / ".ci" / "run").read_text()
     assert commands[1] in script

@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "experiments" / "results"
 ALIGNED = ("permuted", "permuted by activations")
 
 
-@pytest.fixture(scope="module", params=(0, 1))
+@pytest.fixture(scope="module", params=(0, 1, 2))
 def scores(request):
     return json.loads((RESULTS / f"refit_seed{request.param}.json").read_text())["settings"]
 
