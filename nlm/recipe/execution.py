@@ -21,6 +21,7 @@ from nlm.recipe.check import check
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Recipe, RecipeError
 from nlm.streaming import MEMORY, Plan, Report, run
+from nlm.streaming.aligned import is_aligned, write_aligned
 from nlm.streaming.folder import write_others
 from nlm.streaming.ranks import Ranks
 
@@ -204,7 +205,7 @@ class _Models:
         if not self.makes:
             return open_checkpoint(file) if file.exists() else checkpoint
         if not permutation:
-            return checkpoint
+            return checkpoint if is_aligned(checkpoint) else write_aligned(checkpoint, file)
         from nlm.streaming.permuted import write_permuted
 
         self.moved.append(f"{name}: {_digest(permutation)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import nlm
@@ -148,6 +149,45 @@ def test_a_base_that_is_the_other_foundation_is_aligned_too(family):
     one, other = (kind.from_pretrained(f"out_{base}").state_dict() for base in ("first", "second"))
     for name, tensor in one.items():
         assert (other[name] - tensor).abs().max() < 0.1, name  # disturbed by .01, not permuted
+
+
+MERGEKIT = {
+    "linear": {"weight": 0.5}, "slerp": {"t": 0.4}, "model_stock": {},
+    "task_arithmetic": {"weight": 0.5, "lambda": 0.5},
+    "ties": {"weight": 0.5, "density": 0.5, "normalize": False},
+    "dare_linear": {"weight": 0.5, "density": 0.5}, "dare_ties": {"weight": 0.5, "density": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", MERGEKIT)
+def test_what_is_read_of_mergekits_recipes_is_done(family, method):
+    kind, _, models = family
+    names = ["first", "one"] if method == "slerp" else ["one", "two"]
+    recipe = {"merge_method": method, "dtype": "float32", "parameters": MERGEKIT[method]}
+    recipe |= {"models": [{"model": name} for name in names]}
+    if method != "linear":
+        recipe["base_model"] = "first"
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert run(["check", "recipe.yaml"]) == 0
+    assert run(["merge", "recipe.yaml", "-o", "out", "--quiet"]) == 0
+    state = kind.from_pretrained("out").state_dict()
+    assert any(not torch.equal(state[n], t) for n, t in models["first"].state_dict().items())
+
+
+def test_a_file_whose_tensors_are_not_aligned(family):
+    """The same result as from the same tensors where they are."""
+    content = Path("one/model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip() + b" "
+    header += b" " * (len(header) % 2 == 0)
+    odd = len(header).to_bytes(8, "little") + header + content[8 + length :]
+    text = "base: first\nexperts: {one: {path: one}}\nmethod: ties\n"
+    Path("recipe.yaml").write_text(text)
+    assert run(["merge", "recipe.yaml", "-o", "aligned", "--quiet"]) == 0
+    Path("one/model.safetensors").write_bytes(odd)
+    assert run(["merge", "recipe.yaml", "-o", "odd", "--quiet"]) == 0
+    files = [Path(name, "model.safetensors").read_bytes() for name in ("aligned", "odd")]
+    assert files[0] == files[1]
 
 
 def test_sharded_and_changed_types(family):
