@@ -33,6 +33,23 @@ def table(report: dict[str, Any]) -> str:
         f"| {row['nlm_bytes'] / 1e9:.2f} GB | {_part(row['differing'])} |"
         for row in report["rows"]
     ]
+    if alone := [row for row in report["rows"] if "merge_s" in row]:
+        lines += [
+            "",
+            "The same configurations by `nlm merge`, without the host:",
+            "",
+            "| method | stock | `nlm merge` | not flushed, no digest | times faster | own memory, "
+            "stock | `nlm merge` | entries that differ |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        lines += [
+            f"| `{row['method']}` | {row['mergekit_s']:.1f} s | {row['merge_s']:.1f} s "
+            f"| {row['merge_unsafe_s']:.1f} s | {row['mergekit_s'] / row['merge_s']:.1f}, "
+            f"{row['mergekit_s'] / row['merge_unsafe_s']:.1f} "
+            f"| {row['mergekit_own'] / 2**20:.0f} MiB | {row['merge_own'] / 2**20:.0f} MiB "
+            f"| {_part(row['merge_differing'])} |"
+            for row in alone
+        ]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines += [
         "",

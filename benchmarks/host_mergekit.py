@@ -1,15 +1,18 @@
 """Merges by mergekit and the same on nlm, each a whole process: its time and its peak memory.
 
-Writes a foundation and two experts (Llamas of random numbers, float32), runs ``mergekit-yaml`` and
-``nlm-mergekit-yaml`` on one configuration in turns, and counts the entries in which their results
-differ: none of the methods of float32 bits but where entries are as large as a threshold, most of
-those that draw at random. Peak memory is that of the process, with the pages of the files it reads.
+Writes a foundation and two experts (Llamas of random numbers, float32), runs ``mergekit-yaml``,
+``nlm-mergekit-yaml`` and ``nlm merge`` (with, and without, flushing to the disk and SHA-256) on one
+configuration in turns, and counts the entries in which their results differ: none of the methods of
+float32 bits but where entries are as large as a threshold, most of those that draw at random. Peak
+memory is that of the process, with the pages of the files it reads; beside it, what it holds itself
+(RssAnon, looked at every 10 ms).
 
     python benchmarks/host_mergekit.py [--size SIZE] [--method PART] [--repeat N] [--folder DIR]
 """
 
 import argparse
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -41,7 +44,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"weight": 0.5, "density": 0.2},
     "della": {"weight": 0.5, "density": 0.2},
 }
-PROGRAMS = {"mergekit": "mergekit.scripts.run_yaml", "nlm": "nlm.integrations.mergekit.command"}
+PROGRAMS = {
+    "mergekit": "mergekit.scripts.run_yaml", "nlm": "nlm.integrations.mergekit.command",
+    "merge": "nlm", "merge_unsafe": "nlm",
+}  # fmt: skip
+OF_HOST = ("mergekit", "nlm")
+STREAMED = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 
 
 def write_models(folder: Path, size: str) -> int:
@@ -82,19 +90,41 @@ def recipe(method: str, folder: Path) -> str:
 
 
 def run(program: str, arguments: list[str], threads: int) -> dict[str, float]:
-    """Seconds and peak bytes of a process."""
+    """Seconds of a process, its peak bytes, and those of them that are its own."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", PROGRAMS[program], *arguments]
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
+        own, ended = 0, 0
+        while not ended:
+            own = max(own, anonymous(process.pid))
+            time.sleep(0.01)
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
             raise SystemExit(f"{' '.join(command)}: {said.read().decode()}")
-    return {"seconds": seconds, "bytes": used.ru_maxrss * 1024}
+    return {"seconds": seconds, "bytes": used.ru_maxrss * 1024, "own": own}
+
+
+def anonymous(process: int) -> int:
+    """Bytes of memory that belong to no file; 0 where the system does not say."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"RssAnon:\s+(\d+)", status)
+    return 1024 * int(found[1]) if found else 0
+
+
+def arguments(program: str, file: Path, out: Path) -> list[str]:
+    """Of a program that merges what a file says."""
+    if program in OF_HOST:
+        return [str(file), str(out), "--random-seed", "0", "--quiet", "--no-copy-tokenizer"]
+    unsafe = ["--no-sync", "--no-digest"] if program == "merge_unsafe" else []
+    return ["merge", str(file), "--output", str(out), "--quiet", *unsafe]
 
 
 def compared(one: Path, other: Path) -> dict[str, float]:
@@ -113,22 +143,26 @@ def compared(one: Path, other: Path) -> dict[str, float]:
 
 
 def measure(method: str, folder: Path, repeat: int, threads: int) -> dict[str, Any]:
-    """A method on both programs, in turns: medians, and how the results compare."""
+    """A method on all programs, in turns: medians, and how the results compare."""
     file = folder / f"{method}.yaml"
     file.write_text(recipe(method, folder))
-    runs: dict[str, list[dict[str, float]]] = {program: [] for program in PROGRAMS}
+    programs = PROGRAMS if method in STREAMED else OF_HOST
+    runs: dict[str, list[dict[str, float]]] = {program: [] for program in programs}
     for _ in range(repeat):
         for program, found in runs.items():
             out = folder / f"out_{program}"
             shutil.rmtree(out, ignore_errors=True)
-            options = ["--random-seed", "0", "--quiet", "--no-copy-tokenizer"]
-            found.append(run(program, [str(file), str(out), *options], threads))
+            found.append(run(program, arguments(program, file, out), threads))
     row: dict[str, Any] = {"method": method}
     for program, found in runs.items():
         row[f"{program}_s"] = statistics.median(each["seconds"] for each in found)
         row[f"{program}_bytes"] = max(each["bytes"] for each in found)
-    results = (folder / f"out_{program}" / "model.safetensors" for program in PROGRAMS)
-    return row | {"ratio": row["mergekit_s"] / row["nlm_s"]} | compared(*results)
+        row[f"{program}_own"] = max(each["own"] for each in found)
+    stock, *others = (folder / f"out_{program}" / "model.safetensors" for program in programs)
+    row |= {"ratio": row["mergekit_s"] / row["nlm_s"]} | compared(stock, others[0])
+    if method in STREAMED:
+        row |= {f"merge_{name}": value for name, value in compared(stock, others[1]).items()}
+    return row
 
 
 def main() -> None:
@@ -153,7 +187,9 @@ def main() -> None:
                 f"{method:<16} mergekit {row['mergekit_s']:7.1f} s "
                 f"{row['mergekit_bytes'] / 1e9:5.2f} GB  nlm {row['nlm_s']:7.1f} s "
                 f"{row['nlm_bytes'] / 1e9:5.2f} GB  x{row['ratio']:.2f}  "
-                f"{100 * row['differing']:.2g} % differ, by {row['difference']:.0e}",
+                f"{100 * row['differing']:.2g} % differ, by {row['difference']:.0e}; nlm merge "
+                f"{row.get('merge_s', 0):.1f} s, {row.get('merge_unsafe_s', 0):.1f} s without "
+                f"flushing and digests, {row.get('merge_own', 0) / 2**20:.0f} MiB of its own",
                 flush=True,
             )
     report = {"host": f"mergekit {metadata.version('mergekit')}", "parameters": parameters}
