@@ -69,8 +69,8 @@ class Workload:
     providers : mapping of str to callable
         Take nothing and return tensors in the form of ``truth``: "nlm", then the natural
         expression, then others; "nlm ..." is another way through nlm, no peer.
-    truth : sequence of Tensor
-        float64 results.
+    truth : sequence of Tensor, or callable
+        float64 results, or what makes them where that takes long and the workload may not be run.
     most_error : float
         What "nlm" may err, relative to the largest entry of each result; more stops the benchmark,
         as do more than ``PEER_ERROR`` of another and a NaN of any.
@@ -83,7 +83,7 @@ class Workload:
     name: str
     dtype: torch.dtype
     providers: Mapping[str, Callable[[], Any]]
-    truth: tuple[Tensor, ...]
+    truth: tuple[Tensor, ...] | Callable[[], tuple[Tensor, ...]]
     most_error: float
     amount: float
     limit: str | None
@@ -109,7 +109,8 @@ def error(results: Any, truth: tuple[Tensor, ...]) -> float:
 
 def check(op: str, work: Workload) -> dict[str, float]:
     """Errors by provider; a SystemExit where one is too large to be worth a time."""
-    errors = {name: error(call(), work.truth) for name, call in work.providers.items()}
+    truth = work.truth() if callable(work.truth) else work.truth
+    errors = {name: error(call(), truth) for name, call in work.providers.items()}
     for name, err in errors.items():
         most = work.most_error if name == "nlm" else PEER_ERROR
         if not err <= most:

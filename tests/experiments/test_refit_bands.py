@@ -56,4 +56,5 @@ def test_refit_of_averaged_transformers():
         assert aligned["refit"] < control["refit"] < control["mean"]
         assert aligned["refit"] < aligned["repair"] < aligned["mean"]
         assert aligned["refit"] < 0.23
+        assert aligned["select"] < 0.14 and aligned["select"] < control["select"]
         assert aligned["mean"] < 0.77
