@@ -7,7 +7,7 @@ float32 bits but where entries are as large as a threshold, most of those that d
 memory is that of the process, with the pages of the files it reads; beside it, what it holds itself
 (RssAnon, looked at every 10 ms).
 
-    python benchmarks/host_mergekit.py [--size SIZE] [--method PART] [--repeat N] [--folder DIR]
+    python benchmarks/host_mergekit.py [--size SIZE] [--methods NAME ...] [--repeat N] [--folder DIR]
 """
 
 import argparse
@@ -168,7 +168,7 @@ def measure(method: str, folder: Path, repeat: int, threads: int) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="252M")
-    parser.add_argument("--method", default="", help="only methods whose name contains this")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, help="where models and results are written")
@@ -180,7 +180,7 @@ def main() -> None:
         start = statistics.median(each["seconds"] for each in starts)
         print(f"{parameters / 1e6:.1f} M parameters, the host starts in {start:.1f} s", flush=True)
         rows = []
-        for method in (method for method in METHODS if options.method in method):
+        for method in options.methods:
             row = measure(method, Path(folder), options.repeat, options.threads)
             rows.append(row)
             print(
