@@ -24,7 +24,7 @@ from nlm._state_dict import StateDict
 from nlm.merge.linear import alike
 from nlm.ops import dare
 
-_PART = 4096  # entries whose magnitudes are summed in their own type
+_PART = 4096  # entries that one thread sums
 
 
 def dropped(
@@ -76,4 +76,6 @@ def _norm(vector: Tensor) -> Tensor:
     flat = vector.reshape(-1)
     whole = flat.numel() // _PART * _PART
     parts = [flat[:whole].view(-1, _PART), flat[whole:].view(1, -1)]
-    return sum(torch.linalg.vector_norm(part, 1, dim=1).double().sum() for part in parts)
+    return sum(
+        torch.linalg.vector_norm(part, 1, dim=1, dtype=torch.float64).sum() for part in parts
+    )
