@@ -7,7 +7,7 @@ float32 bits but where entries are as large as a threshold, most of those that d
 memory is that of the process, with the pages of the files it reads; beside it, what it holds itself
 (RssAnon, looked at every 10 ms).
 
-    python benchmarks/host_mergekit.py [--size SIZE] [--methods NAME ...] [--repeat N] [--folder DIR]
+    python benchmarks/host_mergekit.py [--size SIZE] [--methods NAME ...] [--repeat N]
 """
 
 import argparse
