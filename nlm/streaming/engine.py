@@ -224,7 +224,7 @@ class _Merge:
                 file.seek(entry.begin)
                 for view in self._chunks(entry, writer):
                     writer.submit(file.write, view)
-            writer.wait()
+                writer.wait()  # the place is the file's, not the writer's
             self.partial.renew(shard, file)
 
     def _chunks(self, target: TensorEntry, writer: "Writer") -> Iterator[memoryview]:
