@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _whole_jobs
+
 RESULTS = Path(__file__).parent / "results"
 
 Row = dict[str, Any]
@@ -85,29 +87,6 @@ def readme_table(timings: Timings) -> str:
     return "\n".join(lines)
 
 
-def jobs_table(folder: Path) -> list[str]:
-    """Whole jobs on the kernels and on the references, from what ``bench_jobs.py`` has left."""
-    path = folder / "jobs.json"
-    if not path.exists():
-        return []
-    report = json.loads(path.read_text())
-    lines = [
-        "",
-        "## Whole jobs",
-        "",
-        "What a user calls, on the kernels and, in the same process, with every operation on its "
-        "PyTorch reference (`assignment`'s is SciPy's); both give the same result. "
-        f"{report['threads']} threads, nlm at {report['commit']}.",
-        "",
-        "| job | kernels | references | ratio |",
-        "|---|--:|--:|--:|",
-    ]
-    for row in report["rows"]:
-        times = " | ".join(f"{row[key]:.3f} s" for key in ("kernels_s", "references_s"))
-        lines.append(f"| {row['job']} | {times} | {_number(row['ratio'])} x |")
-    return lines
-
-
 def page(timings: Timings, folder: Path = RESULTS) -> str:
     """docs/performance.md."""
     lines = [
@@ -142,7 +121,7 @@ def page(timings: Timings, folder: Path = RESULTS) -> str:
             ours, natural, _ = _peers(next(iter(runs.values())))
             cells += [f"{row['error']:.0e}" if row else "-" for row in (ours, natural)]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, *jobs_table(folder / timings.machine)]) + "\n"
+    return "\n".join([*lines, *_whole_jobs.sections(folder)]) + "\n"
 
 
 def _peers(providers: dict[str, Row]) -> tuple[Row, Row | None, Row | None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import _bench
 import _gpu
 import _performance
+import _whole_jobs
 import bench_jobs
 import pytest
 import roofline
@@ -132,11 +133,25 @@ def test_a_job_with_other_results_is_not_timed() -> None:
 
 
 def test_the_page_has_whole_jobs_where_they_were_measured(tmp_path: Path) -> None:
-    assert _performance.jobs_table(tmp_path) == []
+    assert _whole_jobs.sections(tmp_path) == []
+    machine = {"machine": "m", "instruction set": "v4", "versions": {"torch": "2"}, "commit": "c"}
+    (tmp_path / "m").mkdir()
     row = {"job": "align", "kernels_s": 0.5, "references_s": 1.0, "ratio": 2.0}
-    report = {"threads": 2, "commit": "c", "rows": [row]}
-    (tmp_path / "jobs.json").write_text(json.dumps(report))
-    assert _performance.jobs_table(tmp_path)[-1] == "| align | 0.500 s | 1.000 s | 2.00 x |"
+    (tmp_path / "m" / "jobs.json").write_text(json.dumps(machine | {"threads": 2, "rows": [row]}))
+    common = {"workload": "pair", "groups": 3, "threads": 2, "state_bytes": 100, "added_bytes": 50}
+    rows = [
+        common | {"provider": "nlm", "seconds": 2.0, "sweeps": 4, "seconds_to_equal": 1.0},
+        common | {"provider": "rebasin", "seconds": 5.0, "sweeps": 9, "complete": False},
+        {"workload": "heads", "provider": "nlm", "threads": 2, "seconds": 0.25},
+    ]
+    (tmp_path / "m" / "weight_matching.json").write_text(json.dumps(machine | {"rows": rows}))
+    lines = _whole_jobs.sections(tmp_path)
+    assert "| align | 0.500 s | 1.000 s | 2.00 x |" in lines
+    assert (
+        "| pair | 3 | 2.0 s | 4 | 1.0 s | rebasin 5.0 s | 9, ended | > 5.00 x | 0.50 | 0.50 |"
+        in lines
+    )
+    assert lines[-1] == "heads: nlm 250 ms."
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Tables of whole jobs for docs/performance.md, of each machine that has left results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def sections(results: Path) -> list[str]:
+    """The lines of all tables, from the JSON files in the folders of ``results``."""
+    lines: list[str] = []
+    for title, stem, text, table in _SECTIONS:
+        reports = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{stem}.json"))]
+        if reports:
+            lines += ["", f"## {title}", "", text]
+        for report in reports:
+            lines += ["", _where(report), "", *table(report)]
+    return lines
+
+
+def jobs(report: Report) -> list[str]:
+    """What ``bench_jobs.py`` has left."""
+    lines = ["| job | kernels | references | ratio |", "|---|--:|--:|--:|"]
+    for row in report["rows"]:
+        times = " | ".join(f"{row[key]:.3f} s" for key in ("kernels_s", "references_s"))
+        lines.append(f"| {row['job']} | {times} | {_times(row['ratio'])} |")
+    return lines
+
+
+def weight_matching(report: Report) -> list[str]:
+    """What ``bench_weight_matching.py`` has left: a line for each pair of models."""
+    lines = [
+        "| models | groups | nlm | sweeps | as good as the peer after | peer | sweeps "
+        "| to equal objective | memory, nlm | peer |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    heads: list[str] = []
+    pairs: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        pairs.setdefault(row["workload"], []).append(row)
+    for workload, rows in pairs.items():
+        if "groups" not in rows[0]:
+            times = ", ".join(f"{row['provider']} {1e3 * row['seconds']:.0f} ms" for row in rows)
+            heads += ["", f"{workload}: {times}."]
+            continue
+        ours, *peers = rows
+        for peer in peers or [None]:
+            cells = [workload, str(ours["groups"]), f"{ours['seconds']:.1f} s", str(ours["sweeps"])]
+            cells += ["-"] * 4 if peer is None else _beside(ours, peer)
+            cells += [_memory(ours), "-" if peer is None else _memory(peer)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, *heads]
+
+
+def activation_matching(report: Report) -> list[str]:
+    """What ``bench_activation_matching.py`` has left."""
+    lines = [
+        "| models | variant | of the bound | on top of the passes | matched correlation "
+        "| units as by float32 |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in report["rows"]:
+        lines.append(
+            f"| {row['workload']} | {row['variant']} | {row['of_bound']:.2f} | "
+            f"{100 * row['over_forwards']:.0f} % | {row['correlation']:.4f} | "
+            f"{100 * row['same_as_float32']:.1f} % |"
+        )
+    return lines
+
+
+def _beside(ours: Report, peer: Report) -> list[str]:
+    equal = ours["seconds_to_equal"]
+    more = "" if peer["complete"] else "> "
+    return [
+        "not reached" if equal is None else f"{equal:.1f} s",
+        f"{peer['provider']} {peer['seconds']:.1f} s",
+        f"{peer['sweeps']}{'' if peer['complete'] else ', ended'}",
+        "-" if equal is None else f"{more}{_times(peer['seconds'] / equal)}",
+    ]
+
+
+def _memory(row: Report) -> str:
+    return f"{row['added_bytes'] / row['state_bytes']:.2f}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} x" if ratio < 10 else f"{ratio:.0f} x"
+
+
+def _where(report: Report) -> str:
+    threads = report.get("threads", report["rows"][0].get("threads"))
+    return (
+        f"{report['machine']} ({report['instruction set']}), {threads} threads, PyTorch "
+        f"{report['versions']['torch']}, nlm at {report['commit']}:"
+    )
+
+
+_SECTIONS: tuple[tuple[str, str, str, Callable[[Report], list[str]]], ...] = (
+    (
+        "Whole jobs",
+        "jobs",
+        "What a user calls, on the kernels and, in the same process, with every operation on its "
+        "PyTorch reference (`assignment`'s is SciPy's); both give the same result.",
+        jobs,
+    ),
+    (
+        "Weight matching",
+        "weight_matching",
+        "Two models with random weights of full size, drawn apart or a permuted copy with noise, "
+        "from the identity on, beside `rebasin` 0.0.47's own loop over the same groups: with each "
+        "parameter once, or as often as its tracer lists it. A peer that was ended had run its "
+        "time, and its ratio is a bound. Memory is what is allocated beside the models, in their "
+        "size. `rebasin` knows no groups inside others (heads).",
+        weight_matching,
+    ),
+    (
+        "Activation matching",
+        "activation_matching",
+        "Time of `nlm.align(method=\"activations\")` as a part of its bound (a forward pass of "
+        "each model and the products of all activations that are compared, as bare matrix "
+        "products), and how much it adds to the two passes alone.",
+        activation_matching,
+    ),
+)  # fmt: skip
