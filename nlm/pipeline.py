@@ -136,10 +136,10 @@ def align_experts(
             for name, tensor in states[int(base)].items()
             if not matches(name, patterns)
         }
-    copied = results[0].copied if results else copy.deepcopy
+    receiver = results[0].receiver if results else copy.deepcopy
     moved = {}
     for task, (number, expert) in experts.items():
-        moved[task] = copied(expert)
+        moved[task] = receiver(expert)
         moved[task].load_state_dict(moves[number](expert.state_dict()))
     return Aligned(start, moved, states, results, joint)
 
@@ -200,7 +200,7 @@ def choose(
 
     Parameters
     ----------
-    calibration : task -> unlabelled batches for the correction.
+    calibration : task -> unlabelled batches for the correction; "none" and "data_free" need none.
     validation : task -> (inputs, labels) batches, disjoint from calibration and test data.
     scales : the factors to try; the linear mean has none, and TALL-mask tries ``mask_thresholds``
         for each task instead.
@@ -224,10 +224,12 @@ def choose(
         raise ValueError("nlm.pipeline: there is at least one scale to try, got none")
     check_correction(correction)
     experts = aligned.experts
-    check_data("calibration", calibration, experts)
+    uses_data = correction not in ("none", "data_free")
+    if uses_data:
+        check_data("calibration", calibration, experts)
     check_data("validation", validation, experts)
     network = next(iter(experts.values()))
-    samples = _drawn(calibration, experts, max_samples, device)
+    samples = _drawn(calibration, experts, max_samples, device) if uses_data else {}
     fitting: dict[str, Any] = {}
     if correction == "data_free":
         fitting = dict(correct_options or {})

@@ -272,7 +272,7 @@ def _between(
 ) -> Barrier:
     """The losses on the lines from the first foundation to the others, before and after."""
     first = foundations[0]
-    network = aligned.results[0].copied(first) if aligned.results else first
+    network = aligned.results[0].receiver(first) if aligned.results else first
     ends, curves = aligned.foundations, {}
     for number, other in enumerate(foundations[1:], 1):
         which = f", {number + 1}" if len(foundations) > 2 else ""

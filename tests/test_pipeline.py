@@ -170,6 +170,15 @@ def test_no_expert_is_changed(world):
         assert all(torch.equal(tensor, old[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("correction", ["none", "data_free"])
+def test_what_sees_no_data_needs_none(world, correction):
+    foundations, experts, spec, data = world
+    aligned = align_experts(foundations, experts, spec, heads=("4",))
+    choose(aligned, {}, data, correction=correction, heads=("4",), scales=(0.3,))
+    with pytest.raises(ValueError, match="there is calibration data for every expert"):
+        choose(aligned, {}, data, correction="tact", heads=("4",), scales=(0.3,))
+
+
 def test_known_scores_of_the_experts_spare_their_run(world):
     foundations, experts, spec, data = world
     aligned = align_experts(foundations, experts, spec, heads=("4",))

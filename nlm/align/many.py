@@ -22,6 +22,7 @@ state dicts, the sum of all but one of them, and what a descent needs (:mod:`nlm
 the steps.
 """
 
+import inspect
 import json
 import os
 import time
@@ -188,9 +189,11 @@ def align_many(
     ValueError
         Fewer than two models, an unknown method or strategy, activations without modules and data,
         and what :func:`nlm.align` raises, as it does other errors.
+    TypeError
+        An option that :func:`nlm.align` does not have.
     """
     started = time.perf_counter()
-    _check(len(models), method, strategy)
+    _check(len(models), method, strategy, options)
     search: dict[str, Any] = {
         "seed": seed, "max_sweeps": max_sweeps, "tolerance": tolerance, "exclude": exclude,
     }  # fmt: skip
@@ -335,7 +338,13 @@ def _named(models: Sequence[nn.Module | Mapping[str, Tensor]]) -> dict[str, Stat
     return {f"model {number}": state_of(model) for number, model in enumerate(models)}
 
 
-def _check(count: int, method: str, strategy: str) -> None:
+def _check(count: int, method: str, strategy: str, options: Mapping[str, Any]) -> None:
+    from nlm.align import align
+
+    if unknown := [name for name in options if name not in inspect.signature(align).parameters]:
+        raise TypeError(
+            f"nlm.align_many: the options are those of nlm.align, got {', '.join(unknown)}"
+        )
     for what, names, given in (("method", _METHODS, method), ("strategy", STRATEGIES, strategy)):
         if given not in names:
             raise ValueError(

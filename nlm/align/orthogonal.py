@@ -70,7 +70,7 @@ class OrthogonalAlignment(AlignmentResult):
     def moves(self, spec: PermutationSpec) -> tuple[Move, Move]:
         return self.fold, self.apply
 
-    def copied(self, model: nn.Module) -> nn.Module:
+    def receiver(self, model: nn.Module) -> nn.Module:
         return self.gauge.untie(model)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:

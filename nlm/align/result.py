@@ -75,8 +75,8 @@ class AlignmentResult:
         """
         return partial(spec.apply, {}), partial(spec.apply, self.permutation)
 
-    def copied(self, model: nn.Module) -> nn.Module:
-        """A copy of a model that holds what was moved."""
+    def receiver(self, model: nn.Module) -> nn.Module:
+        """A copy of a model that can load what :meth:`moves` makes; nothing in it is moved yet."""
         return copy.deepcopy(model)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:

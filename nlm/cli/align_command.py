@@ -161,7 +161,7 @@ def _barriers(
         "not aligned": (first.state, second.state),
         "aligned": (here(first.state), there(second.state)),
     }
-    return barriers(found.copied(first.model), pairs, data, samples)
+    return barriers(found.receiver(first.model), pairs, data, samples)
 
 
 def _print(spec: PermutationSpec, found: AlignmentResult, curves: Barrier | None) -> None:

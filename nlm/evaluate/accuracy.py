@@ -11,6 +11,8 @@ from nlm._state_dict import count_not_finite
 from nlm.statistics import Data, Forward, run
 from nlm.statistics.data import batches, labelled
 
+SUMMARIES = ("average", "worst")
+
 
 def accuracy(
     model: nn.Module,
@@ -94,7 +96,7 @@ def normalized_accuracy(
     Raises
     ------
     ValueError
-        Tasks differ, or an expert is never right.
+        Tasks differ, one has the name of a summary, or an expert is never right.
 
     References
     ----------
@@ -104,6 +106,11 @@ def normalized_accuracy(
         raise ValueError(
             f"nlm.evaluate: there is an expert's accuracy for every task, got {', '.join(merged)} "
             f"and {', '.join(experts)}"
+        )
+    if taken := [task for task in merged if task in SUMMARIES]:
+        raise ValueError(
+            f"nlm.evaluate: no task is called {' or '.join(SUMMARIES)}, got {', '.join(merged)}; "
+            f"{', '.join(taken)} would lose its score"
         )
     if never := [task for task, value in experts.items() if not value > 0]:
         raise ValueError(

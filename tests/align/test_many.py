@@ -196,6 +196,8 @@ def test_what_is_refused():
     spec = nlm.trace(mlp(0), vectors(8))
     with pytest.raises(ValueError, match=r"nlm\.align_many: there are at least two models, got 1"):
         nlm.align_many(states[:1], spec)
+    with pytest.raises(TypeError, match=r"nlm\.align_many: the options .* got max_iter, depth$"):
+        nlm.align_many(states, spec, max_iter=3, depth=1)
     with pytest.raises(ValueError, match=r"the strategy is one of universe, .* got 'cycle'"):
         nlm.align_many(states, spec, strategy="cycle")
     with pytest.raises(ValueError, match=r"is one of weights, .*, dual, got 'orthogonal'"):

@@ -49,6 +49,8 @@ def test_normalised_accuracy():
         normalized_accuracy({"a": 0.4}, {"a": 0.0})
     with pytest.raises(ValueError, match="an expert's accuracy for every task"):
         normalized_accuracy({"a": 0.4}, {"b": 0.5})
+    with pytest.raises(ValueError, match="no task is called average or worst, got a, worst"):
+        normalized_accuracy({"a": 0.4, "worst": 0.3}, {"a": 0.5, "worst": 0.5})
 
 
 def test_the_barrier_between_a_model_and_its_permuted_self():
