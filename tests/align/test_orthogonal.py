@@ -64,8 +64,13 @@ def test_a_scrambled_copy_comes_back(name, tmp_path):
 
     found.save(tmp_path / "alignment.safetensors")
     again = OrthogonalAlignment.load(tmp_path / "alignment.safetensors")
+    for held in ("permutation", "rotation"):
+        kept, loaded = getattr(found, held), getattr(again, held)
+        assert kept.keys() == loaded.keys()
+        assert all(torch.equal(kept[each], loaded[each]) for each in kept)
     for each, tensor in again.apply(other.state_dict()).items():
-        assert torch.equal(tensor, back[each])
+        # the last bits of a product may depend on where its factors lie in memory
+        assert (tensor - back[each]).abs().max() < 1e-13 * back[each].abs().max()
 
 
 def test_the_aligned_model_of_another_seed_is_the_same_function():
