@@ -68,7 +68,7 @@ class Report(TypedDict, total=False):
     foundations, experts : accuracies.
     settings : setting -> number of tasks -> correction -> scores.
     layers, barrier, alignment : method -> how it went.
-    landscapes, projections : title -> figure; a projection is model -> [samples][2].
+    landscapes, projections : title -> figure; a projection is model -> two numbers a sample.
     run : what was chosen. timings : seconds of each stage. versions : of packages.
     """
 

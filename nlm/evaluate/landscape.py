@@ -51,16 +51,16 @@ def landscape(
 ) -> Landscape:
     """What ``measure`` finds at ``points`` x ``points`` places around some models.
 
+    BatchNorm statistics are no part of the plane: a place has the mean of the three models' ones,
+    weighted by its nearness to them and never extrapolated. ``measure`` may estimate them anew.
+    Entries of integers are the origin's.
+
     Parameters
     ----------
     states : name -> state dict. The first three span the plane; all are located on it.
     measure : state dict -> {quantity: value}, the same quantities at every place.
     margin : how far the grid reaches beyond the models on each side, as a share of their extent.
     progress : called with (places done, places); what it raises cancels.
-
-    BatchNorm statistics are no part of the plane: a place has the mean of the three models' ones,
-    weighted by its nearness to them and never extrapolated. ``measure`` may estimate them anew.
-    Entries of integers are the origin's.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from nlm.statistics.observe import check_activation
 
 @dataclass(frozen=True)
 class Projection:
-    """places : model -> [samples][2], "expert" first; the samples are in one order for all."""
+    """places : model -> two numbers a sample, "expert" first; samples are in one order for all."""
 
     places: dict[str, list[list[float]]]
 

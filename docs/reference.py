@@ -1,0 +1,125 @@
+"""Writes the pages of the public names, reference/, and of the operations, kernels/.
+
+    python docs/reference.py
+
+A test fails where they are not what this script would write.
+"""
+
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+ROOMS = {
+    "nlm.symmetry": "What may be permuted",
+    "nlm.align": "Aligning",
+    "nlm.merge": "Merging",
+    "nlm.correct": "Correcting",
+    "nlm.pipeline": "The whole way in one call",
+    "nlm.evaluate": "Evaluating",
+    "nlm.statistics": "Streamed statistics",
+    "nlm.gauge": "Continuous symmetries",
+    "nlm.checkpoint": "Files of weights",
+    "nlm.recipe": "Recipes",
+    "nlm.streaming": "Merging chunk by chunk",
+    "nlm.report": "Reports",
+    "nlm.integrations.mergekit": "mergekit",
+}
+WITHOUT_ALL = {
+    "nlm.pipeline": ("merge_nonlocal", "align_experts", "choose", "Aligned", "Choice"),
+    "nlm.report": ("Report", "merge_report"),
+}
+PLACES = {
+    "front room": "nlm/ops/{}.py",
+    "C++": "csrc/{}.cpp",
+    "CUDA": "csrc/{}.cu",
+    "Triton": "kernels/{}.py",
+    "tests": "tests/ops/test_{}.py",
+    "benchmark": "benchmarks/bench_{}.py",
+}
+
+
+def pages() -> dict[str, str]:
+    """Name of a file below docs/ -> its text."""
+    found = {"reference/index.md": _index()}
+    found |= {f"reference/{room}.md": _room(room) for room in ROOMS}
+    stems = operations()
+    found["kernels/index.md"] = _kernels(stems)
+    return found | {f"kernels/{stem}.md": _kernel(stem) for stem in stems}
+
+
+def names(room: str) -> list[str]:
+    """The public names of a room that have a docstring of their own."""
+    known = WITHOUT_ALL.get(room) or import_module(room).__all__
+    module = import_module(room)
+    return [name for name in known if callable(getattr(module, name))]
+
+
+def operations() -> list[str]:
+    """The stems of the operations, as their files stand in the front room."""
+    files = sorted((ROOT / "nlm" / "ops").glob("[!_]*.py"))
+    return [path.stem for path in files]
+
+
+def _index() -> str:
+    import nlm
+
+    lines = [
+        "# Reference", "",
+        "The names of the package itself, and the room that each is from:", "",
+        "| name | room |", "|---|---|",
+    ]  # fmt: skip
+    for name in nlm.__all__:
+        if name.startswith("_"):
+            continue
+        room = getattr(getattr(nlm, name), "__module__", None) or f"nlm.{name}"
+        known = next((each for each in ROOMS if room.startswith(each)), None)
+        told = f"[{known}]({known}.md)" if known else f"`{room}`"
+        if name == "ops":
+            told = "[operations](../kernels/index.md)"
+        lines.append(f"| `nlm.{name}` | {told} |")
+    own = [name for name in ("info", "load", "MultiTaskModel") if name in nlm.__all__]
+    homes = {name: getattr(nlm, name).__module__ for name in own}
+    return "\n".join([*lines, "", *(f"::: {homes[name]}.{name}\n" for name in own)])
+
+
+def _room(room: str) -> str:
+    lines = [f"# {ROOMS[room]}", "", f"`{room}`", "", f"::: {room}"]
+    lines += ["    options:", "      members: false", "      show_root_heading: false", ""]
+    return "\n".join([*lines, *(f"::: {room}.{name}\n" for name in names(room))])
+
+
+def _kernels(stems: list[str]) -> str:
+    lines = ["# Operations", "", "One stem in every room, and one page each:", ""]
+    rows = [f"- [`{stem}`]({stem}.md)" for stem in stems]
+    return "\n".join([*lines, *rows, ""])
+
+
+def _kernel(stem: str) -> str:
+    tracked = set(
+        subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    )
+    places = [
+        f"{what} `{path}`"
+        for what, pattern in PLACES.items()
+        if (path := pattern.format(stem)) in tracked
+    ]
+    return "\n".join([
+        f"# {stem}", "", "; ".join(places) + ".", "",
+        f"::: nlm.ops.{stem}", "    options:", "      show_root_heading: false", "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    for name, text in pages().items():
+        path = HERE / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
