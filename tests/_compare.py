@@ -133,5 +133,5 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.numel() == 0:
         return True
-    flat = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)]
-    return torch.equal(*flat)
+    flat = [torch.empty(t.numel(), dtype=t.dtype).copy_(t.reshape(-1)) for t in (a, b)]
+    return torch.equal(*(each.view(torch.uint8) for each in flat))
