@@ -59,7 +59,8 @@ def scaled(tensor: Tensor, scale: str, generator: torch.Generator) -> Tensor:
         return tensor * (2**-4 if narrow else 1e-12)
     if scale == "subnormal":
         tiny = torch.finfo(tensor.dtype).tiny
-        return torch.randint(-3, 4, tensor.shape, generator=generator).to(tensor.dtype) * tiny / 2
+        steps = torch.randint(-3, 4, tensor.shape, generator=generator)
+        return torch.empty_like(tensor).copy_(steps) * tiny / 2
     if scale == "equal":
         return torch.full_like(tensor, 1.5)
     return torch.zeros_like(tensor) if scale == "zero" else tensor
@@ -116,9 +117,9 @@ def changed(draw: st.DrawFn, name: str) -> tuple[Sample, Sample | None]:
     def poison(tensor: Tensor) -> Tensor:
         if tensor is not target:
             return tensor
-        flat = tensor.flatten().clone()
-        flat[place] = value
-        return flat.view(tensor.shape)
+        poisoned = tensor.clone()  # laid out as it is
+        poisoned[torch.unravel_index(torch.tensor(place), tensor.shape)] = value
+        return poisoned
 
     return moved, Sample(f"{moved.name}, {value} at {place}", map_tensors(poison, moved.args))
 
