@@ -12,6 +12,7 @@ from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint
 from nlm.checkpoint.names import contains, wrong_name
+from nlm.recipe.fishers import check_fishers
 from nlm.recipe.methods import BY_WEIGHTS, METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
@@ -45,6 +46,7 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
         found += _models(recipe, opened, start)
         found += _numbers(recipe, start)
         found += _alignment(recipe, opened)
+        found += check_fishers(recipe, start)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:
         size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
