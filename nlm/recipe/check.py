@@ -47,6 +47,7 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
         found += _numbers(recipe, start)
         found += _alignment(recipe, opened)
         found += check_fishers(recipe, start)
+        found += _masks(recipe)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:
         size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
@@ -69,6 +70,8 @@ def _apart(recipe: Recipe, opened: Opened, output: Path) -> Iterator[str]:
             )
     if recipe.heads and output.suffix == ".safetensors":
         yield f"heads are written to a folder, got the file {str(output)!r}"
+    if recipe.method == "tall_mask" and output.suffix == ".safetensors":
+        yield f"masks are written to a folder, got the file {str(output)!r}"
 
 
 def _models(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
@@ -220,6 +223,18 @@ def _alignment(recipe: Recipe, opened: Opened) -> Iterator[str]:
             check_fits(spec, model)
         except ValueError as error:
             yield recipe.where("experts", name) + sentence_of(error)
+
+
+def _masks(recipe: Recipe) -> Iterator[str]:
+    """Whether the base that tasks are restored from is there after the merge, as it was used."""
+    if recipe.method != "tall_mask":
+        return
+    others = [*recipe.foundations.values()][1:]
+    if recipe.base is None or (recipe.aligns and recipe.base in others):
+        yield recipe.where("method") + (
+            "tall_mask restores tasks from a base that stays, got one that is made for the merge: "
+            "write 'base: NAME' of the first foundation, or a folder"
+        )
 
 
 def _output(path: Path, size: int, force: bool) -> Iterator[str]:

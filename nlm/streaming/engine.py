@@ -23,6 +23,7 @@ from nlm.checkpoint.partial import PartialCheckpoint
 from nlm.checkpoint.shards import Shard
 from nlm.streaming import kernels
 from nlm.streaming.kernels import Block
+from nlm.streaming.masks import write_masks
 from nlm.streaming.methods import Buffers, Method, Piece, Ties, method_of
 from nlm.streaming.plan import Plan, problems
 from nlm.streaming.ranks import Ranks, share
@@ -115,8 +116,7 @@ def run(
             written = dict(partial.finished)
             with ranks.together():
                 if ranks.first:
-                    others = None if write_others is None else lambda to: write_others(to, written)
-                    partial.commit(others)
+                    partial.commit(lambda to: _complete(to, plan, written, write_others))
         except BaseException:
             partial.read_finished()
             is_known = any(each["sha256"] for each in partial.finished.values())
@@ -133,6 +133,19 @@ def run(
         {name: each["sha256"] for name, each in written.items()},
         resumed,
     )
+
+
+def _complete(
+    folder: Path,
+    plan: Plan,
+    written: Mapping[str, Any],
+    write_others: Callable[[Path, Mapping[str, Any]], None] | None,
+) -> None:
+    """What a folder holds beside the merged weights."""
+    if plan.method == "tall_mask":
+        write_masks(folder, plan)
+    if write_others is not None:
+        write_others(folder, written)
 
 
 class _Merge:

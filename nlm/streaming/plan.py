@@ -93,6 +93,8 @@ def problems(plan: Plan) -> Iterator[str]:
             )
     if plan.heads and plan.output.suffix == ".safetensors":
         yield f"heads are written to a folder, got the file {str(plan.output)!r}"
+    if plan.method == "tall_mask" and plan.output.suffix == ".safetensors":
+        yield f"masks are written to a folder, got the file {str(plan.output)!r}"
     for task, expert in plan.experts.items():
         if sentence := wrong_name(task):
             yield sentence
