@@ -19,7 +19,8 @@ A recipe of nlm with every key; ``correct``, and alignment that needs data, are 
     heads: [classifier]
     output: {path: merged, dtype: bfloat16, shard: 5GB}
 
-Only ``experts`` and ``method`` are needed, ``seed`` where something is random, and a base or a
+An expert of the method ``fisher`` has a ``fisher: FILE`` beside its path. Only ``experts`` and
+``method`` are needed, ``seed`` where something is random, and a base or a
 foundation where the method starts from one. An expert or output that is nothing but a path may be
 written as one. Relative paths are relative to the recipe's folder.
 """

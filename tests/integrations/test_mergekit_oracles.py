@@ -36,6 +36,25 @@ def host(method: str, base: dict, experts: dict, **parameters) -> Tensor:
     return merge_tensors(tensors, method, parameters=parameters, base_index=0)
 
 
+def test_means_and_ties() -> None:
+    base, experts = models(64, 33)
+    tensors = [state["w"] for state in experts.values()]
+    weights = [*WEIGHTS.values()]
+    found = nlm.merge(experts, method="linear", weights=WEIGHTS)["w"]
+    expected = merge_tensors(tensors, "linear", parameters={"weight": weights})
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    pair = {task: experts[task] for task in "ab"}
+    found = nlm.merge(pair, method="slerp", t=0.3)["w"]
+    expected = merge_tensors(tensors[:2], "slerp", parameters={"t": 0.3}, base_index=0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    found = nlm.merge(experts, base, "model_stock")["w"]
+    torch.testing.assert_close(found, host("model_stock", base, experts), rtol=1e-9, atol=1e-9)
+    given = {"weights": WEIGHTS, "density": 0.4, "dialect": "mergekit"}
+    found = nlm.merge(experts, base, "ties", **given)["w"]
+    expected = host("ties", base, experts, weight=weights, density=0.4)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("density", [0.3, 0.97])
 @pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
 def test_breadcrumbs(name: str, density: float) -> None:
