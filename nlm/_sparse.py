@@ -14,6 +14,7 @@ import numpy as np
 from nlm._random import LOW, philox
 
 _GROUP = 64  # entries of which one partial sum is taken
+_BLOCK = 1 << 16  # entries whose ranks are found together, in the cache
 
 
 class Total:
@@ -100,10 +101,15 @@ def multipliers_by_rank(
     """
     count, length = rows.shape
     least, factors = rank_multipliers(length, density, epsilon, rescale)
-    words = random_words(seed, first * length, count * length).reshape(count, length)
-    values = np.where(words >= least, factors, 0.0).astype(rows.dtype)
-    found = np.empty_like(rows)
-    np.put_along_axis(found, ascending(np.abs(rows)), values, 1)
+    factors = factors.astype(rows.dtype)
+    found = np.empty(rows.shape, rows.dtype)
+    together = max(1, _BLOCK // length)
+    for begin in range(0, count, together):
+        part = rows[begin : begin + together]
+        words = random_words(seed, (first + begin) * length, part.size).reshape(part.shape)
+        values = np.where(words >= least, factors, factors.dtype.type(0))
+        places = ascending(np.abs(part)) + np.arange(begin, begin + len(part))[:, None] * length
+        found.reshape(-1)[places.reshape(-1)] = values.reshape(-1)
     return found
 
 

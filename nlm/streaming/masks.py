@@ -109,8 +109,8 @@ def write_task(
     stamps = {str(each): stamp for model in models for each, stamp in model.stamps.items()}
     buffers = Buffers(_elements(memory))
     with MappedFiles(models) as files:
-        found = _squares([start.tensors[name] for name in masks.tensors], files)
-        if not math.isclose(found, float.fromhex(masks.metadata["base"]), rel_tol=1e-9):
+        seen = _squares([start.tensors[name] for name in masks.tensors], files)
+        if not math.isclose(seen, float.fromhex(masks.metadata["base"]), rel_tol=1e-9):
             raise ValueError(
                 f"nlm.streaming: a task is restored from the base of its merge, got another one, "
                 f"{os.fspath(base)!r}"
