@@ -7,6 +7,7 @@ from streaming._plans import plan_of
 from streaming.test_engine import WEIGHTS, assert_same, loaded
 
 import nlm
+from nlm.cli.app import run as cli
 from nlm.streaming import run, write_task
 
 LIMITS = {"one": 0.6, "two": 0.4, "three": 1.2}
@@ -47,6 +48,16 @@ def test_a_base_of_another_type_than_the_experts(models, tmp_path):
     merged, base = merged_at(tmp_path, models, torch.bfloat16, expert_dtype=torch.float32)
     write_task(tmp_path / "out", base, "two", tmp_path / "two.safetensors", memory=1000)
     assert_same(load_file(tmp_path / "two.safetensors"), merged.for_task("two"))
+
+
+def test_the_command(models, tmp_path, capsys):
+    merged, base = merged_at(tmp_path, models)
+    told = ["restore", str(tmp_path / "out"), "two", "--base", str(base), "-o"]
+    target = str(tmp_path / "two-restored")
+    assert cli([*told, target]) == 0
+    assert capsys.readouterr().out == f"the checkpoint of two is {target}\n"
+    assert_same(loaded(tmp_path / "two-restored"), merged.for_task("two"))
+    assert cli([*told, target]) == 1 and "--force" in capsys.readouterr().err
 
 
 def test_wrong_inputs_write_nothing(models, tmp_path):
