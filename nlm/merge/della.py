@@ -66,9 +66,16 @@ def magprune(
 
 def by_rank(rows: Tensor, density: float, epsilon: float, key: int, rescale: str) -> Tensor:
     """What MagPrune multiplies rows ``[rows, length]`` by: 0 where an entry is dropped."""
-    if rows.is_cpu:  # NumPy sorts with vector instructions
-        array = rows.detach().contiguous().numpy()
-        return torch.from_numpy(multipliers_by_rank(array, 0, density, epsilon, key, rescale))
+    if not rows.is_cpu:
+        return by_rank_where_it_lies(rows, density, epsilon, key, rescale)
+    array = rows.detach().contiguous().numpy()  # sorted by NumPy, with vector instructions
+    return torch.from_numpy(multipliers_by_rank(array, 0, density, epsilon, key, rescale))
+
+
+def by_rank_where_it_lies(
+    rows: Tensor, density: float, epsilon: float, key: int, rescale: str
+) -> Tensor:
+    """The same by PyTorch, on any device."""
     least, factors = (
         torch.from_numpy(each).to(rows.device)
         for each in rank_multipliers(rows.shape[1], density, epsilon, rescale)

@@ -46,7 +46,7 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
         found += _models(recipe, opened, start)
         found += _numbers(recipe, start)
         found += _alignment(recipe, opened)
-        found += check_fishers(recipe, start)
+        found += check_fishers(recipe, opened, start)
         found += _masks(recipe)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:

@@ -2,23 +2,15 @@
 
 from collections.abc import Iterator
 
-from nlm.checkpoint.headers import Checkpoint, open_checkpoint
-from nlm.recipe.opened import merged, sentence_of
+from nlm.checkpoint.headers import Checkpoint
+from nlm.recipe.opened import Opened, merged
 from nlm.recipe.recipe import Recipe
 from nlm.streaming.plan import without_fisher
 
 
-def check_fishers(recipe: Recipe, start: Checkpoint) -> Iterator[str]:
+def check_fishers(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
     """What is wrong with them, a sentence with its line for each."""
     names = merged(recipe, start)
-    for expert in recipe.experts:
-        if expert.fisher is None:
-            continue
-        where = recipe.where("experts", expert.name, "fisher")
-        try:
-            found = open_checkpoint(expert.fisher)
-        except (OSError, ValueError) as error:
-            yield where + sentence_of(error)
-            continue
-        for sentence in without_fisher(start, names, expert.name, found):
-            yield where + sentence
+    for name, fisher in opened.fishers.items():
+        for sentence in without_fisher(start, names, name, fisher):
+            yield recipe.where("experts", name, "fisher") + sentence

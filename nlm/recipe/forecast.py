@@ -83,7 +83,11 @@ def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
         raise RecipeError(opened.problems)
     experts = {f"expert {name!r}": _bytes(recipe, each) for name, each in opened.experts.items()}
     base = {} if opened.base is None else {"base": _bytes(recipe, opened.base)}
-    inputs = {**base, **experts}
+    fishers = {
+        f"Fisher information of {name!r}": _bytes(recipe, each)
+        for name, each in opened.fishers.items()
+    }
+    inputs = {**base, **experts, **fishers}
     once = sum(inputs.values())
     is_global = recipe.method == "ties" and recipe.options.get("dialect") == "global"
     is_thresholded = recipe.method == "ties" or recipe.method.startswith("breadcrumbs")

@@ -90,7 +90,8 @@ def run(
     method = method_of(plan.method, plan.value, plan.options)
     if method.needs_base and plan.base is None:
         raise ValueError(f"nlm.streaming: {plan.method!r} starts from a base, got none")
-    models = [plan.start, *plan.experts.values(), *plan.fishers.values()]
+    models = [*plan.experts.values(), *plan.fishers.values()]
+    models = models if plan.base is None else [plan.base, *models]
     stamps = {str(file.resolve()): stamp[2:] for file, stamp in plan.stamps().items()}
     facts = (plan.method, plan.options, plan.heads, stamps, nlm.__version__, kernels.isa())
     identity = f"{recipe}\n{facts!r}"

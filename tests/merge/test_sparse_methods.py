@@ -10,6 +10,7 @@ from scipy import stats
 
 import nlm
 from nlm._sparse import Total, ascending, kth_largest, random_words
+from nlm.merge.della import by_rank, by_rank_where_it_lies
 from nlm.ops.dare import random_words as words_of_tensors
 
 WEIGHTS = {"a": 1.0, "b": 0.5, "c": -0.7}
@@ -152,6 +153,14 @@ def test_negation_takes_the_task_vector_away() -> None:
         assert torch.equal(forgot[name], same[name])
     both = nlm.merge({**expert, "b": EXPERTS["a"]}, BASE, weights={"a": 1.0, "b": -1.0})
     assert all(torch.equal(both[name], BASE[name]) for name in BASE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ranks_are_the_same_on_any_device(dtype) -> None:
+    make = torch.Generator().manual_seed(0)
+    rows = torch.randint(-9, 9, (700, 130), generator=make).to(dtype)  # many of one size
+    given = (0.5, 0.4, 12345, "expected")
+    assert torch.equal(by_rank(rows, *given), by_rank_where_it_lies(rows, *given))
 
 
 def test_random_words_of_arrays_are_those_of_tensors() -> None:
