@@ -18,18 +18,22 @@ _BLOCK = 1 << 16  # entries whose ranks are found together, in the cache
 
 
 class Total:
-    """A sum in float64 whose bits do not depend on the chunks, if these are multiples of 64."""
+    r"""A sum of \|x\|^p in float64 whose bits do not depend on the chunks, multiples of 64."""
 
-    def __init__(self) -> None:
+    def __init__(self, power: int) -> None:
         self.value = 0.0
+        self._of = {1: np.abs, 2: np.square}[power]
 
     def add(self, array: np.ndarray) -> None:
-        """Adds the entries of an array."""
-        flat = array.reshape(-1).astype(np.float64, copy=False)
-        whole = flat.size // _GROUP * _GROUP
-        parts = flat[:whole].reshape(-1, _GROUP).sum(axis=1)
-        each = [np.array([self.value]), parts, flat[whole:]]
-        self.value = float(np.cumsum(np.concatenate(each))[-1])  # in order, as `sum` is not
+        """Adds the entries of an array, a part at a time that stays in the cache."""
+        flat = array.reshape(-1)
+        for begin in range(0, flat.size, _BLOCK):
+            part = flat[begin : begin + _BLOCK].astype(np.float64)
+            self._of(part, out=part)
+            whole = part.size // _GROUP * _GROUP
+            groups = part[:whole].reshape(-1, _GROUP).sum(axis=1)
+            each = [np.array([self.value]), groups, part[whole:]]
+            self.value = float(np.cumsum(np.concatenate(each))[-1])  # in order, as `sum` is not
 
 
 def l1_factor(before: float, after: float) -> float:

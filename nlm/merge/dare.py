@@ -66,12 +66,14 @@ def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) 
 
 def rescaled(kept: Tensor, vector: Tensor) -> Tensor:
     """What is kept of a vector, in place, with the vector's L1 norm."""
-    before, after = _norm(vector), _norm(kept)
-    return kept.mul_(torch.tensor(l1_factor(before, after), dtype=kept.dtype, device=kept.device))
+    factor = l1_factor(powers(vector, 1), powers(kept, 1))
+    return kept.mul_(torch.tensor(factor, dtype=kept.dtype, device=kept.device))
 
 
-def _norm(vector: Tensor) -> float:
-    """The L1 norm in float64; the same bits for any number of threads, and in chunks of a file."""
-    total = Total()
-    total.add(vector.detach().abs().double().cpu().contiguous().numpy())
+def powers(vector: Tensor, power: int) -> float:
+    r"""The sum of \|x\|^power in float64; on the CPU the same bits as in chunks of a file."""
+    if not vector.is_cpu:
+        return float(torch.linalg.vector_norm(vector, power, dtype=torch.float64)) ** power
+    total = Total(power)
+    total.add(vector.detach().contiguous().numpy())
     return total.value

@@ -12,14 +12,13 @@ fine-tuned models do; here they are equal only where nothing is kept.
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nlm._methods import check_select
-from nlm._sparse import Total, elected_mean, sce_weights, variance
+from nlm._sparse import elected_mean, sce_weights, variance
 from nlm._state_dict import StateDict
-from nlm.merge.dare import wide
+from nlm.merge.dare import powers, wide
 from nlm.merge.linear import alike
 from nlm.ops import magnitude_threshold
 
@@ -42,7 +41,7 @@ def sce(
         if select < 1:
             keeps = _differ_most(variance(vectors), select)
             vectors = [vector * keeps for vector in vectors]
-        shares = [origin.new_tensor(w) for w in sce_weights([*map(_squares, vectors)])]
+        shares = [origin.new_tensor(w) for w in sce_weights([powers(v, 2) for v in vectors])]
         moved = elected_mean(vectors, shares) * origin.new_tensor(scale)
         merged[name] = (origin + moved).to(start.dtype)
     return merged
@@ -53,9 +52,3 @@ def _differ_most(variances: Tensor, select: float) -> Tensor:
     if kept == 0:
         return torch.zeros_like(variances, dtype=torch.bool)
     return variances >= magnitude_threshold([variances], kept)
-
-
-def _squares(vector: Tensor) -> float:
-    total = Total()
-    total.add(np.square(vector.detach().double().cpu().contiguous().numpy()))
-    return total.value

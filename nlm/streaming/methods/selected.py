@@ -29,12 +29,12 @@ class Sce(Method):
                     yield variance(self._vectors(piece, *at, buffers))
 
             self._least = kth_largest(variances, select, WIDE[piece.wide_type()])
-        totals = [Total() for _ in piece.experts]
+        totals = [Total(2) for _ in piece.experts]
         for begin, size in chunks(piece, buffers):
             for total, vector in zip(
                 totals, self._selected(piece, begin, size, buffers), strict=True
             ):
-                total.add(np.square(vector, dtype=np.float64))
+                total.add(vector)
         self._shares = sce_weights([total.value for total in totals])
 
     def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:

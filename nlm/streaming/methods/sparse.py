@@ -88,15 +88,17 @@ class Dare(Sparse):
         return target
 
     def _factor(self, piece: Piece, task: str, buffers: Buffers) -> float:
+        assert piece.base is not None
+        wide = wide_type(piece.base, piece.experts[task])
         drop, seed = self.value("drop", task, piece.name), tensor_seed(self.seed, task, piece.name)
 
         def parts() -> Iterable[tuple[np.ndarray, np.ndarray]]:
             for begin, size in chunks(piece, buffers):
                 vector = _vector(piece, task, begin, size, buffers)
-                zero, left = (buffers.array(name, "F64", size) for name in ("start", "left 0"))
+                zero, left = (buffers.array(name, wide, size) for name in ("start", "left 0"))
                 zero[:] = 0
                 expert, start, target = (
-                    buffers.block(name, "F64") for name in ("expert", "start", "left 0")
+                    buffers.block(name, wide) for name in ("expert", "start", "left 0")
                 )
                 kernels.dare(expert, start, target, size, drop, seed, begin, 1.0)
                 yield vector, left
@@ -142,12 +144,14 @@ class Breadcrumbs(Sparse):
 class Della(Sparse):
     """Entries are dropped at random, the smaller ones of a row more often.
 
-    A chunk is computed from the whole rows that it has entries of.
+    A chunk is computed from the whole rows that it has entries of; rows that are longer than a
+    chunk are held, one of each expert.
     """
 
     seed: int = 0
     rescale: str = "expected"
     _factors: dict[str, float] = field(default_factory=dict)
+    _held: dict[str, tuple[str, int, np.ndarray]] = field(default_factory=dict)
     scratch = 14
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
@@ -181,6 +185,9 @@ class Della(Sparse):
         assert piece.base is not None
         length = piece.size // piece.shape[0] if len(piece.shape) > 1 else piece.size
         first, last = begin // length, -(-(begin + size) // length)
+        place = (piece.name, first)
+        if last - first == 1 and task in self._held and self._held[task][:2] == place:
+            return self._held[task][2][begin - first * length :][:size]
         count = (last - first) * length
         rows, start = np.empty((2, count), WIDE[wide])
         for block, array in ((piece.experts[task], rows), (piece.base, start)):
@@ -191,6 +198,9 @@ class Della(Sparse):
             rows.reshape(-1, length), first, *self._numbers(piece, task),
             tensor_seed(self.seed, task, piece.name), self.rescale,
         ).reshape(-1)  # fmt: skip
+        self._held.pop(task, None)
+        if size < length:
+            self._held[task] = (piece.name, last - 1, rows[-length:])
         return rows[begin - first * length :][:size]
 
     def _factor(self, piece: Piece, task: str, buffers: Buffers) -> float:
@@ -200,25 +210,24 @@ class Della(Sparse):
         def parts() -> Iterable[tuple[np.ndarray, np.ndarray]]:
             for begin, size in chunks(piece, buffers):
                 vector = _vector(piece, task, begin, size, buffers)
-                yield vector, self._kept(piece, task, begin, size, wide).astype(np.float64)
+                yield vector, self._kept(piece, task, begin, size, wide)
 
         return _l1_factor(parts)
 
 
 def _vector(piece: Piece, task: str, begin: int, size: int, buffers: Buffers) -> np.ndarray:
-    """A chunk of one task vector as float64, rounded to the type that it is computed in."""
+    """A chunk of one task vector, in the buffer "expert"."""
     assert piece.base is not None
     wide = wide_type(piece.base, piece.experts[task])
-    start = wide_array(piece.base.at(begin), "left 0", wide, size, buffers)
-    vector = wide_array(piece.experts[task].at(begin), "start", wide, size, buffers)
-    np.subtract(vector, start, out=vector)
-    return wide_array(buffers.block("start", wide), "expert", "F64", size, buffers)
+    start = wide_array(piece.base.at(begin), "start", wide, size, buffers)
+    vector = wide_array(piece.experts[task].at(begin), "expert", wide, size, buffers)
+    return np.subtract(vector, start, out=vector)
 
 
 def _l1_factor(parts: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]) -> float:
-    """What gives the second of float64 pairs, which are written to, the L1 norm of the first."""
-    before, after = Total(), Total()
+    """What gives the second of pairs of chunks the L1 norm of the first."""
+    before, after = Total(1), Total(1)
     for vector, left in parts():
-        before.add(np.abs(vector, out=vector))
-        after.add(np.abs(left, out=left))
+        before.add(vector)
+        after.add(left)
     return l1_factor(before.value, after.value)
