@@ -136,9 +136,18 @@ def check_agreement(agreement: float, experts: int) -> None:
 
 
 def check_floor(floor: float) -> None:
-    """The least Fisher information; raises ValueError where it is not positive."""
+    """The least share of the mean Fisher information; raises ValueError where it is no such."""
     if not 0 < floor < float("inf"):
         raise ValueError(f"nlm.merge: the floor of the Fisher information is positive, got {floor}")
+
+
+def check_importance(number: float, name: str, task: str) -> None:
+    """A number of Fisher information, or a sum; raises ValueError where it is negative or none."""
+    if not 0 <= number < float("inf"):
+        raise ValueError(
+            f"nlm.merge: Fisher information is finite and at least 0, got {number} in {name!r} of "
+            f"{task!r}"
+        )
 
 
 def tensor_seed(seed: int, task: str, name: str) -> int:

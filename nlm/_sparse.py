@@ -14,6 +14,7 @@ import numpy as np
 from nlm._random import LOW, philox
 
 _GROUP = 64  # entries of which one partial sum is taken
+_LEAST = 1e-37  # a smaller mean importance is none: its inverse is no float32
 _BLOCK = 1 << 16  # entries whose ranks are found together, in the cache
 
 
@@ -153,17 +154,27 @@ def sce_weights(squares: Sequence[float]) -> list[float]:
     return [each / total if total > 0 else 1 / len(squares) for each in squares]
 
 
+def importance_unit(sums: Sequence[float], entries: int) -> float:
+    """1 / the mean importance of a tensor over its experts, from the sums of each; 1 for 0."""
+    mean = math.fsum(sums) / max(1, entries * len(sums))
+    return 1 / mean if mean > _LEAST else 1.0
+
+
 def importance_mean(
-    tensors: Iterable[Any], importances: Iterable[Any], weights: Sequence[Any], floor: float
+    tensors: Iterable[Any],
+    importances: Iterable[Any],
+    weights: Sequence[Any],
+    unit: float,
+    floor: float,
 ) -> Any:
-    """sum_k w_k F_k x_k / sum_k w_k F_k of arrays or tensors, F_k at least ``floor``.
+    """sum_k w_k F_k x_k / sum_k w_k F_k of arrays or tensors, ``unit`` F_k at least ``floor``.
 
     ``weights`` are scalars of the tensors' one type.
     """
     total: Any = 0
     below: Any = 0
     for x, importance, factor in zip(tensors, importances, weights, strict=True):
-        weight = importance.clip(floor, None) * factor
+        weight = (importance * unit).clip(floor, None) * factor
         total = total + weight * x
         below = below + weight
     return total / below

@@ -106,8 +106,8 @@ def merge(
     epsilon : DELLA keeps the smallest entry of a row with probability density - epsilon, the
         largest with density + epsilon.
     select : the share of the entries in which the experts differ that "sce" keeps.
-    fishers, floor : task -> name -> the Fisher information of each entry (:func:`fisher`), and what
-        is taken for less than the floor.
+    fishers, floor : task -> name -> the Fisher information of each entry (:func:`fisher`), and the
+        least share of a tensor's mean that one counts as.
 
     Returns
     -------

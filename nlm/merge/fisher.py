@@ -5,7 +5,9 @@ Fisher information,
 
     F = mean over samples x of E_y [ (d log p(y | x) / d theta)^2 ],    y ~ p(y | x) of the expert.
 
-An F below the floor counts as the floor, so that where all are the result is the plain mean.
+An F below ``floor`` times the mean F of the tensor over all experts counts as that, so that where
+all are 0 the result is the plain mean; a floor that is absolute, as in other implementations, makes
+it the plain mean wherever gradients are small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +15,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from nlm._methods import check_floor
+from nlm._methods import check_floor, check_importance
 from nlm._modules import evaluation
 from nlm._names import is_statistic
-from nlm._sparse import importance_mean
+from nlm._sparse import importance_mean, importance_unit
 from nlm._state_dict import StateDict, place_of
-from nlm.merge.dare import wide
+from nlm.merge.dare import powers, wide
 from nlm.merge.linear import alike
 from nlm.statistics import Data, Forward, batches, run
 from nlm.statistics.data import cut, sample_count
@@ -39,7 +41,7 @@ def fisher_mean(
     ------
     ValueError
         Weights that sum to zero, a floor that is not positive, an expert or an entry without Fisher
-        information, or with one of another shape or below 0.
+        information, or with one of another shape, below 0 or not finite.
     """
     check_floor(floor)
     if sum(weights.values()) == 0:
@@ -61,7 +63,11 @@ def fisher_mean(
         found = list(alike(*found))
         tensors, importances = found[: len(experts)], found[len(experts) :]
         factors = [tensors[0].new_tensor(weights[task]) for task in experts]
-        merged[name] = importance_mean(tensors, importances, factors, floor).to(each.dtype)
+        sums = [powers(importance, 1) for importance in importances]
+        for task, total in zip(experts, sums, strict=True):
+            check_importance(total, name, task)
+        unit = importance_unit(sums, each.numel())
+        merged[name] = importance_mean(tensors, importances, factors, unit, floor).to(each.dtype)
     return merged
 
 
@@ -72,11 +78,8 @@ def _check(task: str, name: str, like: Tensor, fisher: Tensor | None) -> None:
             f"nlm.merge: the Fisher information of an entry is a number for each of its weights, "
             f"got {seen} for {name!r} {list(like.shape)} of {task!r}"
         )
-    if fisher.numel() and not float(fisher.min()) >= 0:
-        raise ValueError(
-            f"nlm.merge: Fisher information is at least 0, got {float(fisher.min())} in {name!r} "
-            f"of {task!r}"
-        )
+    if fisher.numel():
+        check_importance(float(fisher.min()), name, task)
 
 
 def fisher(

@@ -110,28 +110,35 @@ def test_sequences_tied_and_unused_weights() -> None:
 
 
 def test_what_matters_to_one_expert_is_its_own() -> None:
-    """sum F theta / sum F in float64; with F below the floor the plain mean."""
+    """sum F theta / sum F in float64, whatever the unit of F; below the floor the plain mean."""
     weights = {"a": 1.0, "b": 2.0, "c": 0.5}
     fishers = {task: fisher(model, DATA[task]) for task, model in EXPERTS.items()}
     merged = nlm.merge(EXPERTS, method="fisher", fishers=fishers, weights=weights, floor=1e-6)
     for name, tensor in merged.items():
         states = [model.state_dict()[name].double().numpy() for model in EXPERTS.values()]
-        each = [
-            w * np.maximum(fishers[task][name].double().numpy(), 1e-6)
-            for task, w in weights.items()
-        ]
+        importance = np.stack([fishers[task][name].double().numpy() for task in weights])
+        floored = np.maximum(importance, 1e-6 * importance.mean())
+        each = [w * one for w, one in zip(weights.values(), floored, strict=True)]
         expected = sum(f * x for f, x in zip(each, states, strict=True)) / sum(each)
         np.testing.assert_allclose(tensor.numpy(), expected, rtol=2e-5, atol=1e-7)
-    plain = nlm.merge(EXPERTS, method="fisher", fishers=fishers, floor=1e9)
+    small = {task: {n: t * 2.0**-40 for n, t in own.items()} for task, own in fishers.items()}
+    same = nlm.merge(EXPERTS, method="fisher", fishers=small, weights=weights)
+    none = {task: {n: torch.zeros_like(t) for n, t in own.items()} for task, own in small.items()}
     linear = nlm.merge(EXPERTS, method="linear")
-    for name, tensor in plain.items():
-        torch.testing.assert_close(tensor, linear[name], rtol=1e-6, atol=1e-7)
+    for given in ({"fishers": fishers, "floor": 1e9}, {"fishers": none}):
+        plain = nlm.merge(EXPERTS, method="fisher", **given)
+        for name, tensor in plain.items():
+            torch.testing.assert_close(tensor, linear[name], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(same[name], merged[name], rtol=1e-6, atol=1e-7)
 
 
 def test_bad_fisher_information() -> None:
     good = {name: torch.ones_like(t) for name, t in EXPERTS["a"].state_dict().items()}
     bad = {**good, "0.bias": torch.full((24,), -1.0)}
     with pytest.raises(ValueError, match=r"at least 0, got -1.0 in '0.bias' of 'b'"):
+        nlm.merge(EXPERTS, method="fisher", fishers={"a": good, "b": bad, "c": good})
+    bad = {**good, "0.bias": torch.full((24,), float("nan"))}
+    with pytest.raises(ValueError, match=r"finite and at least 0, got nan in '0.bias' of 'b'"):
         nlm.merge(EXPERTS, method="fisher", fishers={"a": good, "b": bad, "c": good})
     bad = {**good, "0.bias": torch.ones(3)}
     with pytest.raises(ValueError, match=r"got \[3\] for '0.bias' \[24\] of 'c'"):

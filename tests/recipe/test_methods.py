@@ -173,12 +173,13 @@ def test_fisher_information_is_permuted_as_its_expert_is(tmp_path, monkeypatch):
     assert_same(load_file("out.safetensors"), dict(expected))
 
 
-def test_negative_information_writes_nothing(models):
+@pytest.mark.parametrize(("bad", "told"), [(-math.pi, r"-3\.14.*"), (math.nan, "nan")])
+def test_bad_information_writes_nothing(models, bad, told):
     _, tasks, fishers = models
-    fishers["two"]["norm.weight"][3] = -math.pi
+    fishers["two"]["norm.weight"][3] = bad
     save_file(fishers["two"], "two-fisher.safetensors")
     Path("recipe.yaml").write_text(recipe_of("fisher", tasks))
-    with pytest.raises(ValueError, match=r"at least 0, got -3\.14.* in 'norm\.weight' of 'two'"):
+    with pytest.raises(ValueError, match=rf"at least 0, got {told} in 'norm\.weight' of 'two'"):
         execute(read_recipe("recipe.yaml"))
     assert not Path("out").exists() and not list(Path().glob(".out*"))
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from nlm import _coefficients
-from nlm._methods import check_floor
-from nlm._sparse import importance_mean
+from nlm._methods import check_floor, check_importance
+from nlm._sparse import Total, importance_mean, importance_unit
 from nlm.streaming import kernels
 from nlm.streaming.kernels import WIDE, Block, wide_type
-from nlm.streaming.methods.method import Buffers, Method, Piece, wide_array
+from nlm.streaming.methods.method import Buffers, Method, Piece, chunks, wide_array
 
 
 class Linear(Method):
@@ -89,6 +89,7 @@ class Fisher(Linear):
     """The mean weighted by the experts' Fisher information, entry by entry."""
 
     scratch = 7
+    _unit: float
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
         super().begin(piece, buffers)
@@ -99,23 +100,34 @@ class Fisher(Linear):
                 f"for {', '.join(map(repr, missing))}"
             )
 
+        totals = [self._total(piece, task, buffers) for task in piece.experts]
+        self._unit = importance_unit(totals, piece.size)
+
+    def _total(self, piece: Piece, task: str, buffers: Buffers) -> float:
+        """The sum of an expert's Fisher information in a tensor."""
+        total = Total(1)
+        wide = self._wide(piece)
+        for begin, size in chunks(piece, buffers):
+            part = wide_array(piece.fishers[task].at(begin), "fisher", wide, size, buffers)
+            check_importance(float(part.min()), piece.name, task)
+            total.add(part)
+        check_importance(total.value, piece.name, task)
+        return total.value
+
+    def _wide(self, piece: Piece) -> str:
+        return wide_type(*piece.experts.values(), *piece.fishers.values())
+
     def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
-        wide = wide_type(*piece.experts.values(), *piece.fishers.values())
+        wide = self._wide(piece)
 
         def each(blocks: Mapping[str, Block], name: str) -> Iterator[np.ndarray]:
             for task in piece.experts:  # one buffer for all: the mean reads them in turn
-                array = wide_array(blocks[task].at(begin), name, wide, size, buffers)
-                if blocks is piece.fishers and (array < 0).any():
-                    raise ValueError(
-                        f"nlm.merge: Fisher information is at least 0, got {array.min()} in "
-                        f"{piece.name!r} of {task!r}"
-                    )
-                yield array
+                yield wide_array(blocks[task].at(begin), name, wide, size, buffers)
 
         weights = [WIDE[wide].type(weight) for weight in self._weights(piece)]
         merged = buffers.array("merged", wide, size)
         merged[:] = importance_mean(
-            each(piece.experts, "expert"), each(piece.fishers, "fisher"), weights,
+            each(piece.experts, "expert"), each(piece.fishers, "fisher"), weights, self._unit,
             self.value("floor", None, piece.name),
         )  # fmt: skip
         kernels.converted(buffers.block("merged", wide), target, size)
