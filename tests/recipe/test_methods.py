@@ -36,8 +36,10 @@ def models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, *experts = states(4, torch.bfloat16)
     tasks = dict(zip(TASKS, experts, strict=True))
-    write(tmp_path / "base", base)
     make = torch.Generator().manual_seed(1)
+    for state in (base, *experts):
+        state["logit_scale"] = torch.randn((), generator=make).bfloat16()  # without dimensions
+    write(tmp_path / "base", base)
     fishers = {}
     for task, state in tasks.items():
         write(tmp_path / task, state)
@@ -142,11 +144,14 @@ def test_fisher_information_is_permuted_as_its_expert_is(tmp_path, monkeypatch):
     """Two foundations, the second a permuted first: as if the second expert were of the first."""
     monkeypatch.chdir(tmp_path)
     model = mlp(0)
-    spec = nlm.trace(model, vectors())
+    foundation = model.state_dict()
+    table = {"0.weight": ("p", None), "0.bias": ("p",), "2.weight": ("q", "p"), "2.bias": ("q",)}
+    table |= {"4.weight": (None, "q"), "4.bias": (None,)}
+    spec = nlm.PermutationSpec.from_axes_to_perm(table, foundation)
+    spec.verify(model, vectors())
     spec.save("spec.json")
     moves = spec.random(1)
     make = torch.Generator().manual_seed(0)
-    foundation = model.state_dict()
     experts, fishers = (
         {
             task: {n: at * t + torch.rand(t.shape, generator=make) for n, t in foundation.items()}
