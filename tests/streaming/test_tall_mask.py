@@ -1,5 +1,7 @@
 """A merge by "tall_mask" on disk: its masks, and each task's checkpoint from them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,15 +19,11 @@ def merged_at(tmp_path, models, dtype=torch.float32, **given):
     """The models, and the folder that they are merged into."""
     base, experts, base_path, paths = models(dtype, **given)
     plan = plan_of(tmp_path / "out", base_path, paths, "tall_mask", weights=WEIGHTS)
-    value = plan.value
-    limited = {
-        **vars(plan),
-        "value": lambda name, task, tensor: (
-            LIMITS[task] if name == "mask_threshold" else value(name, task, tensor)
-        ),
-        "memory": 64 * 64 * 2,
-    }
-    run(type(plan)(**limited))
+
+    def value(name, task, tensor):
+        return LIMITS[task] if name == "mask_threshold" else plan.value(name, task, tensor)
+
+    run(replace(plan, value=value, memory=64 * 64 * 2))
     merged = nlm.merge(experts, base, "tall_mask", weights=WEIGHTS, mask_threshold=LIMITS)
     return merged, base_path
 
@@ -58,6 +56,31 @@ def test_the_command(models, tmp_path, capsys):
     assert capsys.readouterr().out == f"the checkpoint of two is {target}\n"
     assert_same(loaded(tmp_path / "two-restored"), merged.for_task("two"))
     assert cli([*told, target]) == 1 and "--force" in capsys.readouterr().err
+
+
+def test_a_merge_that_ends_among_its_masks_is_resumed(models, tmp_path):
+    base, experts, base_path, paths = models()
+    plan = plan_of(tmp_path / "out", base_path, paths, "tall_mask")
+    asked = []
+
+    def value(name, task, tensor):
+        asked.append(name)
+        if asked.count("mask_threshold") > 3 * len(base) + 5:  # in the masks of the second task
+            raise OSError("no space left")
+        return plan.value(name, task, tensor)
+
+    with pytest.raises(OSError, match="no space left"):
+        run(replace(plan, value=value))
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob(".out.partial/masks/one.safetensors"))
+    report = run(plan, resume=True)
+    assert report.resumed == ("model.safetensors",)
+    merged = nlm.merge(experts, base, "tall_mask")
+    assert_same(loaded(tmp_path / "out"), dict(merged))
+    for task in experts:
+        assert_same(
+            load_file(tmp_path / "out" / "masks" / f"{task}.safetensors"), merged.masks[task]
+        )
 
 
 def test_wrong_inputs_write_nothing(models, tmp_path):
