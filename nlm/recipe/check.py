@@ -12,7 +12,6 @@ from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint
 from nlm.checkpoint.names import contains, wrong_name
-from nlm.recipe.fishers import check_fishers
 from nlm.recipe.methods import BY_WEIGHTS, METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
@@ -24,6 +23,7 @@ from nlm.recipe.opened import (
     written_bytes,
 )
 from nlm.recipe.recipe import Alignment, Number, Recipe
+from nlm.recipe.rules import broken_rules
 from nlm.recipe.values import Values, layers
 
 
@@ -46,8 +46,7 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
         found += _models(recipe, opened, start)
         found += _numbers(recipe, start)
         found += _alignment(recipe, opened)
-        found += check_fishers(recipe, opened, start)
-        found += _masks(recipe)
+        found += broken_rules(recipe, opened, start)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:
         size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
@@ -223,18 +222,6 @@ def _alignment(recipe: Recipe, opened: Opened) -> Iterator[str]:
             check_fits(spec, model)
         except ValueError as error:
             yield recipe.where("experts", name) + sentence_of(error)
-
-
-def _masks(recipe: Recipe) -> Iterator[str]:
-    """Whether the base that tasks are restored from is there after the merge, as it was used."""
-    if recipe.method != "tall_mask":
-        return
-    others = [*recipe.foundations.values()][1:]
-    if recipe.base is None or (recipe.aligns and recipe.base in others):
-        yield recipe.where("method") + (
-            "tall_mask restores tasks from a base that stays, got one that is made for the merge: "
-            "write 'base: NAME' of the first foundation, or a folder"
-        )
 
 
 def _output(path: Path, size: int, force: bool) -> Iterator[str]:

@@ -202,12 +202,16 @@ def test_tall_mask_keeps_a_base_to_restore_from(models):
     assert problem.startswith("recipe.yaml:1: tall_mask restores tasks from a base that stays")
 
 
-def test_an_agreement_is_a_number_of_experts(models):
+def test_numbers_that_do_not_go_together_are_found_before_any_work(models):
     _, tasks, _ = models
     for agreement in (4, 1.5):
-        Path("recipe.yaml").write_text(
-            recipe_of("consensus", tasks, given={"agreement": agreement})
-        )
-        with pytest.raises(ValueError, match=rf"agreement lies in \[1, 3\], .* got {agreement}"):
-            execute(read_recipe("recipe.yaml"))
-        assert not Path("out").exists()
+        assert problems_of(recipe_of("consensus", tasks, given={"agreement": agreement})) == [
+            "recipe.yaml:8: an agreement lies in [1, 3], the number of experts, got "
+            f"{float(agreement)}"
+        ]
+    text = recipe_of("della", tasks, given={"density": 0.4, "epsilon": 0.3})
+    assert problems_of(text) == []
+    assert problems_of(text.replace("path: two", "path: two, density: 0.9")) == [
+        "recipe.yaml:5: density - epsilon and density + epsilon lie in (0, 1), got density 0.9 and "
+        "epsilon 0.3"
+    ]

@@ -227,6 +227,13 @@ def test_wrong_parameters(models, tmp_path):
         ("dare", {}, "has a seed, got none"),
         ("dare", {"seed": 0, "drop": 1.0}, r"the share to drop lies in \[0, 1\), got 1.0"),
         ("linear", {"weight": 0.0}, "do not sum to zero"),
+        ("breadcrumbs", {"gamma": 1.0}, r"too large lies in \[0, 1\), got 1.0"),
+        ("della", {"seed": 0, "epsilon": 0.5}, "got density 0.2 and epsilon 0.5"),
+        ("della_linear", {}, "has a seed, got none"),
+        ("sce", {"select": 0.0}, r"that is selected lies in \(0, 1\], got 0.0"),
+        ("consensus", {"agreement": 1.5}, r"an agreement lies in \[1, 3\], .* got 1.5"),
+        ("tall_mask", {"mask_threshold": 0.0}, "a mask threshold is positive, got 0.0 for 'one'"),
+        ("fisher", {}, "Fisher information of every expert, got none of 'one'"),
         ("linear", {"memory": 100}, "the memory holds .* buffers"),
     ):
         with pytest.raises(ValueError, match=message):
