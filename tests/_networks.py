@@ -3,8 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-#: What nlm.merge must be told beside the method.
-MERGE_OPTIONS = {"dare": {"seed": 0}, "dare_ties": {"seed": 0}}
+from nlm._state_dict import state_of
+
+
+def merge_options(method: str, experts) -> dict:
+    """What nlm.merge must be told beside the method."""
+    if method.startswith(("dare", "della")):
+        return {"seed": 0}
+    if method != "fisher":
+        return {}
+    state = state_of(next(iter(experts.values())))
+    return {"fishers": {task: {n: t.abs() for n, t in state.items()} for task in experts}}
 
 
 def mlp(seed: int = 0, width: int = 24, classes: int = 5, features: int = 12) -> nn.Sequential:

@@ -21,7 +21,7 @@ LONGEST_FILE = 400
 # Rooms that are not listed (pipeline, cli, ...) stand above all of these.
 LEAVES = {
     "checkpoint", "_coefficients", "_functions", "_methods", "_modules", "_multitask", "_names",
-    "_results", "_state_dict",
+    "_random", "_results", "_sparse", "_state_dict",
 }  # fmt: skip
 BELOW: dict[str, set[str]] = {
     **{leaf: {"_core"} for leaf in LEAVES},
@@ -29,7 +29,7 @@ BELOW: dict[str, set[str]] = {
     "_core": set(),
     "_native": {"_core"},
     "_registry": {"ops"},
-    "ops": {"_registry", "_core", "_native", "kernels"},
+    "ops": {"_registry", "_core", "_native", "_random", "kernels"},
     "_info": {"_registry", "_native"},
     "streaming": {"_core", "symmetry"},
     "symmetry": {"ops"},

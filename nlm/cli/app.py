@@ -23,6 +23,7 @@ app.add_typer(spec.app)
 app.add_typer(bench.app)
 app.command()(align.align)
 app.command()(merge.merge)
+app.command()(merge.restore)
 
 
 def run(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""``nlm merge``: its options. Imports no torch: help is instant."""
+"""``nlm merge`` and ``nlm restore``: their options. Imports no torch: help is instant."""
 
 from pathlib import Path
 from typing import Annotated
@@ -46,3 +46,22 @@ def merge(
     from nlm.cli.merge_command import run
 
     run(recipe, output, memory, dry_run, resume, sync, digest, json, force, quiet)
+
+
+def restore(
+    folder: Annotated[
+        Path, typer.Argument(metavar="MERGED", help="A folder that the method tall_mask wrote.")
+    ],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="An expert of the recipe.")],
+    base: Annotated[Path, typer.Option("--base", help="The base of that merge.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder or .safetensors file.")],
+    force: Force = False,
+) -> None:
+    """Write one task's checkpoint from the masks beside a merged one.
+
+    Another base than the merge's is refused.
+    """
+    from nlm.streaming import write_task
+
+    write_task(folder, base, task, output, force=force)
+    print(f"the checkpoint of {task} is {output}")

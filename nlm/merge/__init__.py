@@ -5,15 +5,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nlm._methods import DIALECTS, METHODS, OPTIONS, RESCALES
+from nlm._methods import DIALECTS, METHODS, OPTIONS, RESCALES, WITHOUT_BASE
 from nlm._names import as_patterns, is_statistic, matches
 from nlm._state_dict import StateDict, check_alike, count_not_finite, state_of
+from nlm.merge.breadcrumbs import breadcrumbs
 from nlm.merge.dare import dropped
+from nlm.merge.della import magprune
+from nlm.merge.fisher import fisher, fisher_mean
 from nlm.merge.linear import linear
 from nlm.merge.model_stock import model_stock
 from nlm.merge.partial import merge_partial
+from nlm.merge.regmean import gram_matrices, regmean
 from nlm.merge.result import Merged
+from nlm.merge.sce import sce
 from nlm.merge.slerp import slerp
+from nlm.merge.soup import Soup, greedy_soup
 from nlm.merge.tall_mask import consensus, tall_masks
 from nlm.merge.task_arithmetic import task_arithmetic
 from nlm.merge.ties import ties
@@ -23,12 +29,21 @@ __all__ = [
     "METHODS",
     "RESCALES",
     "Merged",
+    "Soup",
+    "breadcrumbs",
     "consensus",
     "dropped",
+    "fisher",
+    "fisher_mean",
+    "gram_matrices",
+    "greedy_soup",
     "linear",
+    "magprune",
     "merge",
     "merge_partial",
     "model_stock",
+    "regmean",
+    "sce",
     "slerp",
     "tall_masks",
     "task_arithmetic",
@@ -52,6 +67,11 @@ def merge(
     seed: int | None = None,
     rescale: str = "expected",
     t: float = 0.5,
+    gamma: float = 0.01,
+    epsilon: float = 0.15,
+    select: float = 1.0,
+    fishers: Mapping[str, Mapping[str, Tensor]] | None = None,
+    floor: float = 1e-6,
 ) -> Merged:
     """Merges experts that stand in one basin: of one foundation, or aligned with it.
 
@@ -59,23 +79,35 @@ def merge(
     ----------
     experts : task -> state dict (or module), all with the same entries and shapes.
     base : theta_init, where the task vectors start: the foundation, or the mean of the aligned
-        foundations. Not needed for "linear" and "slerp". It needs no heads.
-    method : "linear" (weighted mean), "slerp" (of two experts), "task_arithmetic", "model_stock",
-        "ties", "dare" (Task Arithmetic on what random dropping leaves), "dare_ties" (TIES on that,
-        untrimmed), "tall_mask" or "consensus".
-    scale : the factor on the merged task vector; "linear", "slerp", "model_stock" and "tall_mask"
-        have none. Choose it on validation data, after the correction that will be used.
-    weights : task -> weight of its expert; 1 by default. "slerp" and "model_stock" have none.
+        foundations. Not needed for "linear", "uniform_soup", "slerp" and "fisher". It needs no
+        heads.
+    method : "linear" (weighted mean), "uniform_soup" (plain mean), "slerp" (of two experts),
+        "task_arithmetic", "model_stock", "ties"; Task Arithmetic on what is left of the task
+        vectors: "dare", "breadcrumbs", "della_linear"; TIES, untrimmed, on the same: "dare_ties",
+        "breadcrumbs_ties", "della"; "sce", "tall_mask", "consensus", or "fisher" (the mean weighted
+        by importance). More need data or a score: :func:`regmean`, :func:`greedy_soup`.
+    scale : the factor on the merged task vector, negative to unlearn it (task negation); the means,
+        "slerp", "model_stock" and "tall_mask" have none. Choose it on validation data, after the
+        correction that will be used.
+    weights : task -> weight of its expert; 1 by default. "uniform_soup", "slerp", "model_stock" and
+        "sce" have none.
     heads : patterns of entries that are never merged, such as ("head",): each task keeps its own.
         Every pattern matches an entry of some expert.
-    density : share of each task vector that TIES keeps.
+    density : share of each task vector that TIES, breadcrumbs and DELLA keep.
     dialect : which TIES: "global", "mergekit", "peft", "mergekit_sum"; :func:`nlm.merge.ties`.
     mask_threshold : lambda of TALL-mask and of the consensus, one or per task.
     agreement : how many tasks' masks must have an entry for the consensus to keep it.
-    drop, seed : the share of each task vector that DARE drops, and which, drawn from the seed, the
-        task and the entry's name.
-    rescale : how DARE rescales the rest: "expected", "l1" or "none"; see :mod:`nlm.merge.dare`.
+    drop : the share of each task vector that DARE drops.
+    seed : what DARE and DELLA drop is drawn from it, the task and the entry's name.
+    rescale : how DARE and DELLA rescale the rest: "expected", "l1" or "none"; see
+        :mod:`nlm.merge.dare` and :mod:`nlm.merge.della`.
     t : where "slerp" ends between the first expert, 0, and the second, 1.
+    gamma : the share of the largest entries that breadcrumbs drops.
+    epsilon : DELLA keeps the smallest entry of a row with probability density - epsilon, the
+        largest with density + epsilon.
+    select : the share of the entries in which the experts differ that "sce" keeps.
+    fishers, floor : task -> name -> the Fisher information of each entry (:func:`fisher`), and the
+        least share of a tensor's mean that one counts as.
 
     Returns
     -------
@@ -99,14 +131,18 @@ def merge(
     Ilharco et al.: Editing Models with Task Arithmetic, arXiv:2212.04089. Yadav et al.:
     TIES-Merging, arXiv:2306.01708. Wang et al.: Localizing Task Information (TALL-masks),
     arXiv:2405.07813. Yu et al.: Language Models are Super Mario (DARE), arXiv:2311.03099. Wortsman
-    et al.: Model Soups, arXiv:2203.05482. Jang et al.: Model Stock, arXiv:2403.19522.
+    et al.: Model Soups, arXiv:2203.05482. Jang et al.: Model Stock, arXiv:2403.19522. Davari and
+    Belilovsky: Model Breadcrumbs, arXiv:2312.06795. Deep et al.: DELLA-Merging, arXiv:2406.11617.
+    Wan et al.: FuseChat (SCE), arXiv:2408.07990. Matena and Raffel: Merging Models with
+    Fisher-Weighted Averaging, arXiv:2111.09832.
     """
     if method not in METHODS:
         raise ValueError(f"nlm.merge: the method is one of {', '.join(METHODS)}, got {method!r}")
     given = {
         "scale": scale, "density": density, "dialect": dialect, "mask_threshold": mask_threshold,
         "agreement": agreement, "drop": drop, "seed": seed, "rescale": rescale, "t": t,
-        "weights": weights,
+        "weights": weights, "gamma": gamma, "epsilon": epsilon, "select": select,
+        "fishers": fishers, "floor": floor,
     }  # fmt: skip
     for option, (default, readers) in OPTIONS.items():
         if method not in readers and given[option] != default:
@@ -118,7 +154,7 @@ def merge(
     patterns = _patterns(states, heads)
     factors = _weights(states, weights)
     if base is None:
-        if method not in ("linear", "slerp"):
+        if method not in WITHOUT_BASE:
             raise ValueError(f"nlm.merge: {method!r} starts from a base, got none")
         start = next(iter(states.values()))
     else:
@@ -142,15 +178,23 @@ def merge(
     parts: Mapping[str, StateDict] = vectors
     if method.startswith("dare"):
         parts = dropped(vectors, origin, drop, seed, rescale)
-    if method == "linear":
+    elif method.startswith("breadcrumbs"):
+        parts = breadcrumbs(vectors, origin, density, gamma)
+    elif method.startswith("della"):
+        parts = magprune(vectors, origin, density, epsilon, seed, rescale)
+    if method in ("linear", "uniform_soup"):
         merged |= linear(vectors, origin, factors)
     elif method == "slerp":
         merged |= slerp(vectors, origin, t)
     elif method == "model_stock":
         merged |= model_stock(vectors, origin)
-    elif method in ("task_arithmetic", "dare"):
+    elif method == "sce":
+        merged |= sce(vectors, origin, scale, select)
+    elif method == "fisher":
+        merged |= fisher_mean(vectors, origin, factors, fishers, floor)
+    elif method in ("task_arithmetic", "dare", "breadcrumbs", "della_linear"):
         merged |= task_arithmetic(parts, origin, scale, factors)
-    elif method in ("ties", "dare_ties"):
+    elif method in ("ties", "dare_ties", "breadcrumbs_ties", "della"):
         share = density if method == "ties" else 1.0
         merged |= ties(parts, origin, share, scale, factors, dialect)
     elif method == "consensus":

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from nlm._methods import check_dropping, tensor_seed
+from nlm._sparse import Total, l1_factor
 from nlm._state_dict import StateDict
 from nlm.merge.linear import alike
 from nlm.ops import dare
-
-_PART = 4096  # entries that one thread sums
 
 
 def dropped(
@@ -51,13 +50,13 @@ def dropped(
     }
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """The tensor in the dtype that arithmetic is done in: float32, or float64 as it is."""
     return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
 
 
 def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) -> Tensor:
-    expert, base = alike(_wide(expert), _wide(base))
+    expert, base = alike(wide(expert), wide(base))
     if rescale != "l1":
         return dare(expert, base, drop, key, rescale=rescale == "expected")
     vector = expert - base
@@ -67,15 +66,14 @@ def _dropped(expert: Tensor, base: Tensor, drop: float, key: int, rescale: str) 
 
 def rescaled(kept: Tensor, vector: Tensor) -> Tensor:
     """What is kept of a vector, in place, with the vector's L1 norm."""
-    before, after = _norm(vector), _norm(kept)
-    return kept.mul_(torch.where(after > 0, before / after, 1.0).to(kept.dtype))
+    factor = l1_factor(powers(vector, 1), powers(kept, 1))
+    return kept.mul_(torch.tensor(factor, dtype=kept.dtype, device=kept.device))
 
 
-def _norm(vector: Tensor) -> Tensor:
-    """The L1 norm in float64, of fixed parts: the same bits for any number of threads."""
-    flat = vector.reshape(-1)
-    whole = flat.numel() // _PART * _PART
-    parts = [flat[:whole].view(-1, _PART), flat[whole:].view(1, -1)]
-    return sum(
-        torch.linalg.vector_norm(part, 1, dim=1, dtype=torch.float64).sum() for part in parts
-    )
+def powers(vector: Tensor, power: int) -> float:
+    r"""The sum of \|x\|^power in float64; on the CPU the same bits as in chunks of a file."""
+    if not vector.is_cpu:
+        return float(torch.linalg.vector_norm(vector, power, dtype=torch.float64)) ** power
+    total = Total(power)
+    total.add(vector.detach().contiguous().numpy())
+    return total.value

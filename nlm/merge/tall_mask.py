@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from nlm._methods import check_agreement, check_mask_threshold
 from nlm._state_dict import StateDict
 from nlm.merge.linear import alike
 from nlm.merge.task_arithmetic import task_arithmetic
@@ -49,8 +50,7 @@ def tall_masks(
             limit = float(threshold[task])
         else:
             limit = float(threshold)
-        if not limit > 0:
-            raise ValueError(f"nlm.merge: a mask threshold is positive, got {limit} for {task!r}")
+        check_mask_threshold(limit, task)
         masks[task] = {}
         for name, start in base.items():
             expert, origin, whole = alike(state[name], start, merged[name])
@@ -74,11 +74,7 @@ def consensus(
         An agreement of less than 1 or of more than there are experts, and what
         :func:`tall_masks` raises.
     """
-    if not 1 <= agreement <= len(experts):
-        raise ValueError(
-            f"nlm.merge: an agreement lies in [1, {len(experts)}], the number of experts, got "
-            f"{agreement}"
-        )
+    check_agreement(agreement, len(experts))
     whole = task_arithmetic(experts, base, 1.0, weights)
     masks = tall_masks(experts, base, whole, threshold)
     scaled = task_arithmetic(experts, base, scale, weights)

@@ -19,40 +19,22 @@ Sources: Yu et al., Language Models are Super Mario, arXiv:2311.03099; Salmon et
 Random Numbers: As Easy as 1, 2, 3, SC 2011.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from nlm import _native
+from nlm._random import LOW, philox
 from nlm._registry import register
 from nlm.ops._arguments import check_tensor, without_gradient
 from nlm.ops._channels import FLOATS
-
-_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-_WEYL = 0x9E3779B9, 0xBB67AE85
-_LOW = 0xFFFFFFFF
-
-
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> Tensor:
-    """Philox4x32-10 of four words of counters, ``[n]`` each, as ``[n, 4]``; all int64."""
-    x0, x1, x2, x3 = counter
-    for _ in range(10):
-        # Products of 64 bits wrap around to a negative int64; its bits are theirs.
-        product0, product1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
-        x0 = (product1 >> 32) & _LOW ^ x1 ^ key[0]
-        x2 = (product0 >> 32) & _LOW ^ x3 ^ key[1]
-        x1, x3 = product1 & _LOW, product0 & _LOW
-        key = (key[0] + _WEYL[0]) & _LOW, (key[1] + _WEYL[1]) & _LOW
-    return torch.stack((x0, x1, x2, x3), -1)
 
 
 def random_words(seed: int, offset: int, count: int, device: torch.device) -> Tensor:
     """The words of positions [offset, offset + count), as int64 ``[count]``."""
     counters = torch.arange(offset // 4, (offset + count + 3) // 4, device=device)
     zero = torch.zeros_like(counters)
-    words = philox((counters & _LOW, counters >> 32, zero, zero), (seed & _LOW, seed >> 32))
-    return words.reshape(-1)[offset % 4 :][:count]
+    words = philox((counters & LOW, counters >> 32, zero, zero), (seed & LOW, seed >> 32))
+    return torch.stack(words, -1).reshape(-1)[offset % 4 :][:count]
 
 
 def _threshold(drop: float) -> int:

@@ -23,6 +23,7 @@ from nlm.recipe.opened import (
     written_bytes,
 )
 from nlm.recipe.recipe import Alignment, Number, Recipe
+from nlm.recipe.rules import broken_rules
 from nlm.recipe.values import Values, layers
 
 
@@ -45,6 +46,7 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
         found += _models(recipe, opened, start)
         found += _numbers(recipe, start)
         found += _alignment(recipe, opened)
+        found += broken_rules(recipe, opened, start)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:
         size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
@@ -67,6 +69,8 @@ def _apart(recipe: Recipe, opened: Opened, output: Path) -> Iterator[str]:
             )
     if recipe.heads and output.suffix == ".safetensors":
         yield f"heads are written to a folder, got the file {str(output)!r}"
+    if recipe.method == "tall_mask" and output.suffix == ".safetensors":
+        yield f"masks are written to a folder, got the file {str(output)!r}"
 
 
 def _models(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:

@@ -111,13 +111,18 @@ class _Models:
             each.name: self._expert(each.name, found.get(each.foundation or "", {}))
             for each in recipe.experts
         }
+        fishers = {
+            each.name: self._fisher(each.name, found.get(each.foundation or "", {}))
+            for each in recipe.experts
+            if METHODS[recipe.method].fisher
+        }
         base = self._base(found) if METHODS[recipe.method].base else None
         start = base or next(iter(experts.values()))
         return Plan(
             output, experts, base, recipe.method, recipe.numbers(start.tensors),
             {**recipe.options, "seed": recipe.seed}, recipe.heads,
             DTYPES[recipe.output.dtype] if recipe.output.dtype else None,
-            recipe.output.shard_bytes, self.memory, self.inputs,
+            recipe.output.shard_bytes, self.memory, self.inputs, fishers,
         )  # fmt: skip
 
     def _opened(self, path: Path) -> Checkpoint:
@@ -189,14 +194,28 @@ class _Models:
         return next((path for path in self._all_models() if path.is_dir()), None)
 
     def _expert(self, name: str, found: "Mapping[str, Tensor]") -> Checkpoint:
-        expert = self.recipe.expert(name)
-        permutation = found
-        if expert.permutation is not None:
-            from nlm.align import AlignmentResult
+        path = self.recipe.expert(name).path
+        return self._permuted(self._opened(path), self._order(name, found), f"expert {name}")
 
-            self.inputs[expert.permutation] = stamp(expert.permutation)
-            permutation = AlignmentResult.load(expert.permutation).permutation
-        return self._permuted(self._opened(expert.path), permutation, f"expert {name}")
+    def _fisher(self, name: str, found: "Mapping[str, Tensor]") -> Checkpoint:
+        """An expert's Fisher information, permuted as the expert is."""
+        path = self.recipe.expert(name).fisher
+        if path is None:
+            raise ValueError(
+                f"nlm.recipe: {self.recipe.method!r} has Fisher information of every expert, got "
+                f"none for {name!r}"
+            )
+        return self._permuted(self._opened(path), self._order(name, found), f"fisher {name}")
+
+    def _order(self, name: str, found: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
+        """The permutation of an expert: that of its foundation, or of its own file."""
+        expert = self.recipe.expert(name)
+        if expert.permutation is None:
+            return found
+        from nlm.align import AlignmentResult
+
+        self.inputs[expert.permutation] = stamp(expert.permutation)
+        return AlignmentResult.load(expert.permutation).permutation
 
     def _permuted(
         self, checkpoint: Checkpoint, permutation: "Mapping[str, Tensor]", name: str

@@ -83,12 +83,17 @@ def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
         raise RecipeError(opened.problems)
     experts = {f"expert {name!r}": _bytes(recipe, each) for name, each in opened.experts.items()}
     base = {} if opened.base is None else {"base": _bytes(recipe, opened.base)}
-    inputs = {**base, **experts}
+    fishers = {
+        f"Fisher information of {name!r}": _bytes(recipe, each)
+        for name, each in opened.fishers.items()
+    }
+    inputs = {**base, **experts, **fishers}
     once = sum(inputs.values())
     is_global = recipe.method == "ties" and recipe.options.get("dialect") == "global"
-    if recipe.method == "ties" or recipe.options.get("rescale") == "l1":
+    is_thresholded = recipe.method == "ties" or recipe.method.startswith("breadcrumbs")
+    if is_thresholded or recipe.options.get("rescale") == "l1":
         passes, before = 2, sum(experts.values()) + len(experts) * base.get("base", 0)
-    elif recipe.method in ("slerp", "model_stock"):
+    elif recipe.method in ("slerp", "model_stock", "sce"):
         passes, before = 2, once
     else:
         passes, before = 1, 0

@@ -11,6 +11,13 @@ ties               ties               weight, density (1), lambda: scale, normal
 dare_linear        dare               weight, 1 - density: drop, lambda: scale, normalize (false),
                                       rescale (true): l1, false: none
 dare_ties          dare_ties          as both
+breadcrumbs        breadcrumbs        weight, density (1), gamma (0.01), lambda: scale, normalize
+                                      (false)
+breadcrumbs_ties   breadcrumbs_ties   as both
+della_linear       della_linear       weight, density (1), epsilon (0.15), lambda: scale, normalize
+                                      (false), rescale (true): l1, false: none
+della              della              as both, normalize (true)
+sce                sce                select_topk (1): select
 model_stock        model_stock        none; filter_wise is not there
 =================  =================  ==============================================================
 
@@ -42,6 +49,11 @@ _METHODS = {
     "ties": ("ties", True, False),
     "dare_linear": ("dare", False, True),
     "dare_ties": ("dare_ties", False, True),
+    "breadcrumbs": ("breadcrumbs", False, False),
+    "breadcrumbs_ties": ("breadcrumbs_ties", False, False),
+    "della_linear": ("della_linear", False, True),
+    "della": ("della", True, True),
+    "sce": ("sce", False, False),
     "model_stock": ("model_stock", False, False),
 }
 _KEYS = (
@@ -53,8 +65,15 @@ _LACKING = {
     "chat_template": "set it in the base's folder",
 }
 
-_PER_MODEL = {"weight": NUMBERS["weight"], "density": NUMBERS["density"]}
-_NUMBERS = {**_PER_MODEL, "lambda": NUMBERS["scale"], "t": NUMBERS["t"]}
+_PER_MODEL = {name: NUMBERS[name] for name in ("weight", "density", "gamma", "epsilon")}
+_NUMBERS = {
+    **_PER_MODEL, "lambda": NUMBERS["scale"], "t": NUMBERS["t"], "select_topk": NUMBERS["select"],
+}  # fmt: skip
+_DEFAULTS = {
+    "density": 1.0, "lambda": 1.0, "select_topk": 1.0, "gamma": NUMBERS["gamma"].default,
+    "epsilon": NUMBERS["epsilon"].default,
+}  # fmt: skip
+_NAMES = {"lambda": "scale", "select_topk": "select"}
 _SWITCHES = ("normalize", "rescale", "filter_wise", "int8_mask")
 
 
@@ -127,8 +146,10 @@ class _Mergekit:
         rescale = self.switches.get("rescale", rescale)
         experts = self._experts(str(given), base, is_whole)
         self._tokenizer(base, experts)
-        if given == "ties" and rescale:
-            reader.problem(here, "ties of nlm rescales nothing, got true: write 'rescale: false'")
+        if given in ("ties", "breadcrumbs", "breadcrumbs_ties") and rescale:
+            reader.problem(
+                here, f"{given} of nlm rescales nothing, got true: write 'rescale: false'"
+            )
         if given == "model_stock" and self.switches.get("filter_wise"):
             reader.problem(here, "model_stock of nlm takes whole tensors, got filter_wise: write "
                            "'filter_wise: false'")  # fmt: skip
@@ -139,7 +160,10 @@ class _Mergekit:
             options["dialect"] = "mergekit" if normalize else "mergekit_sum"
         if "rescale" in method.parameters:
             options["rescale"] = "l1" if rescale else "none"
-        values = _translated({"density": Values(), "lambda": Values(), **self.values}, 1.0)
+        of_all = {
+            key: self.values.get(key, Values()) + Values.of(each) for key, each in _DEFAULTS.items()
+        }
+        values = _translated({**self.values, **of_all})
         return Recipe(
             experts, name, {}, Path(str(base)) if method.base else None,
             {key: each for key, each in values.items() if key in method.parameters}, options,
@@ -301,13 +325,9 @@ class _Mergekit:
                                 "it")  # fmt: skip
 
 
-def _translated(values: Mapping[str, Values], default: float | None = None) -> dict[str, Values]:
-    """Numbers by the names of nlm; what has a default in mergekit ends with it, of all models."""
-    found = dict(values)
-    if default is not None:
-        found |= {key: found[key] + Values.of(default) for key in ("density", "lambda")}
-    if "lambda" in found:
-        found["scale"] = found.pop("lambda")
+def _translated(values: Mapping[str, Values]) -> dict[str, Values]:
+    """Numbers by the names of nlm."""
+    found = {_NAMES.get(key, key): each for key, each in values.items()}
     if "density" in found:
         found["drop"] = Values(
             tuple(

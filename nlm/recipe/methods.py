@@ -40,7 +40,15 @@ NUMBERS = {
     "scale": Number(OPTIONS["scale"][0]),
     "density": Number(OPTIONS["density"][0], 0, 1, excluded=0, per_expert=True),
     "drop": Number(OPTIONS["drop"][0], 0, 1, excluded=1, per_expert=True),
+    "gamma": Number(OPTIONS["gamma"][0], 0, 1, excluded=1, per_expert=True),
+    "epsilon": Number(OPTIONS["epsilon"][0], 0, 0.5, excluded=0.5, per_expert=True),
+    "select": Number(OPTIONS["select"][0], 0, 1, excluded=0),
+    "mask_threshold": Number(
+        OPTIONS["mask_threshold"][0], 0, math.inf, excluded=0, per_expert=True
+    ),
+    "agreement": Number(OPTIONS["agreement"][0], 1, 255),
     "t": Number(OPTIONS["t"][0], 0, 1),
+    "floor": Number(OPTIONS["floor"][0], 0, math.inf, excluded=0),
 }
 
 
@@ -69,6 +77,7 @@ class Method:
     base : whether the task vectors start from a base.
     experts : the least and the largest number of experts.
     random : whether it needs a seed.
+    fisher : whether every expert has a file of Fisher information.
     """
 
     parameters: tuple[str, ...]
@@ -76,6 +85,7 @@ class Method:
     base: bool = True
     experts: tuple[int, float] = (1, math.inf)
     random: bool = False
+    fisher: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,15 +95,41 @@ class Method:
     def per_expert(self) -> tuple[str, ...]:
         return tuple(n for n in self.parameters if n in NUMBERS and NUMBERS[n].per_expert)
 
+    @property
+    def of_expert(self) -> tuple[str, ...]:
+        """The keys that an expert may have for the method."""
+        return (*self.per_expert, "fisher") if self.fisher else self.per_expert
+
+
+_SUM = ("weight", "scale")
+_CRUMBS = (*_SUM, "density", "gamma")
+_DELLA = (*_SUM, "density", "epsilon", "rescale")
+_DARE = (*_SUM, "drop", "rescale")
 
 METHODS = {
     "linear": Method(("weight",), normalize=True, base=False),
-    "task_arithmetic": Method(("weight", "scale"), normalize=False),
-    "ties": Method(("weight", "scale", "density", "dialect")),
-    "dare": Method(("weight", "scale", "drop", "rescale"), normalize=False, random=True),
-    "dare_ties": Method(("weight", "scale", "drop", "rescale", "dialect"), random=True),
+    "uniform_soup": Method((), base=False),  # linear with equal weights
+    "task_arithmetic": Method(_SUM, normalize=False),
+    "ties": Method((*_SUM, "density", "dialect")),
+    "dare": Method(_DARE, normalize=False, random=True),
+    "dare_ties": Method((*_DARE, "dialect"), random=True),
+    "breadcrumbs": Method(_CRUMBS, normalize=False),
+    "breadcrumbs_ties": Method((*_CRUMBS, "dialect")),
+    "della": Method((*_DELLA, "dialect"), random=True),
+    "della_linear": Method(_DELLA, normalize=False, random=True),
+    "sce": Method(("scale", "select")),
+    "tall_mask": Method(("weight", "mask_threshold")),
+    "consensus": Method((*_SUM, "mask_threshold", "agreement")),
+    "fisher": Method(("weight", "floor"), base=False, fisher=True),
     "slerp": Method(("t",), base=False, experts=(2, 2)),
     "model_stock": Method((), experts=(2, math.inf)),
+}
+
+#: Methods that need more than checkpoints, and what to write instead.
+IN_PYTHON = {
+    "greedy_soup": "needs a score of each mean: nlm.merge.greedy_soup in Python, or write "
+    "'uniform_soup'",
+    "regmean": "needs data: nlm.merge.regmean in Python, or write 'fisher' with files of it",
 }
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -21,6 +21,7 @@ class Opened:
     base: Checkpoint | None = None
     experts: dict[str, Checkpoint] = field(default_factory=dict)
     foundations: dict[str, Checkpoint] = field(default_factory=dict)
+    fishers: dict[str, Checkpoint] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -51,6 +52,9 @@ def open_all(recipe: Recipe) -> Opened:
     for expert in recipe.experts:
         if (one := opened(expert.path, recipe.where("experts", expert.name))) is not None:
             found.experts[expert.name] = one
+        where = recipe.where("experts", expert.name, "fisher")
+        if expert.fisher is not None and (fisher := opened(expert.fisher, where)) is not None:
+            found.fishers[expert.name] = fisher
     return found
 
 
@@ -64,7 +68,7 @@ def merged(recipe: Recipe, start: Checkpoint) -> list[str]:
 
 
 def written_bytes(recipe: Recipe, start: Checkpoint) -> int:
-    """Bytes of the tensors of the result."""
+    """Bytes of the tensors of the result, and of the masks beside them."""
     total = 0
     for name, entry in start.tensors.items():
         if matches(name, recipe.heads):
@@ -73,6 +77,9 @@ def written_bytes(recipe: Recipe, start: Checkpoint) -> int:
         if recipe.output.dtype is not None and entry.is_float and not is_statistic(name):
             dtype = DTYPES[recipe.output.dtype]
         total += entry.size * ITEM_BYTES[dtype]
+    if recipe.method == "tall_mask":
+        bits = sum(-(-start.tensors[name].size // 8) for name in merged(recipe, start))
+        total += len(recipe.experts) * bits
     return total
 
 
@@ -86,9 +93,10 @@ def is_moved(recipe: Recipe, expert: Expert) -> bool:
 def work_bytes(recipe: Recipe, opened: Opened) -> int:
     """Bytes of the files that are made beside the result: permuted models, and their mean."""
     made = [
-        opened.experts[expert.name]
+        each[expert.name]
         for expert in recipe.experts
-        if expert.name in opened.experts and is_moved(recipe, expert)
+        for each in (opened.experts, opened.fishers)
+        if expert.name in each and is_moved(recipe, expert)
     ]
     total = 0
     if METHODS[recipe.method].base and recipe.base is None:

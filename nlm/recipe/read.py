@@ -19,7 +19,8 @@ A recipe of nlm with every key; ``correct``, and alignment that needs data, are 
     heads: [classifier]
     output: {path: merged, dtype: bfloat16, shard: 5GB}
 
-Only ``experts`` and ``method`` are needed, ``seed`` where something is random, and a base or a
+An expert of the method ``fisher`` has a ``fisher: FILE`` beside its path. Only ``experts`` and
+``method`` are needed, ``seed`` where something is random, and a base or a
 foundation where the method starts from one. An expert or output that is nothing but a path may be
 written as one. Relative paths are relative to the recipe's folder.
 """
@@ -37,6 +38,7 @@ from nlm.recipe.methods import (
     CHOICES,
     CORRECTIONS,
     DTYPES,
+    IN_PYTHON,
     METHODS,
     NUMBERS,
     Method,
@@ -84,7 +86,7 @@ class _Own:
         for key in ("experts", "method"):
             if key not in keys:
                 reader.problem(reader.root, f"a recipe has {key}, got none: write '{key}: ...'")
-        name = self._choice("method", "a method", METHODS)
+        name = self._method()
         method = None if name is None else METHODS[name]
         foundations = self._paths("foundations")
         base = self._base(foundations)
@@ -127,6 +129,9 @@ class _Own:
         is_said = finds or (align is None and "align" in keys)
         for expert in experts:
             line, own = self._lines[expert.name], expert.foundation
+            if method.fisher and expert.fisher is None:
+                note(line, f"{name} has Fisher information of every expert, got none for "
+                     f"{expert.name!r}: write 'fisher: FILE'")  # fmt: skip
             if own is None and expert.permutation is None and len(foundations) > 1:
                 note(line, f"expert {expert.name!r} is of one of {', '.join(foundations)}, got no "
                      "foundation: write 'foundation: NAME'")  # fmt: skip
@@ -135,8 +140,13 @@ class _Own:
                      f"{expert.name!r}: write 'align: weights', or 'align: none' to merge it as it "
                      "is")  # fmt: skip
 
-    def _choice(self, key: str, what: str, known: Any) -> str | None:
-        return self.reader.choice(self.keys[key], what, known) if key in self.keys else None
+    def _method(self) -> str | None:
+        if (node := self.keys.get("method")) is None:
+            return None
+        if isinstance(node, ScalarNode) and node.value in IN_PYTHON:
+            self.reader.problem(node, f"{node.value} {IN_PYTHON[node.value]}")
+            return None
+        return self.reader.choice(node, "a method", METHODS)
 
     def _path(self, node: Node, what: str) -> Path | None:
         text = self.reader.text(node, what)
@@ -183,7 +193,7 @@ class _Own:
     ) -> Expert | None:
         reader, what = self.reader, f"expert {name!r}"
         own = tuple(n for n, of in NUMBERS.items() if of.per_expert)
-        allowed = own if method is None else method.per_expert
+        allowed = (*own, "fisher") if method is None else method.of_expert
         keys = reader.mapping(node, what, (*_EXPERT, *allowed))
         for key, value in keys.items():
             reader.mark(f"experts.{name}.{key}", value)
@@ -200,13 +210,16 @@ class _Own:
         permutation = None
         if "permutation" in keys:
             permutation = self._path(keys["permutation"], f"the permutation of {what}")
+        fisher = None
+        if "fisher" in keys:
+            fisher = self._path(keys["fisher"], f"the Fisher information of {what}")
         values = {
             key: values
             for key in keys
             if key in NUMBERS
             and (values := reader.values(keys[key], f"{key} of {what}", NUMBERS[key])) is not None
         }
-        return None if path is None else Expert(name, path, foundation, permutation, values)
+        return None if path is None else Expert(name, path, foundation, permutation, values, fisher)
 
     def _parameters(
         self, name: str | None, method: Method | None

@@ -32,6 +32,7 @@ class Expert:
     foundation : the name of what it was tuned from; None where it stands in the base's basin.
     permutation : a file of ``nlm align`` that brings it into the first foundation's order.
     values : parameter -> its numbers for this expert, such as "weight" and "density".
+    fisher : a file of the Fisher information of its entries, for Fisher averaging.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Expert:
     foundation: str | None = None
     permutation: Path | None = None
     values: Mapping[str, Values] = field(default_factory=dict)
+    fisher: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from nlm.checkpoint.partial import PartialCheckpoint
 from nlm.checkpoint.shards import Shard
 from nlm.streaming import kernels
 from nlm.streaming.kernels import Block
+from nlm.streaming.masks import write_masks
 from nlm.streaming.methods import Buffers, Method, Piece, Ties, method_of
 from nlm.streaming.plan import Plan, problems
 from nlm.streaming.ranks import Ranks, share
@@ -89,7 +90,8 @@ def run(
     method = method_of(plan.method, plan.value, plan.options)
     if method.needs_base and plan.base is None:
         raise ValueError(f"nlm.streaming: {plan.method!r} starts from a base, got none")
-    models = [plan.start, *plan.experts.values()]
+    models = [*plan.experts.values(), *plan.fishers.values()]
+    models = models if plan.base is None else [plan.base, *models]
     stamps = {str(file.resolve()): stamp[2:] for file, stamp in plan.stamps().items()}
     facts = (plan.method, plan.options, plan.heads, stamps, nlm.__version__, kernels.isa())
     identity = f"{recipe}\n{facts!r}"
@@ -115,8 +117,7 @@ def run(
             written = dict(partial.finished)
             with ranks.together():
                 if ranks.first:
-                    others = None if write_others is None else lambda to: write_others(to, written)
-                    partial.commit(others)
+                    partial.commit(lambda to: _complete(to, plan, written, write_others))
         except BaseException:
             partial.read_finished()
             is_known = any(each["sha256"] for each in partial.finished.values())
@@ -133,6 +134,19 @@ def run(
         {name: each["sha256"] for name, each in written.items()},
         resumed,
     )
+
+
+def _complete(
+    folder: Path,
+    plan: Plan,
+    written: Mapping[str, Any],
+    write_others: Callable[[Path, Mapping[str, Any]], None] | None,
+) -> None:
+    """What a folder holds beside the merged weights."""
+    if plan.method == "tall_mask":
+        write_masks(folder, plan)
+    if write_others is not None:
+        write_others(folder, written)
 
 
 class _Merge:
@@ -299,6 +313,7 @@ class _Merge:
         """Tensors in the address space; their pages are given back at the end."""
         models = self.plan.experts if only is None else {"only": only}
         base = self.plan.base if only is None else None
+        fishers = self.plan.fishers if only is None else {}
         copies: list[np.ndarray] = []  # of tensors that do not lie as their type wants
         opened: list[TensorEntry] = []
 
@@ -315,9 +330,10 @@ class _Merge:
         yield [
             Piece(
                 entry.name,
-                entry.size,
+                entry.shape,
                 None if base is None else block(base, entry.name),
                 {task: block(model, entry.name) for task, model in models.items()},
+                {t: block(f, entry.name) for t, f in fishers.items() if entry.name in f.tensors},
             )
             for entry in entries
         ]

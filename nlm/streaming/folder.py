@@ -39,10 +39,7 @@ def write_others(
     recipe : as it was given, YAML.
     files : name -> {"sha256": digest or None} of the weights.
     """
-    if (source := like or plan.start.folder) is not None:
-        for file in sorted(source.iterdir()):
-            if file.is_file() and _is_kept(file):
-                shutil.copyfile(file, folder / file.name)
+    copy_others(like or plan.start.folder, folder)
     if (config := read_config(folder)) is not None and plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         typed = {**config, key: _TORCH_TYPES[plan.dtype]}
@@ -50,6 +47,13 @@ def write_others(
     for task, expert in plan.experts.items():
         _write_heads(folder / "heads", task, expert, plan)
     (folder / CARD).write_text(card(plan, recipe, files), encoding="utf-8")
+
+
+def copy_others(source: Path | None, folder: Path) -> None:
+    """Copies the files of a model's folder, where there is one, that hold no weights."""
+    for file in sorted(source.iterdir()) if source is not None else ():
+        if file.is_file() and _is_kept(file):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _is_kept(file: Path) -> bool:

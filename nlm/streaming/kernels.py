@@ -143,12 +143,43 @@ def _thresholds(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def dare(
     expert: Block, base: Block, target: Block, size: int, drop: float, seed: int, offset: int,
-    rescale: bool,
+    scale: float,
 ) -> None:  # fmt: skip
-    """DARE of one block, all of one type; ``offset`` is its position in the tensor."""
+    """DARE of one block, all of one type; ``offset`` is its position in the tensor.
+
+    What is kept of the task vector is multiplied by ``scale``.
+    """
     _core.cpu.dare(
         expert.address, base.address, target.address, expert.code, size, seed, offset,
-        int(drop * 2**32), 1 / (1 - drop) if rescale else 1.0, _core.threads(),
+        int(drop * 2**32), scale, _core.threads(),
+    )  # fmt: skip
+
+
+def tall_mask(expert: Block, base: Block, merged: Block, size: int, limit: float) -> np.ndarray:
+    """The entries that an expert lives in, a bit each; all blocks of one type."""
+    mask = np.empty(-(-size // 8), np.uint8)
+    _core.cpu.tall_mask(
+        expert.address, base.address, merged.address, expert.code, size, limit, mask.ctypes.data,
+        _core.threads(),
+    )  # fmt: skip
+    return mask
+
+
+def tall_mask_agreement(masks: np.ndarray, least: int) -> np.ndarray:
+    """The bits that at least so many masks ``[T, bytes]`` have."""
+    kept, count = np.empty(masks.shape[1], np.uint8), np.empty((), np.int64)
+    _core.cpu.tall_mask_agreement(
+        masks.ctypes.data, *masks.shape, least, kept.ctypes.data, count.ctypes.data,
+        _core.threads(),
+    )  # fmt: skip
+    return kept
+
+
+def tall_mask_apply(mask: np.ndarray, base: Block, merged: Block, target: Block, size: int) -> None:
+    """``merged`` where a bit is set and ``base`` elsewhere, all of one type."""
+    _core.cpu.tall_mask_apply(
+        mask.ctypes.data, base.address, merged.address, ITEM_BYTES[base.dtype], size,
+        target.address, _core.threads(),
     )  # fmt: skip
 
 

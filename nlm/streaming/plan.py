@@ -1,6 +1,6 @@
 """A merge of checkpoints, complete: what goes in, what comes out, and what is wrong with it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Plan:
     memory : bytes that the buffers may take.
     inputs : the files by which the merge is known again, as they were when they were read, where
         they are not the models' own: of those that a permuted copy was made of.
+    fishers : task -> the Fisher information of its expert's entries, for Fisher averaging.
     """
 
     output: Path
@@ -43,10 +44,11 @@ class Plan:
     shard_bytes: int = SHARD_BYTES
     memory: int = MEMORY
     inputs: Mapping[Path, Stamp] = field(default_factory=dict)
+    fishers: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     def stamps(self) -> Mapping[Path, Stamp]:
         """The files by which the merge is known again."""
-        models = [self.start, *self.experts.values()]
+        models = [self.start, *self.experts.values(), *self.fishers.values()]
         own = {file: stamp for model in models for file, stamp in model.stamps.items()}
         return self.inputs or own
 
@@ -91,7 +93,31 @@ def problems(plan: Plan) -> Iterator[str]:
             )
     if plan.heads and plan.output.suffix == ".safetensors":
         yield f"heads are written to a folder, got the file {str(plan.output)!r}"
+    if plan.method == "tall_mask" and plan.output.suffix == ".safetensors":
+        yield f"masks are written to a folder, got the file {str(plan.output)!r}"
     for task, expert in plan.experts.items():
         if sentence := wrong_name(task):
             yield sentence
         yield from differences(plan.start, expert, f"expert {task!r}", plan.heads)
+    if plan.method == "fisher":
+        merged = [name for name, entry in plan.entries().items() if plan.is_merged(entry)]
+        for task in plan.experts:
+            yield from without_fisher(plan.start, merged, task, plan.fishers.get(task))
+
+
+def without_fisher(
+    start: Checkpoint, merged: Iterable[str], task: str, fisher: Checkpoint | None
+) -> Iterator[str]:
+    """What is wrong with the Fisher information of an expert, for the entries that are merged."""
+    if fisher is None:
+        yield f"Fisher averaging has the Fisher information of every expert, got none of {task!r}"
+        return
+    for name in merged:
+        own, found = start.tensors[name], fisher.tensors.get(name)
+        if found is None or found.shape != own.shape or not found.is_float:
+            seen = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+            yield (
+                f"the Fisher information of an entry is a number for each of its weights, got "
+                f"{seen} for {name!r} {list(own.shape)} of {task!r} in {str(fisher.path)!r}"
+            )
+            return

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from _networks import MERGE_OPTIONS, convnet, mlp, vectors
+from _networks import convnet, merge_options, mlp, vectors
 
 import nlm
 from nlm.merge import DIALECTS, METHODS
@@ -26,6 +26,11 @@ def test_merging_copies_of_one_model_gives_it_back(method):
         "dare": {"scale": 0.5, "drop": 0.0, "seed": 0},
         "dare_ties": {"drop": 0.0, "seed": 0},
         "consensus": {"scale": 0.5},
+        "breadcrumbs": {"scale": 0.5, "density": 1.0},
+        "breadcrumbs_ties": {"density": 1.0},
+        "della": {"density": 1.0, "seed": 0},
+        "della_linear": {"scale": 0.5, "density": 1.0, "seed": 0},
+        "fisher": {"fishers": {task: {n: t.abs() for n, t in base.items()} for task in "ab"}},
     }
     merged = nlm.merge({"a": model, "b": model}, base, method, **options.get(method, {}))
     expected = model.state_dict()
@@ -158,7 +163,7 @@ def test_dtypes_are_kept(dtype):
     }
     base = {n: t.to(dtype) for n, t in mlp(2).state_dict().items()}
     for method in METHODS:
-        merged = nlm.merge(experts, base, method, **MERGE_OPTIONS.get(method, {}))
+        merged = nlm.merge(experts, base, method, **merge_options(method, experts))
         assert all(tensor.dtype == dtype for tensor in merged.for_task("a").values())
 
 
@@ -167,7 +172,7 @@ def test_inputs_are_not_changed():
     base = mlp(2).state_dict()
     before = {name: tensor.clone() for name, tensor in base.items()}
     for method in METHODS:
-        options = MERGE_OPTIONS.get(method, {})
+        options = merge_options(method, experts)
         merged = nlm.merge(experts, base, method, **options)
         merged["0.weight"].zero_()
         headed = nlm.merge(experts, base, method, heads=("4",), **options)
@@ -180,7 +185,7 @@ def test_inputs_are_not_changed():
 def test_the_dtype_is_the_bases():
     experts = {"a": mlp(0).half(), "b": mlp(1).half()}
     for method in METHODS:
-        merged = nlm.merge(experts, mlp(2), method, **MERGE_OPTIONS.get(method, {}))
+        merged = nlm.merge(experts, mlp(2), method, **merge_options(method, experts))
         assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
 
 
@@ -256,9 +261,26 @@ def test_bad_experts(expert, error, message):
         ({"method": "dare"}, "what is dropped at random has a seed, got none"),
         ({"method": "dare", "seed": 0, "drop": 1.0}, r"the share to drop lies in .* got 1.0"),
         ({"method": "dare", "seed": 0, "rescale": "l2"}, "the rescaling is one of .* got 'l2'"),
-        ({"seed": 0}, "seed is an option of dare, dare_ties, got 0 for 'task_arithmetic'"),
-        ({"density": 0.5}, "density is an option of ties, got 0.5 for 'task_arithmetic'"),
+        (
+            {"seed": 0},
+            "seed is an option of dare, .*, della_linear, got 0 for 'task_arithmetic'",
+        ),
+        (
+            {"density": 0.5},
+            "density is an option of ties, breadcrumbs, .*, got 0.5 for 'task_arithmetic'",
+        ),
         ({"method": "linear", "weights": {"a": 1, "b": -1}}, "do not sum to zero"),
+        ({"method": "fisher", "weights": {"a": 1, "b": -1}}, "do not sum to zero"),
+        ({"method": "uniform_soup", "weights": {"a": 1, "b": 2}}, "weights is an option of linear"),
+        ({"method": "breadcrumbs", "density": 1.2}, r"a density lies in \(0, 1\], got 1.2"),
+        ({"method": "breadcrumbs_ties", "gamma": 1.0}, r"too large lies in \[0, 1\), got 1.0"),
+        ({"method": "della"}, "what is dropped at random has a seed, got none"),
+        ({"method": "della", "seed": 0, "epsilon": 0.3}, r"lie in \(0, 1\), got density 0.2 and"),
+        ({"method": "della_linear", "seed": 0, "epsilon": -0.1}, r"0.2 and epsilon -0.1"),
+        ({"method": "sce", "select": 0.0}, r"that is selected lies in \(0, 1\], got 0.0"),
+        ({"method": "fisher"}, "Fisher information of every expert, got none for 'a', 'b'"),
+        ({"method": "fisher", "fishers": {"a": {}, "b": {}}}, "got none for '0.weight' .* of 'a'"),
+        ({"method": "fisher", "fishers": {}, "floor": 0.0}, "floor .* is positive, got 0.0"),
     ],
 )
 def test_bad_options(options, message):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from _networks import MERGE_OPTIONS, convnet, images, mlp, vectors
+from _networks import convnet, images, merge_options, mlp, vectors
 from torch import nn
 
 import nlm
@@ -17,7 +17,7 @@ from nlm.merge import METHODS
 def merged(method: str = "task_arithmetic", build=mlp, head: str = "4"):
     """Two experts and their merge."""
     experts = {"a": build(0), "b.c": build(1)}
-    options = MERGE_OPTIONS.get(method, {})
+    options = merge_options(method, experts)
     return experts, nlm.merge(experts, build(2), method, heads=(head,), **options)
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from nlm._random import philox
 from nlm.ops import dare
-from nlm.ops.dare import philox, random_words
+from nlm.ops.dare import random_words
 
 # Counter, key, and the output of philox4x32-10: Random123's kat_vectors.
 KNOWN = [
@@ -31,7 +32,10 @@ def kept(count: int, drop: float, seed: int, offset: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
 def test_known_answers(counter: tuple, key: tuple, words: tuple) -> None:
-    assert philox([torch.tensor([word]) for word in counter], key).tolist() == [list(words)]
+    drawn = philox([torch.tensor([word]) for word in counter], key)
+    assert [word.item() for word in drawn] == list(words)
+    drawn = philox([np.array([word]) for word in counter], key)
+    assert [word.item() for word in drawn] == list(words)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 0x299F31D0A4093822, 2**63 - 1])

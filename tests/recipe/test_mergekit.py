@@ -96,6 +96,28 @@ def test_dare(read, method, given, options):
     assert [recipe.value("drop", each, "t") for each in "ab"] == [0.75, 0.0]
 
 
+def test_breadcrumbs_della_and_sce(read):
+    """The host's names and defaults; gamma and epsilon of each model."""
+    text = "merge_method: %s\nbase_model: b\nmodels: [{model: a%s}]\nparameters: {%s}"
+    crumbs = read(text % ("breadcrumbs", ", parameters: {gamma: 0.1}", "weight: 1, density: 0.5"))
+    assert crumbs.options == {"normalize": False} and crumbs.seed is None
+    assert [crumbs.value(name, "a", "t") for name in ("density", "gamma")] == [0.5, 0.1]
+    elected = read(text % ("breadcrumbs_ties", "", "weight: 1, lambda: 2, normalize: true"))
+    assert elected.options == {"dialect": "mergekit"} and elected.value("scale", None, "t") == 2
+    assert [elected.value(name, "a", "t") for name in ("density", "gamma")] == [1, 0.01]
+    della = read(text % ("della", "", "weight: 1, density: 0.5"))
+    assert della.options == {"dialect": "mergekit", "rescale": "l1"} and della.seed == 0
+    assert della.value("epsilon", "a", "t") == 0.15
+    linear = read(text % ("della_linear", "", "weight: 1, epsilon: 0.2, rescale: false"))
+    assert linear.options == {"normalize": False, "rescale": "none"}
+    assert linear.value("epsilon", "a", "t") == 0.2
+    sce = read(text % ("sce", "", "select_topk: 0.3"))
+    assert sce.options == {} and sce.value("select", None, "t") == 0.3
+    assert problems(read, text % ("breadcrumbs", "", "weight: 1, rescale: true")) == [
+        "mk.yml:1: breadcrumbs of nlm rescales nothing, got true: write 'rescale: false'"
+    ]
+
+
 def test_linear_takes_a_base_for_one_more_model(read):
     """mergekit adds the base to the models, and linear gives it the weight of all."""
     recipe = read("""
@@ -161,9 +183,10 @@ def test_an_absent_weight_shows_where_no_rule_fits(read):
 HEAD = "merge_method: ties\nbase_model: b\n"
 ONE = HEAD + "models: [{model: a, parameters: {weight: 1}}]\n"
 WRONG = [
-    ("merge_method: della\nmodels: [{model: a}]\n",
+    ("merge_method: karcher\nmodels: [{model: a}]\n",
      ["1: a merge_method that nlm has is one of linear, slerp, task_arithmetic, ties, dare_linear, "
-      "dare_ties, model_stock, got 'della'"]),
+      "dare_ties, breadcrumbs, breadcrumbs_ties, della_linear, della, sce, model_stock, got "
+      "'karcher'"]),
     (ONE + "chat_template: chatml\nnames: x\n",
      ["4: nlm has no 'chat_template' of mergekit: set it in the base's folder",
       "5: a recipe of mergekit has no 'names': it has merge_method, base_model, models, slices, "
@@ -187,10 +210,11 @@ WRONG = [
      ["4: a model is a folder, got the mapping of 'model': write its path"]),
     (HEAD + "models:\n  - {model: a}\n  - {model: a}\nparameters: {weight: 1}\n",
      ["5: a model is merged once, got 'a' twice"]),
-    (ONE + "parameters: {wieght: 2, epsilon: 0.1, density: 0}\n",
+    (ONE + "parameters: {wieght: 2, phi: 0.1, density: 0}\n",
      ["4: parameters has no 'wieght': write 'weight'",
-      "4: parameters has no 'epsilon': it has weight, density, lambda, t, normalize, rescale, "
-      "filter_wise, int8_mask", "4: density lies in (0, 1], got 0"]),
+      "4: parameters has no 'phi': it has weight, density, gamma, epsilon, lambda, t, "
+      "select_topk, normalize, rescale, filter_wise, int8_mask",
+      "4: density lies in (0, 1], got 0"]),
     (ONE + "dtype: int8\n",
      ["4: a dtype that nlm has is one of float32, bfloat16, float16, got 'int8'"]),
     (ONE + "tokenizer_source: union\n",

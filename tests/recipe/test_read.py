@@ -147,8 +147,19 @@ method: task_arithmetic
 
 WRONG = [
     ("experts: {a: a}\nmethod: linaer\n",
-     ["2: a method is one of linear, task_arithmetic, ties, dare, dare_ties, slerp, model_stock, "
-      "got 'linaer'"]),
+     ["2: a method is one of linear, uniform_soup, task_arithmetic, ties, dare, dare_ties, "
+      "breadcrumbs, breadcrumbs_ties, della, della_linear, sce, tall_mask, consensus, fisher, "
+      "slerp, model_stock, got 'linaer'"]),
+    ("experts: {a: a}\nmethod: greedy_soup\n",
+     ["2: greedy_soup needs a score of each mean: nlm.merge.greedy_soup in Python, or write "
+      "'uniform_soup'"]),
+    ("experts:\n  a: {path: a, fisher: f.safetensors}\n  b: b\nmethod: fisher\n",
+     ["3: fisher has Fisher information of every expert, got none for 'b': write 'fisher: FILE'"]),
+    ("base: b\nexperts: {a: {path: a, fisher: f, gamma: 1}}\nmethod: breadcrumbs\n",
+     ["2: expert 'a' has no 'fisher': it has path, foundation, permutation, weight, density, gamma",
+      "2: gamma of expert 'a' lies in [0, 1), got 1"]),
+    ("base: b\nexperts: {a: a}\nmethod: della\n",
+     ["3: della drops at random, by a seed, got none: write 'seed: 0' beside it"]),
     ("expert: {a: a}\nmethod: linear\n",
      ["1: a recipe has no 'expert': write 'experts'", "1: a recipe has experts, got none: write "
       "'experts: ...'"]),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from nlm.checkpoint import open_checkpoint
+from nlm.recipe.methods import NUMBERS
 from nlm.streaming import Plan
 
 
@@ -10,7 +11,7 @@ def plan_of(
     output: Path, base: Path | None, experts: dict[str, Path], method: str, **given
 ) -> Plan:
     """A plan with the same numbers for all tensors."""
-    numbers = {"weight": 1.0, "scale": 1.0, "density": 0.2, "drop": 0.9, "t": 0.5}
+    numbers = {name: number.default for name, number in NUMBERS.items()}
     weights = given.pop("weights", {})
     numbers |= {name: given.pop(name) for name in list(given) if name in numbers}
     options = {name: given.pop(name) for name in ("dialect", "seed", "rescale") if name in given}

@@ -20,7 +20,6 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from mergekit.merge_methods import GroupMergeMethod, MergeMethod, TensorGroup, registry
 from mergekit.merge_methods.dtype import align_dtype
@@ -29,9 +28,11 @@ from torch import Tensor
 
 from nlm._coefficients import slerp as slerp_weights
 from nlm._methods import tensor_seed
+from nlm.merge.breadcrumbs import is_middle
 from nlm.merge.dare import rescaled
+from nlm.merge.della import by_rank
 from nlm.merge.ties import threshold
-from nlm.ops import dare, inner_products, magnitude_threshold, sign_merge, weighted_sum
+from nlm.ops import dare, inner_products, sign_merge, weighted_sum
 
 Parameters = Mapping[str, Any]
 Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
@@ -150,14 +151,7 @@ def _kept(
 
 def _between(vector: Tensor, count: int, largest: int) -> Tensor:
     """The ``count`` largest entries but for the ``largest``, as far as there are so many."""
-    if count <= 0:
-        return torch.zeros_like(vector)
-    largest = min(largest, vector.numel() - count)
-    magnitude = vector.abs()
-    keeps = magnitude >= magnitude_threshold([vector], count + largest)
-    if largest > 0:
-        keeps &= magnitude < magnitude_threshold([vector], largest)
-    return vector * keeps
+    return vector * is_middle(vector, None, count, min(largest, vector.numel() - count))
 
 
 def _by_rank(vector: Tensor, density: float, epsilon: float, key: int) -> Tensor:
@@ -169,19 +163,10 @@ def _by_rank(vector: Tensor, density: float, epsilon: float, key: int) -> Tensor
             f"nlm.integrations.mergekit: density - epsilon and density + epsilon lie in (0, 1), "
             f"got density {density} and epsilon {epsilon}"
         )
-    rows = vector if vector.dim() > 1 else vector.reshape(1, -1)
-    magnitude = rows.abs()
-    if rows.is_cpu:  # NumPy sorts with vector instructions
-        order = torch.from_numpy(np.argsort(magnitude.numpy(), axis=1))
-    else:
-        order = magnitude.argsort(dim=1)
-    shares = torch.linspace(
-        density - epsilon, density + epsilon, rows.shape[1], device=vector.device
-    ).view(-1, *[1] * (rows.dim() - 2))
-    generator = torch.Generator(vector.device).manual_seed(key)
-    drawn = torch.rand(rows.shape, generator=generator, device=vector.device) < shares
-    keeps = torch.empty_like(drawn).scatter_(1, order, drawn)
-    return (rows * keeps).view(vector.shape)
+    turned = vector.movedim(1, -1) if vector.dim() > 1 else vector[None]
+    rows = turned.reshape(-1, turned.shape[-1])
+    kept = (rows * by_rank(rows, density, epsilon, key, "none")).view(turned.shape)
+    return kept.movedim(-1, 1) if vector.dim() > 1 else kept[0]
 
 
 def _key(group: TensorGroup, place: int) -> int:

@@ -1,0 +1,86 @@
+"""DELLA's MagPrune (Deep et al., arXiv:2406.11617): drops at random, smaller entries more often.
+
+In each row of a tensor of a task vector (all entries of one index of the first dimension; a vector
+is one row) the smallest entry is kept with probability density - epsilon, the largest with density
++ epsilon, and those between with equal steps. What is kept is rescaled:
+
+============  =====================================================================
+rescale       the entries that are kept are multiplied by
+============  =====================================================================
+``expected``  1 / their probability, as in the paper: the expected value stays
+``l1``        sum |tau| / sum |kept tau| per tensor, as in mergekit: the norm stays
+``none``      1
+============  =====================================================================
+
+Then signs are elected (``della``), or the rest is summed (``della_linear``). What is drawn follows
+from the seed, the task, the name of the tensor, the row and the rank alone, by the generator of
+:mod:`nlm.ops.dare`. Rows of mergekit run along the second dimension: the same but for convolutions.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nlm._methods import check_dropping, check_ranked, tensor_seed
+from nlm._sparse import multipliers_by_rank, rank_multipliers
+from nlm._state_dict import StateDict
+from nlm.merge.dare import rescaled, wide
+from nlm.merge.linear import alike
+from nlm.ops.dare import random_words
+
+
+def magprune(
+    experts: Mapping[str, StateDict],
+    base: StateDict,
+    density: float,
+    epsilon: float,
+    seed: int | None,
+    rescale: str,
+) -> dict[str, dict[str, Tensor]]:
+    """task -> name -> the base plus what is left of the task vector, in float32 at least.
+
+    Raises
+    ------
+    ValueError
+        No seed, an unknown rescaling, a density outside (0, 1], or with a smaller density than 1
+        a probability outside (0, 1).
+    """
+    seed = check_dropping(0.0, seed, rescale)
+    check_ranked(density, epsilon)
+    found: dict[str, dict[str, Tensor]] = {}
+    for task, state in experts.items():
+        found[task] = {}
+        for name, start in base.items():
+            expert, origin = alike(wide(state[name]), wide(start))
+            vector = expert - origin
+            if vector.numel():
+                rows = vector.reshape(vector.shape[0] if vector.dim() > 1 else 1, -1)
+                key = tensor_seed(seed, task, name)
+                kept = rows * by_rank(rows, density, epsilon, key, rescale)
+                kept = rescaled(kept, vector) if rescale == "l1" else kept
+                vector = kept.reshape(vector.shape)
+            found[task][name] = vector + origin
+    return found
+
+
+def by_rank(rows: Tensor, density: float, epsilon: float, key: int, rescale: str) -> Tensor:
+    """What MagPrune multiplies rows ``[rows, length]`` by: 0 where an entry is dropped."""
+    if not rows.is_cpu:
+        return by_rank_where_it_lies(rows, density, epsilon, key, rescale)
+    array = rows.detach().contiguous().numpy()  # sorted by NumPy, with vector instructions
+    return torch.from_numpy(multipliers_by_rank(array, 0, density, epsilon, key, rescale))
+
+
+def by_rank_where_it_lies(
+    rows: Tensor, density: float, epsilon: float, key: int, rescale: str
+) -> Tensor:
+    """The same by PyTorch, on any device."""
+    least, factors = (
+        torch.from_numpy(each).to(rows.device)
+        for each in rank_multipliers(rows.shape[1], density, epsilon, rescale)
+    )
+    words = random_words(key, 0, rows.numel(), rows.device).view(rows.shape)
+    values = torch.where(words >= least, factors, 0.0).to(rows.dtype)
+    order = rows.abs().sort(dim=1, stable=True).indices
+    return torch.empty_like(rows).scatter_(1, order, values)

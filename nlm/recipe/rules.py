@@ -1,0 +1,71 @@
+"""The rules of single methods that the headers and numbers of a recipe show to be broken."""
+
+from collections.abc import Iterator
+
+from nlm._methods import check_agreement, check_ranked
+from nlm.checkpoint.headers import Checkpoint
+from nlm.recipe.opened import Opened, merged, sentence_of
+from nlm.recipe.recipe import Recipe
+from nlm.streaming.plan import without_fisher
+
+_OF_RANKS = "density", "epsilon"
+
+
+def broken_rules(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
+    """A sentence with its line for each."""
+    if recipe.method in ("della", "della_linear"):
+        yield from _ranks(recipe, start)
+    elif recipe.method == "consensus":
+        yield from _agreement(recipe, start)
+    elif recipe.method == "tall_mask":
+        yield from _masks(recipe)
+    elif recipe.method == "fisher":
+        yield from _fishers(recipe, opened, start)
+
+
+def _ranks(recipe: Recipe, start: Checkpoint) -> Iterator[str]:
+    """Whether DELLA's probabilities lie between 0 and 1."""
+    value = recipe.numbers(start.tensors)
+    for expert in recipe.experts:
+        for name in merged(recipe, start):
+            try:
+                density, epsilon = (value(each, expert.name, name) for each in _OF_RANKS)
+            except ValueError:
+                break  # no number: told by the check of all methods
+            try:
+                check_ranked(density, epsilon)
+            except ValueError as error:
+                yield recipe.where("experts", expert.name) + sentence_of(error)
+                break
+
+
+def _agreement(recipe: Recipe, start: Checkpoint) -> Iterator[str]:
+    """Whether an agreement is a number of experts."""
+    value = recipe.numbers(start.tensors)
+    for name in merged(recipe, start):
+        try:
+            agreement = value("agreement", None, name)
+        except ValueError:
+            break
+        try:
+            check_agreement(agreement, len(recipe.experts))
+        except ValueError as error:
+            yield recipe.where("parameters", "agreement") + sentence_of(error)
+            break
+
+
+def _masks(recipe: Recipe) -> Iterator[str]:
+    """Whether the base that tasks are restored from is there after the merge, as it was used."""
+    others = [*recipe.foundations.values()][1:]
+    if recipe.base is None or (recipe.aligns and recipe.base in others):
+        yield recipe.where("method") + (
+            "tall_mask restores tasks from a base that stays, got one that is made for the merge: "
+            "write 'base: NAME' of the first foundation, or a folder"
+        )
+
+
+def _fishers(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
+    names = merged(recipe, start)
+    for name, fisher in opened.fishers.items():
+        for sentence in without_fisher(start, names, name, fisher):
+            yield recipe.where("experts", name, "fisher") + sentence
