@@ -1,6 +1,7 @@
 """What a model pool of the host holds: weights, data, and models in another order of units."""
 
 import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ class AlignedState(LazyStateDict):
         return stacks.separated(of, {owner: moved[0]})[key]
 
     def _read(self, key: str) -> Tensor:
-        file = f"{self._local_path}/{self._index[key]}" if self._index else ""
+        file = os.path.join(self._local_path, self._index[key])
         return LazyStateDict._load_tensor_from_checkpoint_file(self, file, key, False)
 
 
