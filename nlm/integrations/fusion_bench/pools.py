@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from fusion_bench import BaseAlgorithm, BaseModelPool, LazyStateDict, instantiate
@@ -14,7 +14,7 @@ from nlm.symmetry import Permutation, PermutationSpec, gather, stacks
 from nlm.symmetry import permutation as permutations
 
 WHERE = "nlm.integrations.fusion_bench"
-Model = nn.Module | LazyStateDict
+Model: TypeAlias = Any  # nn.Module or LazyStateDict
 
 
 def pool_of(models: Any) -> BaseModelPool:
