@@ -16,12 +16,15 @@ import yaml
 from fusion_bench import BaseAlgorithm, BaseModelPool
 from fusion_bench.method import (
     SimpleAverageAlgorithm,
+    TaskArithmeticAlgorithm,
     TiesMergingAlgorithm,
 )
 from fusion_bench.method.tall_mask.utils import generate_task_masks
+from fusion_bench.modelpool import CLIPVisionModelPool
 from integrations._llamas import llama
-from integrations._pools import Samples, foundation, moved, tuned, write
+from integrations._pools import Images, Samples, foundation, moved, tuned, write
 from omegaconf import OmegaConf
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import nlm
 from nlm.integrations import fusion_bench as on_nlm
@@ -224,6 +227,45 @@ def test_tact_gives_each_task_the_activations_of_its_expert(spec: nlm.Permutatio
         wanted, ours, stock = (each[:4](x).std(0) for each in (expert, model, merged))
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
         assert (stock - wanted).norm() > 0.1 * wanted.norm()
+
+
+def test_a_pool_of_the_hosts_vision_transformers(tmp_path: Path) -> None:
+    """By weights and by activations; TACT's models are of the pool's class."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=16, architectures=["CLIPVisionModel"],
+    )  # fmt: skip
+    base = CLIPVisionModel(config).eval()
+    base = tuned(base, 0, 0.1)
+    models = {"_pretrained_": base, "a": tuned(base, 1, 0.02), "b": tuned(base, 2, 0.02)}
+    spec = pretrained.trace_config(config, cache=False)
+    there = models | {"moved": moved(models["b"], spec, spec.random(3))}
+    for name, model in there.items():
+        model.save_pretrained(tmp_path / name)
+    data = {n: {"_target_": "integrations._pools.Images", "seed": k} for k, n in enumerate("ab")}
+
+    def pool(second: str) -> CLIPVisionModelPool:
+        names = {"_pretrained_": "_pretrained_", "a": "a", "b": second}
+        paths = {name: str(tmp_path / folder) for name, folder in names.items()}
+        return CLIPVisionModelPool(paths, train_datasets=OmegaConf.create(data))
+
+    expected = on_nlm.NlmTies().run(pool("b")).state_dict()
+    for kind in (on_nlm.NlmRebasin, on_nlm.NlmActivationMatching):
+        found = kind(on_nlm.NlmTies()).run(pool("moved")).state_dict()
+        assert equal(found, expected)
+    inner = on_nlm.NlmTact(TaskArithmeticAlgorithm(scaling_factor=0.5), max_samples=64)
+    corrected = on_nlm.NlmRebasin(inner).run(pool("moved"))["models"]
+    assert {name: type(model) for name, model in corrected.items()} == dict.fromkeys(
+        "ab", CLIPVisionModel
+    )
+    merged = TaskArithmeticAlgorithm(scaling_factor=0.5).run(pool("b"))
+    for seed, (name, model) in enumerate(corrected.items()):
+        x = Images(seed).inputs
+        expert, ours, plain_ = (
+            each(x).pooler_output for each in (models[name], model, merged.eval())
+        )
+        assert (ours - expert).norm() < 0.9 * (plain_ - expert).norm()
 
 
 def test_what_does_not_fit_is_said() -> None:

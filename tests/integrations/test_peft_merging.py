@@ -28,6 +28,13 @@ def test_another_version_is_refused(
     assert str(error.value) == SENTENCE.format(version)
 
 
+def test_a_missing_host_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
+    with pytest.raises(ImportError) as error:
+        on_nlm.use_as_default().__enter__()
+    assert str(error.value) == SENTENCE.format("no such package")
+
+
 merge_utils = pytest.importorskip("peft", reason="a host, of the extra [hosts]").utils.merge_utils
 host_only = pytest.mark.host
 
