@@ -308,11 +308,13 @@ def test_configurations_name_all_parameters_with_their_defaults(file: Path, tmp_
 
 
 def test_the_hosts_command_line(spec: nlm.PermutationSpec, tmp_path: Path) -> None:
-    """Offline, with the configurations that come with nlm: TIES on an aligned pool."""
+    """Offline, with the configurations that come with nlm and one of the user's on top: TIES of
+    experts of two foundations, of which one stands in another order.
+    """
     base = foundation(0)
-    models = {"_pretrained_": base, "a": tuned(base, 1), "b": tuned(base, 2)}
+    models = {"_pretrained_": base, "a": tuned(base, 1), "b": tuned(base, 2), "_two_": base}
     for name, model in models.items():
-        order = spec.random(3) if name == "b" else {}
+        order = spec.random(3) if name in ("b", "_two_") else {}
         write(moved(model, spec, order), tmp_path / f"{name}.safetensors")
     pool = {
         "_target_": "fusion_bench.modelpool.BaseModelPool", "_recursive_": False,
@@ -322,19 +324,20 @@ def test_the_hosts_command_line(spec: nlm.PermutationSpec, tmp_path: Path) -> No
         },
         "train_datasets": {"a": {"_target_": "integrations._pools.Samples"}},
     }  # fmt: skip
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(pool))
     shown = subprocess.run(
         [sys.executable, "-m", "nlm.integrations.fusion_bench"], text=True, capture_output=True
     )
     folder = Path(shown.stdout.strip())
     assert folder == on_nlm.CONFIG_DIR
-    (tmp_path / "modelpool").mkdir()
-    (tmp_path / "toy.yaml").rename(tmp_path / "modelpool" / "toy.yaml")
+    mine = {"defaults": ["nlm/rebasin@_here_"], "foundations": {"a": "_pretrained_", "b": "_two_"}}
+    for place, content in {"modelpool/toy.yaml": pool, "method/mine.yaml": mine}.items():
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_text(yaml.safe_dump(content))
     tests = Path(__file__).parents[1]
     paths = [str(tests), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     arguments = [
-        "method=nlm/rebasin", "method@method.inner=nlm/ties", "method.inner.threshold=35",
+        "method=mine", "method@method.inner=nlm/ties", "method.inner.threshold=35",
         "modelpool=toy", f"hydra.searchpath=[file://{tmp_path}]", "fabric.loggers=null",
         "print_config=false", f"merged_model_save_path={tmp_path / 'merged.pt'}",
     ]  # fmt: skip
@@ -344,6 +347,6 @@ def test_the_hosts_command_line(spec: nlm.PermutationSpec, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = torch.load(tmp_path / "merged.pt", weights_only=True)
-    expected = on_nlm.NlmTies(threshold=35).run(models).state_dict()
-    for name, tensor in expected.items():
+    expected = on_nlm.NlmTies(threshold=35).run({n: m for n, m in models.items() if n != "_two_"})
+    for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found[name], tensor)
