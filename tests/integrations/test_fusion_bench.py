@@ -276,6 +276,9 @@ def test_what_does_not_fit_is_said() -> None:
         lambda: inner.run(pool): "task vectors start from a model '_pretrained_' .* got a, b",
         lambda: on_nlm.NlmTies(merge_func="all").run(pool): "merge_func is one of .* got 'all'",
         lambda: on_nlm.NlmTies(threshold=120).run(pool): "the threshold is 0 to 100 .* got 120",
+        lambda: on_nlm.NlmTies(1e39).run(
+            {"_pretrained_": base, **pool}
+        ): "are finite, got .* at sc",
         lambda: on_nlm.NlmRebasin().run(pool): "there is an inner algorithm, got inner=None",
         lambda: on_nlm.NlmRebasin(inner).run(pool): "the pool needs train_datasets, or spec",
         lambda: on_nlm.NlmActivationMatching(inner).run(pool): "train_datasets: none.* for 'any'",

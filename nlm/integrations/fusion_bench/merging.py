@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import nlm.ops  # noqa: F401  (registers the operators)
 from nlm._names import is_statistic
-from nlm._state_dict import StateDict, check_alike, place_of
+from nlm._state_dict import StateDict, check_alike, count_not_finite, place_of
 from nlm.integrations.fusion_bench.pools import WHERE, module_of, own_module, pool_of, state_of
 from nlm.merge import merge
 from nlm.merge.linear import alike, computable
@@ -68,11 +68,8 @@ class NlmTies(BaseAlgorithm):
         base, experts = state_of(start), _experts(pool)
         check_alike(WHERE, {_BASE: base, **experts})
         removed = set(self.remove_keys or ())
-        merged = [
-            name
-            for name in base
-            if base[name].is_floating_point() and not is_statistic(name) and name not in removed
-        ]
+        floating = [n for n in base if n not in removed and base[n].is_floating_point()]
+        merged = [name for name in floating if not is_statistic(name)]
         if not merged:
             raise ValueError(f"{WHERE}: there is at least one entry to merge, got none")
         limits = torch.stack([_limit(expert, base, merged, share) for expert in experts.values()])
@@ -80,7 +77,16 @@ class NlmTies(BaseAlgorithm):
         if module is start:  # what is written twice is read from a copy
             places = Counter(place_of(tensor) for tensor in base.values())
             base = {n: x.clone() if places[place_of(x)] > 1 else x for n, x in base.items()}
-        self._write(module.state_dict(), base, list(experts.values()), merged, limits)
+        target, states = module.state_dict(), list(experts.values())
+        self._write(target, base, states, merged, limits)
+        for name in floating:
+            if is_statistic(name):
+                target[name].copy_(torch.stack([x[name] for x in states]).double().mean(0))
+            if bad := count_not_finite(target[name]):
+                raise ValueError(
+                    f"{WHERE}: merged weights are finite, got {bad} NaN or inf in {name!r} "
+                    f"({target[name].dtype}) at scaling_factor {self.scaling_factor}"
+                )
         return module
 
     def _write(
@@ -110,9 +116,6 @@ class NlmTies(BaseAlgorithm):
         for name, start in contested.items() if balance <= 0 else ():
             models = [computable(state[name]) for state in experts]
             target[name].copy_(self._elected(alike(start, *models), limits, balance))
-        for name in base:
-            if is_statistic(name) and base[name].is_floating_point():
-                target[name].copy_(torch.stack([state[name] for state in experts]).double().mean(0))
 
     def _scale(self) -> float:
         return float(self.scaling_factor)
