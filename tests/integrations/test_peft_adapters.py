@@ -172,6 +172,21 @@ def test_adapters_of_two_bases_are_merged_on_one(
     torch.testing.assert_close(*results, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_specification_is_found_in_the_base_that_an_adapter_names(
+    specs: dict[str, PermutationSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NLM_CACHE", str(tmp_path / "cache"))
+    spec, base = specs["gpt2"], gpt2()
+    base.save_pretrained(tmp_path / "base")
+    base = GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    trained(base, tmp_path / "b", target_modules=["c_attn"], fan_in_fan_out=True)
+    permutation = spec.random(3)
+    found = align_adapter(tmp_path / "b", permutation)
+    expected = align_adapter(tmp_path / "b", permutation, spec)
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
 def test_experts_in_a_list_and_what_lies_between_them() -> None:
     """What is added to a weight is moved as the weight is; experts are exchanged with theirs."""
     spec, state = written(), Mixture(softmax).state_dict()
