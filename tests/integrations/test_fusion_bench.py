@@ -185,6 +185,17 @@ def test_models_in_another_order_are_merged_as_if_they_were_not(
     assert there["a"] is pool.load_model("a") and equal(base.state_dict(), there["a"].state_dict())
 
 
+def test_any_model_may_be_the_reference(spec: nlm.PermutationSpec) -> None:
+    """All others follow it, the one that task vectors start from too."""
+    base = foundation(0)
+    models = {"_pretrained_": base, "a": tuned(base, 1), "b": tuned(base, 2)}
+    permutation = spec.random(3)
+    there = models | {"b": moved(models["b"], spec, permutation)}
+    found = on_nlm.NlmRebasin(on_nlm.NlmTies(), reference="b").run(pool_with_data(there, "a"))
+    expected = spec.apply(permutation, on_nlm.NlmTies().run(models).state_dict())
+    assert equal(found.state_dict(), expected)
+
+
 def test_experts_of_another_foundation_follow_it(spec: nlm.PermutationSpec) -> None:
     one = foundation(0)
     two = tuned(one, 9, 0.02)

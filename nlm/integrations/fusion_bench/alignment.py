@@ -106,7 +106,8 @@ class NlmRebasin(BaseAlgorithm):
         data = self._data(pool)
         spec = self._specification(module, data)
         found: dict[str, Permutation] = {reference: {}}
-        needed = foundations.values() if foundations else pool.model_names
+        own = [*pool.model_names, *([_BASE] if pool.has_pretrained else [])]
+        needed = foundations.values() if foundations else own
         for name in dict.fromkeys(needed):
             if name not in found:
                 other = _module(pool, name)
