@@ -13,7 +13,7 @@ from torch import Tensor, nn
 pytest.importorskip("fusion_bench", reason="a host, of the extra [hosts]")
 
 import yaml
-from fusion_bench import BaseAlgorithm, BaseModelPool
+from fusion_bench import BaseAlgorithm, BaseModelPool, LazyStateDict
 from fusion_bench.method import (
     SimpleAverageAlgorithm,
     TaskArithmeticAlgorithm,
@@ -24,10 +24,14 @@ from fusion_bench.modelpool import CLIPVisionModelPool
 from integrations._llamas import llama
 from integrations._pools import Images, Samples, foundation, moved, tuned, write
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from symmetry.mixtures import Mixture, softmax
+from symmetry.test_stacks import written
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import nlm
 from nlm.integrations import fusion_bench as on_nlm
+from nlm.integrations.fusion_bench.pools import aligned_state
 from nlm.symmetry import pretrained
 
 pytestmark = pytest.mark.host
@@ -156,6 +160,21 @@ def test_weights_that_are_read_lazily(tmp_path: Path) -> None:
     bare = {"_target_": "fusion_bench.LazyStateDict", "checkpoint": str(tmp_path / "a")}
     with pytest.raises(ValueError, match=r"name the class of their model .* got none for .*a'"):
         on_nlm.NlmTies().run(BaseModelPool({"_pretrained_": bare, "a": bare}))
+
+
+def test_pickled_and_stacked_weights_are_permuted_too(tmp_path: Path) -> None:
+    """Entries that a file lacks are left out; experts in a list are exchanged."""
+    spec, state = written(), Mixture(softmax).state_dict()
+    permutation = spec.random(1)
+    expected = spec.apply(permutation, state)
+    del state["leave.bias"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    save_file(state, tmp_path / "model.safetensors")
+    for file in ("pytorch_model.bin", "model.safetensors"):
+        lazy = LazyStateDict(str(tmp_path / file))
+        found = aligned_state(lazy, spec, permutation)
+        assert equal(dict(found.items()), {n: x for n, x in expected.items() if n in state})
+        assert all(torch.equal(lazy[name], tensor) for name, tensor in state.items())
 
 
 # --- alignment and correction -------------------------------------------------------------------

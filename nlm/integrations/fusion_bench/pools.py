@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -142,7 +143,14 @@ def aligned_state(
     found = copy.copy(state)
     if found._state_dict_cache:  # all of a pickled file
         known = {name: found[name] for name in found}
-        found._state_dict_cache = spec.apply(permutation, known)
+        there = {
+            name: layouts
+            for name, layouts in spec.params.items()
+            if all(entry in known for entry in spec.stacks.get(name, (name,)))
+        }
+        of = {name: spec.stacks[name] for name in there if name in spec.stacks}
+        own = replace(spec, params=there, stacks=of, sites={}, verified=None)
+        found._state_dict_cache = own.apply(permutation, known)
         return found
     found.__class__ = AlignedState
     found._spec = spec
