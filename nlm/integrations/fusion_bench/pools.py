@@ -24,8 +24,14 @@ def pool_of(models: Any) -> BaseModelPool:
 
 
 def state_of(model: Model) -> Mapping[str, Tensor]:
-    """The weights of a model; those that are read lazily stay so."""
-    return model if isinstance(model, LazyStateDict) else model.state_dict()
+    """The weights of a model; those that are read lazily take no memory of their own.
+
+    Where they are as they lie in a file, they are its pages, opened once.
+    """
+    if not isinstance(model, LazyStateDict):
+        return model.state_dict()
+    as_in_file = type(model) is LazyStateDict and model._torch_dtype is None
+    return dict(model.items()) if as_in_file and str(model._device) == "cpu" else model
 
 
 def module_of(model: Model) -> nn.Module:
