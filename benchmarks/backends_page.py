@@ -23,16 +23,30 @@ def load(host: str) -> list[dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """Whole processes: seconds and peak memory of the host, and of the host on nlm."""
+    stock = report["host"].partition(" ")[0].replace("-", "_")
     lines = [
         "| method | stock | on nlm | times faster | peak, stock | on nlm | entries that differ |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| `{row['method']}` | {row['mergekit_s']:.1f} s | {row['nlm_s']:.1f} s "
-        f"| {row['ratio']:.1f} | {row['mergekit_bytes'] / 1e9:.2f} GB "
+        f"| `{row['method']}` | {row[f'{stock}_s']:.1f} s | {row['nlm_s']:.1f} s "
+        f"| {row['ratio']:.1f} | {row[f'{stock}_bytes'] / 1e9:.2f} GB "
         f"| {row['nlm_bytes'] / 1e9:.2f} GB | {_part(row['differing'])} |"
         for row in report["rows"]
     ]
+    if runs := [row for row in report["rows"] if "nlm_run_s" in row]:
+        lines += [
+            "",
+            "The algorithm's `run` alone, without the host's start, reading and writing:",
+            "",
+            "| method | stock | on nlm | times faster |",
+            "|---|--:|--:|--:|",
+        ]
+        lines += [
+            f"| `{row['method']}` | {row[f'{stock}_run_s']:.2f} s | {row['nlm_run_s']:.2f} s "
+            f"| {row['run_ratio']:.1f} |"
+            for row in runs
+        ]
     if alone := [row for row in report["rows"] if "merge_s" in row]:
         lines += [
             "",
@@ -43,7 +57,7 @@ def table(report: dict[str, Any]) -> str:
             "|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         lines += [
-            f"| `{row['method']}` | {row['mergekit_s']:.1f} s | {row['merge_s']:.1f} s "
+            f"| `{row['method']}` | {row[f'{stock}_s']:.1f} s | {row['merge_s']:.1f} s "
             f"| {row['merge_unsafe_s']:.1f} s | {row['mergekit_s'] / row['merge_s']:.1f}, "
             f"{row['mergekit_s'] / row['merge_unsafe_s']:.1f} "
             f"| {row['mergekit_own'] / 2**20:.0f} MiB | {row['merge_own'] / 2**20:.0f} MiB "

@@ -33,6 +33,24 @@ def test_a_table_is_made_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert text.endswith("nlm at abc.\n<!-- end -->\nrest")
 
 
+def test_a_host_may_be_timed_without_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"method": "ties, sum", "fusion_bench_s": 30.0, "nlm_s": 15.0, "ratio": 2.0}
+    row |= {"fusion_bench_bytes": 1e10, "nlm_bytes": 2e9, "differing": 0.0, "difference": 0.0}
+    row |= {"fusion_bench_run_s": 14.0, "nlm_run_s": 1.75, "run_ratio": 8.0}
+    report = {
+        "host": "fusion-bench 0.2.33", "parameters": 130_200_000, "start_s": 7.0, "threads": 2,
+        "repeat": 3, "machine": "one", "versions": {}, "commit": "abc", "rows": [row],
+    }  # fmt: skip
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "host_fusion_bench.json").write_text(json.dumps(report))
+    monkeypatch.setattr(backends_page, "RESULTS", tmp_path)
+    text = backends_page.filled("<!-- results of fusion_bench -->\nold\n<!-- end -->\n")
+    assert "| `ties, sum` | 30.0 s | 15.0 s | 2.0 | 10.00 GB | 2.00 GB | none |" in text
+    assert "| `ties, sum` | 14.00 s | 1.75 s | 8.0 |" in text
+
+
 def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     save_file({"w": torch.tensor([1.0, -4.0]), "v": torch.ones(2)}, files[0])

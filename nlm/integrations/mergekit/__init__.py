@@ -25,8 +25,9 @@ device and order of the tensors, but not the host's.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from nlm.integrations import _host
 
 if TYPE_CHECKING:
     import os
@@ -108,16 +109,4 @@ def aligned_loaders(
 
 def check_host() -> None:
     """Raises ImportError, in one sentence, where there is no mergekit that this fits."""
-    try:
-        found = metadata.version("mergekit")
-    except metadata.PackageNotFoundError:
-        found = "no such package"
-    else:
-        from packaging.version import Version
-
-        if Version(_OLDEST) <= Version(found) < Version(_TOO_NEW):
-            return
-    wanted = f"mergekit>={_OLDEST},<{_TOO_NEW}"
-    raise ImportError(
-        f"nlm.integrations.mergekit: the host must be {wanted}, got {found}: pip install {wanted!r}"
-    )
+    _host.check("nlm.integrations.mergekit", "mergekit", _OLDEST, _TOO_NEW)

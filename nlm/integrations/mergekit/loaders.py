@@ -12,7 +12,7 @@ from mergekit.io.tasks import LoaderCache
 from torch import Tensor
 
 from nlm.align import AlignmentResult
-from nlm.align.orthogonal import OrthogonalAlignment
+from nlm.integrations._host import permutation_of
 from nlm.symmetry import Permutation, PermutationSpec, gather, pretrained, stacks
 from nlm.symmetry import permutation as permutations
 
@@ -101,7 +101,10 @@ def aligned_loaders(
         spec = PermutationSpec.load(spec)
     plans: dict[Any, tuple[PermutationSpec, Permutation]] = {}
     for name, alignment in alignments.items():
-        model, permutation = ModelReference.model_validate(name), _permutation(alignment)
+        model, permutation = (
+            ModelReference.model_validate(name),
+            permutation_of("nlm.integrations.mergekit", alignment),
+        )
         own = pretrained.trace_config(model.model.path) if spec is None else spec
         plans[model] = own, permutations.check(own.groups, permutation)
 
@@ -128,16 +131,3 @@ def aligned_loaders(
         for model in plans:
             loaders.pop(model, None)
         loaders.update(before)
-
-
-def _permutation(alignment: Alignment) -> Permutation:
-    if isinstance(alignment, Mapping):
-        return dict(alignment)
-    found = alignment
-    if not isinstance(found, AlignmentResult):
-        found = AlignmentResult.load(found)
-    if isinstance(found, OrthogonalAlignment):
-        raise ValueError(
-            "nlm.integrations.mergekit: an alignment is a permutation alone, got one with rotations"
-        )
-    return found.permutation
