@@ -1,0 +1,53 @@
+"""What the integrations share: which host they fit, and what an alignment may be given as."""
+
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nlm.align import AlignmentResult
+    from nlm.symmetry import Permutation
+
+
+def check(where: str, host: str, oldest: str, too_new: str) -> None:
+    """Raises ImportError, in one sentence, where there is no host that an integration fits.
+
+    Parameters
+    ----------
+    where : the integration. host : the distribution.
+    oldest, too_new : its versions, from the one and below the other.
+    """
+    try:
+        found = metadata.version(host)
+    except metadata.PackageNotFoundError:
+        found = "no such package"
+    else:
+        from packaging.version import Version
+
+        if Version(oldest) <= Version(found) < Version(too_new):
+            return
+    wanted = f"{host}>={oldest},<{too_new}"
+    raise ImportError(f"{where}: the host must be {wanted}, got {found}: pip install {wanted!r}")
+
+
+def permutation_of(
+    where: str, alignment: "AlignmentResult | Permutation | str | os.PathLike[str] | Any"
+) -> "Permutation":
+    """The permutation of an alignment: of what ``nlm align`` wrote or ``nlm.align`` returned.
+
+    Raises
+    ------
+    ValueError
+        It is an orthogonal one, which is no permutation alone.
+    """
+    from nlm.align import AlignmentResult, OrthogonalAlignment
+
+    if isinstance(alignment, Mapping):
+        return dict(alignment)
+    found = alignment
+    if not isinstance(found, AlignmentResult):
+        found = AlignmentResult.load(found)
+    if isinstance(found, OrthogonalAlignment):
+        raise ValueError(f"{where}: an alignment is a permutation alone, got one with rotations")
+    return found.permutation
