@@ -23,13 +23,14 @@ def load(host: str) -> list[dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """Whole processes: seconds and peak memory of the host, and of the host on nlm."""
+    stock = report["host"].partition(" ")[0].replace("-", "_")
     lines = [
         "| method | stock | on nlm | times faster | peak, stock | on nlm | entries that differ |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| `{row['method']}` | {row['mergekit_s']:.1f} s | {row['nlm_s']:.1f} s "
-        f"| {row['ratio']:.1f} | {row['mergekit_bytes'] / 1e9:.2f} GB "
+        f"| `{row['method']}` | {row[f'{stock}_s']:.1f} s | {row['nlm_s']:.1f} s "
+        f"| {row['ratio']:.1f} | {row[f'{stock}_bytes'] / 1e9:.2f} GB "
         f"| {row['nlm_bytes'] / 1e9:.2f} GB | {_part(row['differing'])} |"
         for row in report["rows"]
     ]
@@ -43,7 +44,7 @@ def table(report: dict[str, Any]) -> str:
             "|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         lines += [
-            f"| `{row['method']}` | {row['mergekit_s']:.1f} s | {row['merge_s']:.1f} s "
+            f"| `{row['method']}` | {row[f'{stock}_s']:.1f} s | {row['merge_s']:.1f} s "
             f"| {row['merge_unsafe_s']:.1f} s | {row['mergekit_s'] / row['merge_s']:.1f}, "
             f"{row['mergekit_s'] / row['merge_unsafe_s']:.1f} "
             f"| {row['mergekit_own'] / 2**20:.0f} MiB | {row['merge_own'] / 2**20:.0f} MiB "

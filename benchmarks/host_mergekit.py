@@ -32,7 +32,9 @@ from safetensors.torch import save_file
 from nlm.symmetry import pretrained
 
 #: Units of the stream, units of the feed-forward layers, layers.
-SIZES = {"tiny": (32, 48, 2), "61M": (512, 1792, 15), "252M": (1024, 3584, 16)}
+SIZES = {
+    "tiny": (32, 48, 2), "61M": (512, 1792, 15), "130M": (768, 2560, 15), "252M": (1024, 3584, 16),
+}  # fmt: skip
 MODELS = ("base", "one", "two")
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 0.5},
@@ -89,10 +91,10 @@ def recipe(method: str, folder: Path) -> str:
     return yaml.safe_dump(content | {"models": [{"model": model} for model in models[1:]]})
 
 
-def run(program: str, arguments: list[str], threads: int) -> dict[str, float]:
-    """Seconds of a process, its peak bytes, and those of them that are its own."""
+def run(module: str, arguments: list[str], threads: int) -> dict[str, float]:
+    """Seconds of a module's process, its peak bytes, and those of them that are its own."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", PROGRAMS[program], *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
@@ -152,7 +154,7 @@ def measure(method: str, folder: Path, repeat: int, threads: int) -> dict[str, A
         for program, found in runs.items():
             out = folder / f"out_{program}"
             shutil.rmtree(out, ignore_errors=True)
-            found.append(run(program, arguments(program, file, out), threads))
+            found.append(run(PROGRAMS[program], arguments(program, file, out), threads))
     row: dict[str, Any] = {"method": method}
     for program, found in runs.items():
         row[f"{program}_s"] = statistics.median(each["seconds"] for each in found)
@@ -176,7 +178,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         parameters = write_models(Path(folder), options.size)
-        starts = [run("mergekit", ["--help"], options.threads) for _ in range(options.repeat)]
+        starts = [
+            run(PROGRAMS["mergekit"], ["--help"], options.threads) for _ in range(options.repeat)
+        ]
         start = statistics.median(each["seconds"] for each in starts)
         print(f"{parameters / 1e6:.1f} M parameters, the host starts in {start:.1f} s", flush=True)
         rows = []

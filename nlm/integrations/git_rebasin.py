@@ -87,6 +87,7 @@ def weight_matching(
     *,
     silent: bool = True,
     seed: int | None = None,
+    frank_wolfe: bool = False,
 ) -> dict[str, Any]:
     """The permutation of ``params_b``'s units that brings its weights closest to ``params_a``'s.
 
@@ -99,6 +100,8 @@ def weight_matching(
     silent : whether progress is logged at debug level instead of as information.
     seed : of the order of visits; by default drawn from PyTorch's global generator, so that
         ``torch.manual_seed`` settles it and calls in a row differ, as in the published loop.
+    frank_wolfe : whether the descent starts from where steps of all permutations together lead
+        (:mod:`nlm.align.frank_wolfe`): a higher objective, in several times the time.
 
     Returns
     -------
@@ -144,7 +147,7 @@ def weight_matching(
 
     found = align.weight_matching(
         a, moved, spec, max_sweeps=max_iter, progress=report,
-        seed=int(torch.randint(2**31, ())) if seed is None else seed,
+        seed=int(torch.randint(2**31, ())) if seed is None else seed, frank_wolfe=frank_wolfe,
     )  # fmt: skip
     permutation = spec.compose(start, found.permutation)
     return {
