@@ -188,7 +188,7 @@ def apply_permutation(
         raise _missing(missing[0], perm)
     moved = spec.apply(_indices(own_names, {each: perm[each] for each in own_names}), tensors)
     return {
-        name: _like(moved[name], each) if any(ps.axes_to_perm[name]) else each
+        name: each if set(ps.axes_to_perm[name]) <= {None} else _like(moved[name], each)
         for name, each in params.items()
     }
 
@@ -257,13 +257,16 @@ def _missing(name: str, perm: Mapping[str, Any]) -> ValueError:
 def _symmetry(ps: PermutationSpec, params: Mapping[str, Tensor]) -> tuple[dict[str, str], Symmetry]:
     """The specification of some entries, and the names of its groups: theirs, where they may be."""
     own_names: dict[str, str] = {}
-    for perm in dict.fromkeys(each for name in params for each in ps.axes_to_perm[name] if each):
-        own = perm if is_name(perm) else "P" + re.sub(r"[^\w.-]", "_", perm, flags=re.ASCII)
+    named = (each for name in params for each in ps.axes_to_perm[name] if each is not None)
+    for perm in dict.fromkeys(named):
+        own = str(perm)
+        if not is_name(own):
+            own = "P" + re.sub(r"[^\w.-]", "_", own, flags=re.ASCII)
         while own in own_names.values():
             own += "_"
         own_names[perm] = own
     table = {
-        name: tuple(own_names[each] if each else None for each in ps.axes_to_perm[name])
+        name: tuple(None if each is None else own_names[each] for each in ps.axes_to_perm[name])
         for name in params
     }
     return own_names, Symmetry.from_axes_to_perm(table, params)

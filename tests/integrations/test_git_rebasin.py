@@ -219,6 +219,22 @@ def test_arrays_are_taken_and_given() -> None:
         np.testing.assert_array_equal(get_permuted_param(ps, perm, name, b), each)
 
 
+def test_any_names_of_permutations_and_none_at_all() -> None:
+    a, b = mlp(0).state_dict(), mlp(1).state_dict()
+    expected = weight_matching(permutation_spec_from_axes_to_perm(MLP), a, b, seed=0)
+    for first, second in ((0, 1), ("a b", "a/b"), ("1", "P1"), ("é", "_")):
+        names = {"P_0": first, "P_1": second, None: None}
+        table = {name: tuple(names[each] for each in axes) for name, axes in MLP.items()}
+        perm = weight_matching(permutation_spec_from_axes_to_perm(table), a, b, seed=0)
+        assert torch.equal(perm[first], expected["P_0"])
+        assert torch.equal(perm[second], expected["P_1"])
+    ps = permutation_spec_from_axes_to_perm(
+        {name: (None,) * len(axes) for name, axes in MLP.items()}
+    )
+    assert weight_matching(ps, a, b) == {} == weight_matching(ps, a, b, frank_wolfe=True)
+    assert apply_permutation(ps, {}, b) == dict(b)
+
+
 def test_gradients_pass_through() -> None:
     """A straight-through estimator differentiates what is permuted."""
     params = {n: p.clone().requires_grad_() for n, p in mlp(1).state_dict().items()}

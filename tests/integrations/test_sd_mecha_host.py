@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+import nlm.align
+import nlm.merge  # noqa: F401
+
 SENTENCE = (
     "nlm.integrations.sd_mecha: the host must be sd-mecha>=1.1.8,<1.2, got {}: "
     "pip install 'sd-mecha>=1.1.8,<1.2'"
@@ -25,3 +27,13 @@ def test_another_version_is_refused(
     with pytest.raises(ImportError) as error:
         import_module("nlm.integrations.sd_mecha")
     assert str(error.value) == SENTENCE.format(version)
+
+
+def test_a_missing_host_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a path without the folder that it is installed in."""
+    without = [each for each in sys.path if not [*Path(each).glob("sd_mecha-*.dist-info")]]
+    monkeypatch.setattr(sys, "path", without)
+    monkeypatch.delitem(sys.modules, "nlm.integrations.sd_mecha", raising=False)
+    with pytest.raises(ImportError) as error:
+        import_module("nlm.integrations.sd_mecha")
+    assert str(error.value) == SENTENCE.format("no such package")
