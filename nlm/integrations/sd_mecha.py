@@ -31,6 +31,7 @@ from nlm.integrations import _host
 from nlm.merge import dropped, linear, slerp, task_arithmetic, ties
 from nlm.symmetry import Permutation, PermutationSpec, gather, stacks
 from nlm.symmetry import permutation as permutations
+from nlm.symmetry.layout import references
 
 __all__ = [
     "nlm_align",
@@ -178,7 +179,8 @@ class nlm_align(_Together):
     iters, seed : at most so many visits to every group, in an order that the seed settles.
     strict : with False, entries that the specification does not know stay as they are.
 
-    The permutation is found once in a merge; with the host's ``cache`` once for several merges.
+    A head that files leave out because it is tied to the embedding may be missing. The permutation
+    is found once in a merge; with the host's ``cache`` once for several merges.
     """
 
     def __call__(
@@ -192,7 +194,7 @@ class nlm_align(_Together):
         **kwargs: Host,
     ) -> StateDict[Tensor]:
         names = kwargs["key_relation"].outputs
-        plan = PermutationSpec.load(spec)
+        plan = _loaded(spec, names)
         model_b = _read("b", b, names)
         found = _found(plan, a, model_b, (spec, iters, seed), strict, kwargs["cache"])
         return plan.apply(found, model_b, strict=strict)
@@ -221,7 +223,7 @@ class nlm_align_expert(_Together):
         **kwargs: Host,
     ) -> StateDict[Tensor]:
         names = kwargs["key_relation"].outputs
-        plan = PermutationSpec.load(spec)
+        plan = _loaded(spec, names)
         found = _found(plan, a, _read("b", b, names), (spec, iters, seed), strict, kwargs["cache"])
         return plan.apply(found, _read("expert", expert, names), strict=strict)
 
@@ -260,6 +262,22 @@ class nlm_permute:
         alone.check_state_dict({name: model})
         moves = gathers.of(plan.params[name])
         return gather.apply([model], [moves])[0] if moves else model
+
+
+def _loaded(spec: str, names: Iterable[str]) -> PermutationSpec:
+    """A specification, without a head that files leave out because it is tied to an embedding.
+
+    Else what is missing stays, to be refused. Tied are matrices of one layout, of words by units.
+    """
+    plan = PermutationSpec.load(spec)
+    there = {*names, *plan.stacks}
+    written = {
+        dims
+        for name, dims in plan.params.items()
+        if name in there and len(dims) == 2 and not any(references(dims[0]))
+    }
+    params = {n: dims for n, dims in plan.params.items() if n in there or dims not in written}
+    return replace(plan, params=params)
 
 
 def _opened(alignment: str, spec: str) -> tuple[PermutationSpec, gather.Gathers]:

@@ -235,6 +235,28 @@ def test_entries_beside_the_specification(networks: dict) -> None:
         assert all(torch.equal(found[name], each) for name, each in networks["a"].items())
 
 
+def test_a_tied_head_may_be_left_out(tmp_path: Path) -> None:
+    """As files of language models do; not another entry."""
+    make = torch.Generator().manual_seed(0)
+    state = {
+        "embed": torch.randn(20, 8, generator=make), "up": torch.randn(12, 8, generator=make),
+        "gate": torch.randn(12, 8, generator=make), "down": torch.randn(8, 12, generator=make),
+    }  # fmt: skip
+    table = {"embed": (None, "r"), "up": ("f", "r"), "gate": ("f", "r"), "down": ("r", "f")}
+    full, tied = state | {"head": state["embed"]}, {"head": (None, "r")}
+    spec = nlm.PermutationSpec.from_axes_to_perm(table | tied, full)
+    spec.save(tmp_path / "spec.json")
+    moved = spec.apply(spec.random(2), full)
+    del moved["head"]
+    named = {"spec": str(tmp_path / "spec.json")}
+    found = merged(on_nlm.nlm_align(*nodes([state, moved]), **named))
+    assert set(found) == set(state)
+    assert all(torch.equal(found[name], each) for name, each in state.items())
+    del state["gate"]
+    with pytest.raises(ValueError, match=r"got missing 'gate'$"):
+        merged(on_nlm.nlm_align(*nodes([state, moved]), **named))
+
+
 def test_a_recipe_is_text(networks: dict, tmp_path: Path) -> None:
     files = {name: tmp_path / f"{name}.safetensors" for name in "ab"}
     for name, file in files.items():
