@@ -4,7 +4,7 @@ Coordinate descent from the order as it is ends wherever the first visits lead, 
 whose neighbours are not yet in order. The second descent starts from where weights lead that fall
 off from layer to layer: the first layer, whose inputs are in order, settles its units, the second
 then its own, and so on. Of MLPs and VGGs with random weights drawn apart it ended higher (by .2 to
-9 %), and higher than Frank-Wolfe steps, in a tenth of their time.
+9 %), and higher than Frank-Wolfe steps too, in less time.
 """
 
 import re
@@ -47,13 +47,13 @@ def matching(
     if max_sweeps < 1 or len(layers) < 2 or not spec.free:
         return found
     fall = max(_FALL, _RANGE ** (1 / len(layers)))
-    falling = {
-        name: tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        * fall ** layers[_layer(name)]
-        if name in spec.params and tensor.is_floating_point()
-        else tensor
-        for name, tensor in a.items()
-    }
+    falling = dict(a)
+    owners = stacks.stack_of(spec.stacks)
+    for name in stacks.entries(spec.stacks, spec.params):
+        if a[name].is_floating_point():
+            wide = torch.promote_types(a[name].dtype, torch.float32)
+            layer = layers[_layer(owners.get(name, name))]
+            falling[name] = a[name].detach().to(wide) * fall**layer
     first = align.weight_matching(falling, b, spec, seed=seed, max_sweeps=max_sweeps)
     start = first.permutation
     other = align.weight_matching(

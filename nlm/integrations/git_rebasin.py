@@ -103,7 +103,7 @@ def weight_matching(
     seed : of the order of visits; by default drawn from PyTorch's global generator, so that
         ``torch.manual_seed`` settles it and calls in a row differ, as in the published loop.
     frank_wolfe : whether the descent starts from where steps of all permutations together lead
-        (:mod:`nlm.align.frank_wolfe`): a higher objective, in several times the time.
+        (:mod:`nlm.align.frank_wolfe`): mostly a higher objective, in several times the time.
 
     Returns
     -------

@@ -53,7 +53,7 @@ class PermutationCoordinateDescent:
         each model stays where it is.
     logging_level : a number or a name; at "INFO" and below each sweep is logged, by default none.
     frank_wolfe : whether the descent starts from where steps of all groups together lead
-        (:mod:`nlm.align.frank_wolfe`): a higher objective, in several times the time.
+        (:mod:`nlm.align.frank_wolfe`): mostly a higher objective, in several times the time.
 
     Attributes
     ----------
