@@ -23,6 +23,8 @@ def load(host: str) -> list[dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """Whole processes: seconds and peak memory of the host, and of the host on nlm."""
+    if report["host"].startswith("rebasin "):
+        return alignments(report)
     stock = report["host"].partition(" ")[0].replace("-", "_")
     lines = [
         "| method | stock | on nlm | times faster | peak, stock | on nlm | entries that differ |",
@@ -71,6 +73,31 @@ def table(report: dict[str, Any]) -> str:
         f"float32 parameters, {report['threads']} threads; medians of {report['repeat']} runs in "
         f"turns, of which the host needs {report['start_s']:.1f} s to start. {report['machine']}, "
         f"{versions}, nlm at {report['commit']}.",
+    ]
+    return "\n".join(lines)
+
+
+def alignments(report: dict[str, Any]) -> str:
+    """Two networks of random weights, one brought into the other's order, by rebasin and by nlm."""
+    lines = [
+        "| network | parameters | stock | on nlm | times faster | peak, stock | on nlm "
+        "| inner product, stock | on nlm |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['method']} | {row['parameters'] / 1e6:.1f} M | {row['rebasin_s']:.1f} s "
+        f"| {row['nlm_s']:.1f} s | {row['ratio']:.1f} | {row['rebasin_bytes'] / 1e9:.2f} GB "
+        f"| {row['nlm_bytes'] / 1e9:.2f} GB | {row['rebasin_objective']:.5g} "
+        f"| {row['nlm_objective']:.5g} |"
+        for row in report["rows"]
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines += [
+        "",
+        f"{report['host']}, two networks of random weights drawn apart, {report['threads']} "
+        f"threads; medians of {report['repeat']} runs in turns, of which the host needs "
+        f"{report['start_s']:.1f} s to start. {report['machine']}, {versions}, nlm at "
+        f"{report['commit']}.",
     ]
     return "\n".join(lines)
 

@@ -76,7 +76,7 @@ def zip_matching(
         blocks[y, x] = {name: each.T for name, each in blocks[x, y].items()}
     all_ = range(len(models))
     return {
-        group: _clusters(
+        group: clusters(
             torch.cat([torch.cat([blocks[x, y][shown[group]] for y in all_], 1) for x in all_]),
             max(1, round(width * spec.groups[group].size)),
         ).view(len(models), -1)
@@ -84,7 +84,7 @@ def zip_matching(
     }
 
 
-def _clusters(correlation: Tensor, count: int) -> Tensor:
+def clusters(correlation: Tensor, count: int) -> Tensor:
     """The cluster of every unit, counted in the order of their first units."""
     if len(correlation) < 2:
         return torch.zeros(len(correlation), dtype=torch.int64)

@@ -51,6 +51,25 @@ def test_a_host_may_be_timed_without_its_start(
     assert "| `ties, sum` | 14.00 s | 1.75 s | 8.0 |" in text
 
 
+def test_an_alignment_has_a_table_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"method": "mlp", "parameters": 10_000_000, "rebasin_s": 30.04, "nlm_s": 15.0}
+    row |= {"ratio": 2.003, "rebasin_bytes": 1e9, "nlm_bytes": 5e8}
+    row |= {"rebasin_objective": 99.123456, "nlm_objective": 101.0}
+    report = {
+        "host": "rebasin 0.0.47", "start_s": 3.0, "threads": 2, "repeat": 3, "machine": "one",
+        "versions": {"torch": "2.13.0"}, "commit": "abc", "rows": [row],
+    }  # fmt: skip
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "host_rebasin.json").write_text(json.dumps(report))
+    monkeypatch.setattr(backends_page, "RESULTS", tmp_path)
+    text = backends_page.filled("<!-- results of rebasin -->\n<!-- end -->")
+    line = "| mlp | 10.0 M | 30.0 s | 15.0 s | 2.0 | 1.00 GB | 0.50 GB | 99.123 | 101 |"
+    assert line in text.splitlines()
+    assert "the host needs 3.0 s to start" in text
+
+
 def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     save_file({"w": torch.tensor([1.0, -4.0]), "v": torch.ones(2)}, files[0])

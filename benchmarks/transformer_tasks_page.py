@@ -1,0 +1,125 @@
+"""Writes docs/transformer_tasks.md: merged tasks of small transformers, from the committed results.
+
+    python benchmarks/transformer_tasks_page.py
+
+A test fails where the page is not what this script would write.
+"""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "transformer_tasks.md"
+RESULTS = ROOT / "benchmarks" / "experiments" / "results"
+
+KINDS = {"vit": "A vision transformer of letters", "gpt": "A character GPT"}
+PLACES = {
+    "nonlocal": "two foundations, not aligned (control)",
+    "permuted": "two foundations, permuted by weights",
+    "permuted by activations": "two foundations, permuted by activations",
+    "rotated": "two foundations, stream and heads rotated",
+    "local": "one foundation",
+}
+CORRECTIONS = {
+    "plain": "not corrected",
+    "repair": "REPAIR",
+    "tact": "TACT",
+    "tact_lambda0": "TACT, scale 0",
+    "probe": "probe, 128 labels",
+}
+SOLVED = {
+    "tact": "TACT",
+    "refit_default": "refit",
+    "refit": "refit, ridge chosen",
+    "refit_tact": "refit, then TACT",
+}
+
+INTRODUCTION = """# Tasks of small transformers
+
+Made by `benchmarks/transformer_tasks_page.py` from the results of
+`benchmarks/experiments/transformer_tasks.py`. Two foundations of other seeds and batches are
+fine-tuned for a task in turn; the experts are merged by Task Arithmetic and corrected. Normalised
+test accuracy (merged / expert), the mean over the tasks with its standard deviation over the seeds,
+and the worst task's mean. REPAIR and TACT see 128 unlabelled samples a task and the scale is chosen
+on validation data; refit sees {images} samples, at a scale of {scale}, beside TACT at the same."""
+
+
+def load(kind: str) -> dict[str, Any] | None:
+    path = RESULTS / f"transformer_tasks_{kind}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def page() -> str:
+    parts = []
+    for kind, title in KINDS.items():
+        if found := load(kind):
+            introduction = INTRODUCTION.format(**found["refit"])
+            parts += [f"## {title}", *section(found)]
+    return "\n\n".join([introduction, *parts]) + "\n"
+
+
+def section(found: dict[str, Any]) -> list[str]:
+    """A kind's tasks, its tables, and what they say."""
+    seeds, settings = found["seeds"], found["settings"]
+    size = settings["size"]
+    first = next(iter(seeds.values()))
+    tasks = ", ".join(
+        f"{name} {mean(each['experts'][name] for each in seeds.values()):.2f}"
+        for name in first["experts"]
+    )
+    told = (
+        f"{size['depth']} layers of width {size['width']}, {settings['steps']} steps; seeds "
+        f"{', '.join(seeds)}. The experts' own accuracies: {tasks}."
+    )
+    parts = [told]
+    for count in next(iter(first["rows"].values())):
+        rows = {place: [each["rows"][place][count] for each in seeds.values()] for place in PLACES}
+        parts += [f"### {count} tasks", table(rows, CORRECTIONS)]
+    solved = {place: [each["refits"][place] for each in seeds.values()] for place in PLACES}
+    return [*parts, "### The same, solved anew", table(solved, SOLVED), verdict(solved)]
+
+
+def table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, str]) -> str:
+    """place -> the scores of each seed, under each correction."""
+    lines = [
+        f"| experts of | {' | '.join(columns.values())} |", f"|---|{'--:|' * len(columns)}"
+    ]  # fmt: skip
+    for place, seeds in rows.items():
+        cells = [_scores([each[name] for each in seeds]) for name in columns]
+        lines.append(f"| {PLACES[place]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdict(solved: dict[str, list[dict[str, Any]]]) -> str:
+    """How far the best of each treatment is from local merging under the same."""
+
+    def average(place: str, name: str) -> float:
+        return mean(each[name]["average"] for each in solved[place])
+
+    text = []
+    for name, title in SOLVED.items():
+        best = max((place for place in PLACES if place != "local"), key=lambda p: average(p, name))
+        behind = 100 * (average("local", name) - average(best, name))
+        text.append(
+            f"{title}: best where the experts are of {PLACES[best]} ({average(best, name):.3f}), "
+            f"{behind:.1f} points behind one foundation and "
+            f"{100 * (average(best, name) - average('nonlocal', name)):.1f} above the control."
+        )
+    return " ".join(each[0].upper() + each[1:] for each in text)
+
+
+def _scores(found: list[dict[str, float]]) -> str:
+    averages = [each["average"] for each in found]
+    spread = f" ± {stdev(averages):.3f}" if len(averages) > 1 else ""
+    worst = [each["worst"] for each in found if "worst" in each]
+    return f"{mean(averages):.3f}{spread}" + (f" / {mean(worst):.2f}" if worst else "")
+
+
+def main() -> None:
+    PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()
