@@ -5,6 +5,7 @@
 A test fails where they are not what this script would write.
 """
 
+import ast
 import subprocess
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,12 @@ ROOMS = {
     "nlm.streaming": "Merging chunk by chunk",
     "nlm.report": "Reports",
     "nlm.integrations.mergekit": "mergekit",
+    "nlm.integrations.fusion_bench": "FusionBench",
+    "nlm.integrations.peft": "PEFT",
+    "nlm.integrations.git_rebasin": "Git Re-Basin's functions",
+    "nlm.integrations.zipit": "ZipIt's functions",
+    "nlm.integrations.rebasin": "rebasin's classes",
+    "nlm.integrations.sd_mecha": "sd-mecha",
 }
 WITHOUT_ALL = {
     "nlm.pipeline": ("merge_nonlocal", "align_experts", "choose", "Aligned", "Choice"),
@@ -52,9 +59,23 @@ def pages() -> dict[str, str]:
 
 def names(room: str) -> list[str]:
     """The public names of a room that have a docstring of their own."""
+    if ".integrations." in room:  # the host need not be there
+        return [name for name in _listed(room) if not name.isupper()]
     known = WITHOUT_ALL.get(room) or import_module(room).__all__
     module = import_module(room)
     return [name for name in known if callable(getattr(module, name))]
+
+
+def _listed(room: str) -> list[str]:
+    """``__all__`` of a module that is not imported."""
+    path = ROOT.joinpath(*room.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    [found] = (
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    )
+    return ast.literal_eval(found)
 
 
 def operations() -> list[str]:
