@@ -193,7 +193,8 @@ def assignment(
         Whether the sum is to be largest.
     start : Assignment, optional
         What was returned for similar costs, with the same ``maximize``: saves work where few rows
-        have changed. The sum is the optimum whatever the start.
+        have changed. The sum is the optimum whatever the start; the duals are rounded as its own
+        are, so that those of much larger costs certify no small difference.
     changed : Tensor of bool, shape [..., n], optional
         The rows whose costs may differ from those that ``start`` was solved for. Others are taken
         to be as they were, and most of them are not read: the sum is the optimum if that is true,

@@ -68,13 +68,14 @@ def scaled(tensor: Tensor, scale: str, generator: torch.Generator) -> Tensor:
 
 def unfit(name: str) -> tuple[str, ...]:
     """What an operator does not take, or no exact comparison fits: the roundings of equal products
-    do not cancel, and of equal costs one solution is as good as another.
+    do not cancel, of equal costs one solution is as good as another, and the duals are no more
+    exact than those of the start.
     """
     if CASES[name].products is not None:
         return ("one row for all", "equal")
     if name == "scale_shift_out_":  # what it writes to is laid out as what it reads
         return LAYOUTS[1:]
-    tied = ("one row for all", "equal", "zero", "subnormal")
+    tied = ("one row for all", "equal", "zero", "subnormal", "small")  # the start's duals are not
     return tied if CASES[name].judged is not None else ()
 
 
