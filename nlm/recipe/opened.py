@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nlm._names import is_statistic, matches
+from nlm._names import matches
 from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, open_checkpoint
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Output, Recipe
@@ -59,21 +59,18 @@ def merged(recipe: Recipe, start: Checkpoint) -> list[str]:
     return [
         name
         for name, entry in start.tensors.items()
-        if entry.is_float and not is_statistic(name) and not matches(name, recipe.heads)
+        if entry.is_weight and not matches(name, recipe.heads)
     ]
 
 
 def written_bytes(recipe: Recipe, start: Checkpoint) -> int:
     """Bytes of the tensors of the result."""
-    total = 0
-    for name, entry in start.tensors.items():
-        if matches(name, recipe.heads):
-            continue
-        dtype = entry.dtype
-        if recipe.output.dtype is not None and entry.is_float and not is_statistic(name):
-            dtype = DTYPES[recipe.output.dtype]
-        total += entry.size * ITEM_BYTES[dtype]
-    return total
+    dtype = DTYPES[recipe.output.dtype] if recipe.output.dtype else None
+    return sum(
+        entry.size * ITEM_BYTES[entry.type_as(dtype)]
+        for name, entry in start.tensors.items()
+        if not matches(name, recipe.heads)
+    )
 
 
 def is_moved(recipe: Recipe, expert: Expert) -> bool:

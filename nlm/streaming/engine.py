@@ -56,7 +56,7 @@ def run(
     digest: bool = True,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
-    write_others: Callable[[Path, Mapping[str, Any]], None] | None = None,
+    write_others: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> Report:
     """Merges checkpoints into a new one, which appears whole or not at all.
 
@@ -69,7 +69,8 @@ def run(
     digest : computes the files' SHA-256, without which nothing can be resumed.
     progress : called with what is being done and the share of bytes; may raise to stop.
     ranks : the processes that merge together, by default this one.
-    write_others : called with the folder and what was written, to add other files.
+    write_others : called with the folder and what was written, file -> {"sha256": ...}, to add
+        other files; what it changes in a file it changes there too.
 
     Raises
     ------
