@@ -1,6 +1,6 @@
 """Finds everything that is wrong with a merge before any work: only headers are read.
 
-Torch is imported only where models are aligned.
+Torch is imported only where models are aligned, permuted or corrected.
 """
 
 import os
@@ -12,7 +12,7 @@ from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint
 from nlm.checkpoint.names import contains, wrong_name
-from nlm.recipe.methods import BY_WEIGHTS, METHODS, NUMBERS
+from nlm.recipe.methods import METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
     is_moved,
@@ -22,8 +22,13 @@ from nlm.recipe.opened import (
     work_bytes,
     written_bytes,
 )
-from nlm.recipe.recipe import Alignment, Number, Recipe
+from nlm.recipe.recipe import Number, Recipe
 from nlm.recipe.values import Values, layers
+
+_SHAPELESS = {
+    "hidden_act", "activation_function", "rope_theta", "layer_norm_eps", "rms_norm_eps",
+    "layer_norm_epsilon", "feed_forward_proj",
+}  # fmt: skip
 
 
 def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) -> list[str]:
@@ -32,7 +37,8 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
     Found are files that are missing or damaged, entries that are missing or extra, shapes,
     vocabularies and types that differ, heads and filters that match nothing, numbers that are
     missing or that a method cannot use together, an architecture or a specification that cannot be
-    aligned, an output that exists, and a disk that is too small for it.
+    aligned, data that is missing or does not fit its model, a correction that cannot be done or
+    kept, an output that exists, a disk or a memory that is too small.
 
     Parameters
     ----------
@@ -44,7 +50,8 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
     if (start := opened.start) is not None:
         found += _models(recipe, opened, start)
         found += _numbers(recipe, start)
-        found += _alignment(recipe, opened)
+        found += _architectures(recipe, opened, start)
+        found += _modules(recipe, opened)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:
         size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
@@ -167,11 +174,7 @@ def _filters(recipe: Recipe, names: list[str]) -> Iterator[str]:
 
 
 def _files(recipe: Recipe) -> Iterator[str]:
-    """Whether the other files are there."""
-    if recipe.correct is not None:
-        yield recipe.where("correct") + (
-            "a correction is fitted in Python (nlm.Tact.fit, nlm.refit), got 'correct' in a recipe"
-        )
+    """Whether the permutations are there."""
     for expert in recipe.experts:
         if expert.permutation is not None and not os.path.isfile(expert.permutation):
             yield recipe.where("experts", expert.name, "permutation") + (
@@ -179,45 +182,36 @@ def _files(recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _alignment(recipe: Recipe, opened: Opened) -> Iterator[str]:
-    """Whether models that are permuted have a specification that is theirs."""
-    where = recipe.where("align")
-    align = recipe.align or Alignment(None)
-    if recipe.aligns and (align.method not in BY_WEIGHTS or align.data is not None):
-        yield where + (
-            f"a recipe aligns by {' or '.join(BY_WEIGHTS)}, got {align.method!r}"
-            f"{' with data' if align.data else ''}: align by activations with nlm align, and give "
-            "its file as the experts' permutation"
-        )
-    names = [each.name for each in recipe.experts if is_moved(recipe, each)]
-    moved = {name: opened.experts[name] for name in names if name in opened.experts}
-    if not moved:
-        return
-    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
-    folder = next((each.folder for each in models if each is not None and each.folder), None)
-    if align.spec is None and folder is None:
-        yield where + (
-            "a file of weights is permuted by a specification, got none: write "
-            "'align: {spec: FILE}'"
-        )
-        return
-    from nlm.streaming.permuted import check_fits
-    from nlm.symmetry import PermutationSpec
-    from nlm.symmetry.pretrained import trace_config
+def _modules(recipe: Recipe, opened: Opened) -> Iterator[str]:
+    """Whether what needs more than files can be done: alignment, correction and their data."""
+    moves = any(is_moved(recipe, each) for each in recipe.experts)
+    if moves or recipe.aligns or recipe.correct is not None:
+        from nlm.recipe.check_modules import problems
 
-    try:
-        if align.spec is None:
-            spec = trace_config(str(folder))
-        else:
-            spec = PermutationSpec.load(align.spec)
-    except (OSError, ValueError, ImportError) as error:
-        yield where + sentence_of(error)
-        return
-    for name, model in moved.items():
-        try:
-            check_fits(spec, model)
-        except ValueError as error:
-            yield recipe.where("experts", name) + sentence_of(error)
+        yield from problems(recipe, opened)
+
+
+def _architectures(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
+    """Whether the configurations are of one architecture, as far as shapes do not show it."""
+    ours = start.config or {}
+    others = {
+        **{("experts", name): each for name, each in opened.experts.items()},
+        **{("foundations", name): each for name, each in opened.foundations.items()},
+    }
+    for (kind, name), other in others.items():
+        theirs = other.config or {}
+        keys = [key for key in ours if key in theirs and _is_of_architecture(key)]
+        for key in keys:
+            if ours[key] != theirs[key]:
+                yield recipe.where(kind, name) + (
+                    f"the models are of one architecture, got {key} {theirs[key]!r} in "
+                    f"{kind.removesuffix('s')} {name!r} and {ours[key]!r} in the start"
+                )
+
+
+def _is_of_architecture(key: str) -> bool:
+    """Whether a setting changes what is computed and no weight's shape."""
+    return key == "model_type" or "_heads" in key or key in _SHAPELESS
 
 
 def _output(path: Path, size: int, force: bool) -> Iterator[str]:

@@ -14,7 +14,7 @@ A recipe of nlm with every key (``docs/recipes.md`` has them in a table)::
         density: [{filter: mlp, value: 0.3}, {value: 0.2}]
     method: ties
     parameters: {scale: 0.4, density: 0.2, dialect: mergekit}
-    correct: {method: tact, samples: 128, data: {digits: digits.txt, greek: package.module:function}}
+    correct: {method: tact, samples: 128, data: {digits: d.txt, greek: package.module:function}}
     heads: [classifier]
     output: {path: merged, dtype: bfloat16, shard: 5GB, per_task: folded}
 

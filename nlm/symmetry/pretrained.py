@@ -105,29 +105,37 @@ def build_model(
     return model.to(device).eval()  # a few parameters ignore the device they are made under
 
 
-def load_model(source: str, model_class: str | None = None, random: bool = False) -> nn.Module:
-    """The model of a folder or an id with its weights in float32.
+def load_model(
+    source: str,
+    model_class: str | None = None,
+    random: bool = False,
+    *,
+    config: Any = None,
+    dtype: torch.dtype | str = torch.float32,
+    plain: bool = False,
+) -> nn.Module:
+    """The model of a folder or an id with its weights in float32, in evaluation mode.
 
     Parameters
     ----------
     random : draw the weights where there are none.
+    config : another configuration than the folder's: of the same network with another head, whose
+        weights are drawn.
+    dtype : another type; "auto" is that of the file.
+    plain : leaves experts computed as transformers would, see :func:`build_model`.
 
     Raises
     ------
     FileNotFoundError
         There are no weights, and ``random`` is false.
     """
-    config = read_config(source)
-    chosen = _class_of(config, model_class)
+    own: dict[str, Any] = {} if config is None else {"config": copy.deepcopy(config)}
+    own |= {} if plain else {"experts_implementation": "batched_mm"}
+    chosen = _class_of(config or read_config(source), model_class)
     folder = Path(source).parent if Path(source).is_file() else source
     try:
-        with _no_progress_bar():
-            model = chosen.from_pretrained(
-                folder,
-                local_files_only=True,
-                dtype=torch.float32,
-                experts_implementation="batched_mm",
-            )
+        with _quiet(config is not None):
+            model = chosen.from_pretrained(folder, local_files_only=True, dtype=dtype, **own)
     except OSError as error:
         if random:
             return build_model(source, model_class)
@@ -228,14 +236,18 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keeps transformers' bar for loading weights off the terminal."""
+def _quiet(warnings: bool) -> Iterator[None]:
+    """Keeps transformers' bar for loading weights off the terminal, and warnings of weights that
+    are drawn where they are meant to be."""
     logging = _transformers().utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if warnings:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
