@@ -16,13 +16,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nlm.checkpoint import read_tensors
 from nlm.checkpoint.names import file_name
 from nlm.correct.by_name import load_correction
 from nlm.merge.result import Merged
-from nlm.symmetry.pretrained import load_model, read_config
+from nlm.symmetry.pretrained import entry_names, load_model, read_config
 
 SIDE_CAR = "nlm_correction.safetensors"
 HEADS = "heads"
@@ -101,7 +101,7 @@ def with_head(folder: Path, task: str, dtype: torch.dtype | str = "auto") -> nn.
     settings = file.with_suffix(".json")
     config = read_config(str(settings)) if settings.is_file() else None
     model = load_model(str(folder), config=config, dtype=dtype, plain=True)
-    own, _ = read_tensors(file)
+    own = _head(file, model)
     entries = model.state_dict()
     for name, tensor in own.items():
         if name not in entries or entries[name].shape != tensor.shape:
@@ -122,7 +122,7 @@ def _all_tasks(folder: Path, tasks: tuple[str, ...], dtype: torch.dtype | str) -
     """The network of the first task with the heads of all."""
     first = with_head(folder, tasks[0], dtype)
     heads = {
-        task: read_tensors(folder / HEADS / f"{file_name(task)}.safetensors")[0] for task in tasks
+        task: _head(folder / HEADS / f"{file_name(task)}.safetensors", first) for task in tasks
     }
     own = {name for head in heads.values() for name in head}
     shared = {name: tensor for name, tensor in first.state_dict().items() if name not in own}
@@ -132,6 +132,13 @@ def _all_tasks(folder: Path, tasks: tuple[str, ...], dtype: torch.dtype | str) -
             for task, head in heads.items()
         }
     return Merged(shared, heads, {}, {}).model(first)
+
+
+def _head(file: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The entries of a head by the names that the model has for them."""
+    own, _ = read_tensors(file)
+    names = entry_names(model, own)
+    return {names[name]: tensor for name, tensor in own.items()}
 
 
 def _names(folder: Path, pattern: str, of: Callable[[Path], str]) -> tuple[str, ...]:

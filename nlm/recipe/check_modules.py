@@ -9,7 +9,7 @@ from nlm.checkpoint import Checkpoint
 from nlm.correct.batch_norm import is_kept
 from nlm.recipe.data import check_data
 from nlm.recipe.methods import BESIDE_WEIGHTS, BY_WEIGHTS
-from nlm.recipe.modules import hollow_module
+from nlm.recipe.modules import hollow_module, names_of
 from nlm.recipe.opened import Opened, is_moved, sentence_of
 from nlm.recipe.recipe import Alignment, Recipe
 from nlm.streaming.permuted import check_fits
@@ -76,8 +76,9 @@ def _alignment(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]
         return
     for name, model in moved.items():
         try:
-            check_fits(spec, model)
-        except ValueError as error:
+            own = None if model.folder is None else hollow.get(model.path)
+            check_fits(spec, model, None if own is None else names_of(model, own))
+        except _KNOWN as error:
             yield recipe.where("experts", name) + sentence_of(error)
 
 
@@ -147,11 +148,10 @@ def _correction(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str
                 check_data(text, model, str(expert.path), _CALLER)
             except _KNOWN as error:
                 yield recipe.where("correct", name) + sentence_of(error)
-        if unknown := expert.tensors.keys() - model.state_dict().keys():
-            yield here + (
-                f"a corrected model has the names of its files, got {min(unknown)!r}, which "
-                f"{type(model).__name__} calls otherwise"
-            )
+        try:
+            names_of(expert, model)
+        except ValueError as error:
+            yield here + sentence_of(error)
     if built:
         yield from _kept(recipe, built)
 

@@ -23,7 +23,7 @@ from nlm.correct import Correction, correct
 from nlm.loading import SIDE_CAR, TASKS
 from nlm.merge.result import Merged
 from nlm.recipe.data import open_data
-from nlm.recipe.modules import hollow_module
+from nlm.recipe.modules import hollow_module, names_of
 from nlm.recipe.recipe import Recipe
 from nlm.statistics import attention_mask
 from nlm.statistics.data import sample_count
@@ -83,7 +83,7 @@ class Calibration:
         inner = fitted.model if isinstance(fitted, Correction) else fitted
         if inner is not model:
             assert isinstance(inner, MultiTaskModel) and isinstance(inner.states, Merged)
-            _rewrite(folder, inner.states, files)
+            _rewrite(folder, next(iter(experts.values())), inner.states, files)
         for left in folder.glob(f".{SIDE_CAR}.*"):  # of a process that died here
             left.unlink()
         shutil.rmtree(folder / TASKS, ignore_errors=True)
@@ -190,20 +190,18 @@ def _merged(
     return Merged(shared, own, {}, {}).model(first)
 
 
-def _rewrite(folder: Path, states: Mapping[str, Tensor], files: dict[str, Any]) -> None:
+def _rewrite(
+    folder: Path, model: nn.Module, states: Mapping[str, Tensor], files: dict[str, Any]
+) -> None:
     """Writes the weights into the files of a checkpoint, where they stand and as they are typed."""
     checkpoint = open_checkpoint(folder)
-    if unknown := [name for name in checkpoint.tensors if name not in states]:
-        raise ValueError(
-            f"nlm.recipe: a corrected model has the names of its files, got {unknown[0]!r}, which "
-            "transformers calls otherwise"
-        )
+    names = names_of(checkpoint, model)
     for file in checkpoint.files:
         with file.open("r+b") as opened:
             for entry in checkpoint.tensors.values():
                 if entry.file == file and entry.is_float:
                     dtype = getattr(torch, TORCH_TYPES[entry.dtype])
-                    made = states[entry.name].detach().to("cpu", dtype).contiguous()
+                    made = states[names[entry.name]].detach().to("cpu", dtype).contiguous()
                     if not bool(made.isfinite().all()):
                         raise ValueError(
                             f"nlm.recipe: corrected weights are finite in {dtype}, got NaN or inf "

@@ -220,12 +220,13 @@ class _Models:
         if not permutation:
             return checkpoint if is_aligned(checkpoint) else write_aligned(checkpoint, file)
         from nlm.recipe.aligning import digest
+        from nlm.recipe.modules import names_of
         from nlm.streaming.permuted import write_permuted
 
         self.moved.append(f"{name}: {digest(permutation)}")
         return write_permuted(
             checkpoint, self.foundations.spec, permutation, file,
-            lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0),
+            lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0), names_of(checkpoint),
         )  # fmt: skip
 
     def _base(self) -> Checkpoint:

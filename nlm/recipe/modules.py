@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from nlm.symmetry.pretrained import build_model, load_model
+from nlm.checkpoint import Checkpoint
+from nlm.symmetry.pretrained import build_model, entry_names, load_model
 
 
 def load_module(path: Path) -> nn.Module:
@@ -20,3 +21,16 @@ def load_module(path: Path) -> nn.Module:
 def hollow_module(path: Path) -> nn.Module:
     """The model of a folder without its weights."""
     return build_model(str(path), device="meta")
+
+
+def names_of(checkpoint: Checkpoint, model: nn.Module | None = None) -> dict[str, str]:
+    """Name in a checkpoint -> what its model calls it; files of weights have no model.
+
+    Raises
+    ------
+    ValueError
+        See :func:`nlm.symmetry.pretrained.entry_names`.
+    """
+    if checkpoint.folder is None:
+        return {name: name for name in checkpoint.tensors}
+    return entry_names(model or hollow_module(checkpoint.path), checkpoint.tensors)

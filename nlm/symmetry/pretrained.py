@@ -9,7 +9,7 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,47 @@ def read_config(source: Any) -> Any:
             f"nlm.trace_config: a config.json names a model_type that transformers "
             f"{transformers.__version__} knows, got {name!r}"
         ) from error
+
+
+def entry_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """What a model calls the entries of its files; transformers renames some as it reads them.
+
+    Parameters
+    ----------
+    model : with or without weights. names : as they stand in the files.
+
+    Raises
+    ------
+    ValueError
+        An entry that is none of the model's, or only together with others.
+    """
+    entries = model.state_dict().keys()
+    found = {name: name for name in names}
+    if not (left := [name for name in found if name not in entries]):
+        return found
+    rename = _renaming(model, entries)
+    for name in left:
+        found[name] = rename(name)
+        if found[name] not in entries:
+            raise ValueError(
+                f"nlm: the entries of a model's files are those of its class one by one, got "
+                f"{name!r}, which is none of {type(model).__name__}"
+            )
+    return found
+
+
+def _renaming(model: Any, entries: Iterable[str]) -> Callable[[str], str]:
+    """What transformers makes of a name, from version 5 on."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:
+        return lambda name: name
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    known = dict.fromkeys(entries, True)
+    prefix = getattr(model, "base_model_prefix", None)
+    return lambda name: str(rename_source_key(name, renamings, [], prefix, known)[0])
 
 
 def make_inputs(model: nn.Module) -> dict[str, Any]:
