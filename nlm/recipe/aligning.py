@@ -13,10 +13,12 @@ from nlm.align.result import Move
 from nlm.checkpoint import Checkpoint, open_checkpoint, read_tensors, write_tensors
 from nlm.recipe.data import open_data
 from nlm.recipe.methods import BY_WEIGHTS
-from nlm.recipe.modules import hollow_module, load_module
+from nlm.recipe.modules import hollow_module, load_module, names_of
 from nlm.recipe.recipe import Recipe
+from nlm.streaming.permuted import check_fits
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.pretrained import make_inputs, trace_config
+from nlm.symmetry.transfer import transferred
 
 Progress = Callable[[str, float], None]
 CALLER = "nlm.recipe"
@@ -82,6 +84,20 @@ class Foundations:
                 )
         return self._spec
 
+    def permuted(
+        self, model: nn.Module, path: Path, permutation: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The state dict of an expert in the first foundation's order."""
+        spec, own = self.of_model(open_checkpoint(path), permutation)
+        return spec.apply(own, model.state_dict())
+
+    def of_model(
+        self, checkpoint: Checkpoint, permutation: Mapping[str, Tensor]
+    ) -> tuple[PermutationSpec, Mapping[str, Tensor]]:
+        """The specification of an expert, whose head may be another one, and its permutation."""
+        spec = spec_for(self.spec, checkpoint)
+        return spec, permutation if spec is self.spec else transferred(permutation, self.spec, spec)
+
     @property
     def rotates(self) -> bool:
         """Whether every model changes, the first foundation's too."""
@@ -117,6 +133,29 @@ class Foundations:
             self.progress(f"proving what may be permuted in {path.name}", 0.0)
             self.spec.verify(model, (), make_inputs(model))
         return model
+
+
+def spec_for(
+    spec: PermutationSpec, checkpoint: Checkpoint, hollow: nn.Module | None = None
+) -> PermutationSpec:
+    """The specification that fits a checkpoint: the foundations', or where its head is another one
+    that of its own configuration.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    try:
+        check_fits(spec, checkpoint, names_of(checkpoint, hollow))
+        return spec
+    except ValueError:
+        if checkpoint.folder is None:
+            raise
+    own = trace_config(str(checkpoint.folder))
+    transferred({}, spec, own)
+    check_fits(own, checkpoint, names_of(checkpoint, hollow))
+    return own
 
 
 def write_moved(path: Path, move: Move, file: Path) -> Checkpoint:

@@ -84,11 +84,11 @@ def _models(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
     }
     if recipe.base is not None and opened.base is None:
         return  # what the others would be compared with
-    names = {name for each in opened.experts.values() for name in each.tensors}
+    names = {name for each in (start, *others.values()) for name in each.tensors}
     for pattern in recipe.heads:
         if not opened.problems and not any(matches(name, (pattern,)) for name in names):
             yield (
-                recipe.where("heads") + "a pattern of heads matches an entry of an expert, got "
+                recipe.where("heads") + "a pattern of heads matches an entry of a model, got "
                 f"{pattern!r}"
             )
     for (kind, name), other in others.items():

@@ -7,6 +7,7 @@ from torch import nn
 
 from nlm.checkpoint import Checkpoint
 from nlm.correct.batch_norm import is_kept
+from nlm.recipe.aligning import spec_for
 from nlm.recipe.data import check_data
 from nlm.recipe.methods import BESIDE_WEIGHTS, BY_WEIGHTS
 from nlm.recipe.modules import hollow_module, names_of
@@ -54,7 +55,8 @@ def _alignment(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]
     align = recipe.align or Alignment(None)
     if recipe.aligns and align.method not in BY_WEIGHTS:
         yield from _seen(recipe, opened, hollow)
-    names = [each.name for each in recipe.experts if is_moved(recipe, each)]
+    is_whole = recipe.aligns and align.method == "orthogonal"
+    names = [each.name for each in recipe.experts if is_whole or is_moved(recipe, each)]
     moved = {name: opened.experts[name] for name in names if name in opened.experts}
     if not moved:
         return
@@ -77,7 +79,10 @@ def _alignment(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]
     for name, model in moved.items():
         try:
             own = None if model.folder is None else hollow.get(model.path)
-            check_fits(spec, model, None if own is None else names_of(model, own))
+            if is_whole:
+                check_fits(spec, model, names_of(model, own))
+            else:
+                spec_for(spec, model, own)
         except _KNOWN as error:
             yield recipe.where("experts", name) + sentence_of(error)
 

@@ -89,6 +89,8 @@ class Calibration:
         shutil.rmtree(folder / TASKS, ignore_errors=True)
         if isinstance(fitted, Correction) and self.recipe.output.per_task == "folded":
             self._fold(folder, fitted, experts, shard_bytes, like)
+            for file in sorted((folder / TASKS).rglob("*.safetensors")):
+                files[str(file.relative_to(folder))] = {"sha256": _digest(file, files)}
         elif isinstance(fitted, Correction):
             fitted.save(folder / SIDE_CAR, force=True)
             files[SIDE_CAR] = {"sha256": _digest(folder / SIDE_CAR, files)}

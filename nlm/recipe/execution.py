@@ -224,8 +224,9 @@ class _Models:
         from nlm.streaming.permuted import write_permuted
 
         self.moved.append(f"{name}: {digest(permutation)}")
+        spec, permutation = self.foundations.of_model(checkpoint, permutation)
         return write_permuted(
-            checkpoint, self.foundations.spec, permutation, file,
+            checkpoint, spec, permutation, file,
             lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0), names_of(checkpoint),
         )  # fmt: skip
 
@@ -244,15 +245,15 @@ class _Models:
         first = next(iter(foundations.values()))
         if len(foundations) == 1:
             return first
-        file = self.work / "base.safetensors"
+        folder = self.work / "base"  # which may leave heads out, as a file may not
         if not self.makes:
-            return open_checkpoint(file)
+            return open_checkpoint(folder)
         mean = Plan(
-            file, foundations, None, "linear",
+            folder, foundations, None, "linear",
             lambda parameter, task, tensor: 1.0, heads=recipe.heads, memory=self.memory,
         )  # fmt: skip
         run(mean, sync=False, digest=False, progress=self.progress)
-        return open_checkpoint(file)
+        return open_checkpoint(folder)
 
     # --- after the merge --------------------------------------------------------------------------
 
@@ -289,7 +290,7 @@ class _Models:
             model = self.foundations.copied(model)
             model.load_state_dict(state)
         elif permutation := self._permutation(expert):
-            model.load_state_dict(self.foundations.spec.apply(permutation, model.state_dict()))
+            model.load_state_dict(self.foundations.permuted(model, expert.path, permutation))
         return model
 
     def _write_head_configs(self, folder: Path) -> None:

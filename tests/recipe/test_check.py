@@ -111,7 +111,7 @@ def test_types():
 def test_heads_and_filters_that_match_nothing():
     text = RECIPE.replace("0.5", "[{filter: mpl, value: 1}, {value: 2}]")
     assert found(text + "heads: [hed, head]\n") == [
-        "r.yaml:6: a pattern of heads matches an entry of an expert, got 'hed'",
+        "r.yaml:6: a pattern of heads matches an entry of a model, got 'hed'",
         "r.yaml:4: a filter is part of a tensor's name, got 'mpl', which is in none, such as "
         "'embed.weight'",
     ]
