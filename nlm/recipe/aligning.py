@@ -53,11 +53,11 @@ class Foundations:
             what = f"aligning {name} with {first[0]}"
             self.progress(what, 0.0)
             other = self._model(path)
-            found = align(
-                start, other, self.spec, method,
-                progress=lambda number, value, what=what: self.progress(f"{what}: {number}", 0.0),
-                **options,
-            )  # fmt: skip
+
+            def report(number: int, value: float, what: str = what) -> None:
+                self.progress(f"{what}: {number}", 0.0)
+
+            found = align(start, other, self.spec, method, progress=report, **options)
             self.results[name] = found
             similar = found.report.correlation
             mean = sum(similar.values()) / len(similar) if similar else 1.0

@@ -15,13 +15,16 @@ from nlm.checkpoint.names import contains, wrong_name
 from nlm.recipe.methods import METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
+    beside_bytes,
     is_moved,
+    memory_bytes,
     merged,
     open_all,
     sentence_of,
     work_bytes,
     written_bytes,
 )
+from nlm.recipe.rates import available_memory
 from nlm.recipe.recipe import Number, Recipe
 from nlm.recipe.values import Values, layers
 
@@ -54,9 +57,13 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
         found += _modules(recipe, opened)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:
-        size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
+        size = 0
+        if start is not None:
+            size = written_bytes(recipe, start) + work_bytes(recipe, opened)
+            size += beside_bytes(recipe, opened)
         found += (recipe.where("output") + each for each in _output(target, size, force))
         found += (recipe.where("output") + each for each in _apart(recipe, opened, target))
+    found += _memory(recipe, opened)
     for expert in recipe.experts:
         if sentence := wrong_name(expert.name):
             found.append(recipe.where("experts", expert.name) + sentence)
@@ -212,6 +219,16 @@ def _architectures(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterato
 def _is_of_architecture(key: str) -> bool:
     """Whether a setting changes what is computed and no weight's shape."""
     return key == "model_type" or "_heads" in key or key in _SHAPELESS
+
+
+def _memory(recipe: Recipe, opened: Opened) -> Iterator[str]:
+    """Whether the models that are held at once fit into memory, where the system tells its size."""
+    needed, free = memory_bytes(recipe, opened), available_memory()
+    if free is not None and needed > free:
+        what = "correct" if recipe.correct is not None else "align"
+        yield recipe.where(what) + (
+            f"the models that are held at once fit into memory, got {needed} bytes for {free} free"
+        )
 
 
 def _output(path: Path, size: int, force: bool) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What is wrong with the alignment and the correction of a recipe, from models without weights."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from nlm.recipe.opened import Opened, is_moved, sentence_of
 from nlm.recipe.recipe import Alignment, Recipe
 from nlm.streaming.permuted import check_fits
 from nlm.symmetry import PermutationSpec
+from nlm.symmetry.layout import references
+from nlm.symmetry.permutation import index_shape
 from nlm.symmetry.pretrained import trace_config
 
 _CALLER = "nlm.recipe"
@@ -55,26 +58,21 @@ def _alignment(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]
     align = recipe.align or Alignment(None)
     if recipe.aligns and align.method not in BY_WEIGHTS:
         yield from _seen(recipe, opened, hollow)
-    is_whole = recipe.aligns and align.method == "orthogonal"
+    is_whole = recipe.rotates
     names = [each.name for each in recipe.experts if is_whole or is_moved(recipe, each)]
     moved = {name: opened.experts[name] for name in names if name in opened.experts}
     if not moved:
         return
-    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
-    folder = next((each.folder for each in models if each is not None and each.folder), None)
-    if align.spec is None and folder is None:
+    try:
+        spec = _specification(recipe, opened)
+    except _KNOWN as error:
+        yield where + sentence_of(error)
+        return
+    if spec is None:
         yield where + (
             "a file of weights is permuted by a specification, got none: write "
             "'align: {spec: FILE}'"
         )
-        return
-    try:
-        if align.spec is None:
-            spec = trace_config(str(folder))
-        else:
-            spec = PermutationSpec.load(align.spec)
-    except _KNOWN as error:
-        yield where + sentence_of(error)
         return
     for name, model in moved.items():
         try:
@@ -85,6 +83,42 @@ def _alignment(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]
                 spec_for(spec, model, own)
         except _KNOWN as error:
             yield recipe.where("experts", name) + sentence_of(error)
+
+
+def _specification(recipe: Recipe, opened: Opened) -> PermutationSpec | None:
+    """What may be permuted in the foundations; None for files of weights without a specification.
+
+    Raises
+    ------
+    OSError, ValueError, ImportError
+        It cannot be read or found.
+    """
+    if recipe.align is not None and recipe.align.spec is not None:
+        return PermutationSpec.load(recipe.align.spec)
+    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
+    folder = next((each.folder for each in models if each is not None and each.folder), None)
+    return None if folder is None else trace_config(str(folder))
+
+
+def cost_bytes(recipe: Recipe, opened: Opened) -> int:
+    """Bytes of the float64 matrices by which units are matched: one group's at a time by weights,
+    all groups' by Frank-Wolfe steps, and those of all activations that are seen; 0 where it is not
+    known what may be permuted."""
+    assert recipe.align is not None
+    try:
+        spec = _specification(recipe, opened)
+    except _KNOWN:
+        return 0
+    if spec is None:
+        return 0
+    sizes = {group: index_shape(spec.groups, group) for group in spec.free}
+    if recipe.align.method in BY_WEIGHTS:
+        costs = [8 * math.prod(shape) * shape[-1] for shape in sizes.values()]
+        return max(costs, default=0) if recipe.align.method == "weights" else sum(costs)
+    last: dict[str, str] = {}  # group -> where it is seen
+    for module, site in spec.sites.items():
+        last |= {ref.group: module for ref in references(site.layout) if ref.group in sizes}
+    return sum(8 * spec.sites[module].layout.size ** 2 for module in set(last.values()))
 
 
 def _seen(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]:
@@ -112,8 +146,8 @@ def _seen(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]:
     if first is None or first.folder is None:
         return
     try:
-        if (model := hollow.get(first.path)) is not None:
-            check_data(align.data, model, str(first.path), _CALLER)
+        if (runs := hollow.get(first.path)) is not None:
+            check_data(align.data, runs, str(first.path), _CALLER)
     except _KNOWN as error:
         yield where + sentence_of(error)
 
@@ -132,6 +166,7 @@ def _correction(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str
         yield where + "a model is corrected by its config.json, got files of weights alone"
         return
     built: dict[str, nn.Module] = {}
+    model: nn.Module
     for name, expert in opened.experts.items():
         here = recipe.where("experts", name)
         if expert.folder is None:
@@ -141,13 +176,13 @@ def _correction(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str
             )
             continue
         try:
-            model = hollow.get(expert.path)
+            found = hollow.get(expert.path)
         except _KNOWN as error:
             yield here + sentence_of(error)
             continue
-        if model is None:
+        if found is None:
             continue
-        built[name] = model
+        built[name] = model = found
         if (text := chosen.data.get(name)) is not None:
             try:
                 check_data(text, model, str(expert.path), _CALLER)

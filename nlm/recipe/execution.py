@@ -155,7 +155,7 @@ class _Models:
     @property
     def _rotates(self) -> bool:
         """Whether all models are brought into another gauge."""
-        return self.recipe.aligns and self.recipe.align.method == "orthogonal"
+        return self.recipe.rotates
 
     def _dtype(self) -> str | None:
         """Models in another gauge are float32 until they are merged; the result is as they were."""
@@ -194,8 +194,9 @@ class _Models:
         return self._found(expert.foundation)
 
     def _found(self, foundation: str | None) -> "Mapping[str, Tensor]":
-        results = {} if self._foundations is None else self._foundations.results
-        return results[foundation].permutation if foundation in results else {}
+        if self._foundations is None or foundation not in self._foundations.results:
+            return {}
+        return self._foundations.results[foundation].permutation
 
     def _moved(self, checkpoint: Checkpoint, foundation: str | None, name: str) -> Checkpoint:
         """A model of a foundation, as that is aligned with the first one."""
@@ -205,7 +206,9 @@ class _Models:
 
         self.progress(f"rotating {name}", 0.0)
         found = next(iter(self.foundations.results.values()))
-        self.moved.append(f"{name}: {digest(self.foundations.results.get(foundation, found))}")
+        self.moved.append(
+            f"{name}: {digest(self.foundations.results.get(foundation or '', found))}"
+        )
         return write_moved(checkpoint.path, self.foundations.move(foundation), self._file(name))
 
     def _file(self, name: str) -> Path:

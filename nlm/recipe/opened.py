@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nlm._names import matches
 from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, open_checkpoint
-from nlm.recipe.methods import DTYPES, METHODS
+from nlm.recipe.methods import BESIDE_WEIGHTS, DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Output, Recipe
 
 
@@ -85,14 +85,52 @@ def work_bytes(recipe: Recipe, opened: Opened) -> int:
     made = [
         opened.experts[expert.name]
         for expert in recipe.experts
-        if expert.name in opened.experts and is_moved(recipe, expert)
+        if expert.name in opened.experts and (recipe.rotates or is_moved(recipe, expert))
     ]
     total = 0
     if METHODS[recipe.method].base and recipe.base is None:
         first, *others = opened.foundations.values()
         made += others if recipe.aligns else []
+        made += [first] if recipe.rotates else []
         total = written_bytes(replace(recipe, output=Output()), first) if others else 0
+    elif METHODS[recipe.method].base and recipe.rotates and opened.base is not None:
+        made.append(opened.base)
+    if recipe.rotates:
+        return total + sum(map(module_bytes, made))
     return total + sum(entry.bytes for each in made for entry in each.tensors.values())
+
+
+def beside_bytes(recipe: Recipe, opened: Opened) -> int:
+    """Bytes of what a correction leaves beside the merged weights, where these are models."""
+    if recipe.correct is None or recipe.correct.method not in BESIDE_WEIGHTS:
+        return 0
+    start = opened.start
+    if start is None or recipe.output.per_task != "folded":
+        return 0
+    return written_bytes(replace(recipe, heads=()), start) * len(recipe.experts)
+
+
+def module_bytes(model: Checkpoint) -> int:
+    """Bytes of a checkpoint's entries in memory: weights are float32 there."""
+    return sum(4 * e.size if e.is_float else e.bytes for e in model.tensors.values())
+
+
+def memory_bytes(recipe: Recipe, opened: Opened) -> int:
+    """Bytes that alignment or correction holds at once, beside activations and the buffers of the
+    merge: two foundations and cost matrices; the merged model, its corrected copy and all experts.
+    """
+    aligned = sorted(map(module_bytes, opened.foundations.values()))[-2:] if recipe.aligns else []
+    if recipe.rotates:
+        aligned = 2 * aligned  # their folded copies
+    corrected: list[int] = []
+    if recipe.correct is not None and opened.start is not None:
+        corrected = [*map(module_bytes, opened.experts.values()), *2 * [module_bytes(opened.start)]]
+    costs = 0
+    if recipe.aligns:
+        from nlm.recipe.check_modules import cost_bytes
+
+        costs = cost_bytes(recipe, opened)
+    return max(sum(aligned) + costs, sum(corrected))
 
 
 def sentence_of(error: Exception) -> str:

@@ -130,6 +130,11 @@ class Recipe:
         """Whether permutations are to be found."""
         return self.align is not None and self.align.method is not None
 
+    @property
+    def rotates(self) -> bool:
+        """Whether all models are brought into another gauge."""
+        return self.aligns and self.align is not None and self.align.method == "orthogonal"
+
     def expert(self, name: str) -> Expert:
         return next(each for each in self.experts if each.name == name)
 

@@ -79,10 +79,10 @@ def _nodes(one: Layout, other: Layout, name: str) -> Iterator[tuple[str, str | N
             raise _apart(name, (one,), (other,))
     elif isinstance(one, Fixed) or isinstance(other, Fixed):
         yield from ((group, None) for group in _groups((other,)))
-    elif type(one) is type(other) and len(one.parts) == len(other.parts):  # type: ignore[union-attr]
+    elif type(one) is type(other) and len(one.parts) == len(other.parts):
         if isinstance(one, Family) and isinstance(other, Family):
             yield other.selector, one.selector
-        for part, its in zip(one.parts, other.parts, strict=True):  # type: ignore[union-attr]
+        for part, its in zip(one.parts, other.parts, strict=True):
             yield from _nodes(part, its, name)
     else:
         raise _apart(name, (one,), (other,))
