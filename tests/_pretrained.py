@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nlm.symmetry.pretrained import make_inputs, trace_config
+from nlm.symmetry.transfer import transferred
 
 TEXT = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 40}  # fmt: skip
@@ -94,11 +95,16 @@ def foundation(make, seed: int = 0) -> nn.Module:
     return disturbed(make().eval(), seed, 0.15)
 
 
-def permuted(model: nn.Module, folder: Path, seed: int = 1) -> nn.Module:
-    """A copy that computes the same with its units in another order."""
+def permuted(model: nn.Module, folder: Path, seed: int = 1, like: Path | None = None) -> nn.Module:
+    """A copy that computes the same with its units in another order.
+
+    ``like``: the folder of a model with the same trunk, whose permutation of that seed it is.
+    """
     spec = trace_config(str(folder))
+    trunk = spec if like is None else trace_config(str(like))
+    permutation = transferred(trunk.random(seed), trunk, spec)
     other = copy.deepcopy(model)
-    other.load_state_dict(spec.apply(spec.random(seed), model.state_dict()))
+    other.load_state_dict(spec.apply(permutation, model.state_dict()))
     return other
 
 
