@@ -128,3 +128,17 @@ def outputs(model: nn.Module, batch: dict[str, torch.Tensor], **more) -> torch.T
     with torch.no_grad():
         found = model(**batch, **more)
     return found.logits if hasattr(found, "logits") else found.image_embeds
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One for the words w2 to w59, apart by spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", *(f"w{number}" for number in range(2, 60))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder)

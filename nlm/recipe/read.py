@@ -52,6 +52,9 @@ _KEYS = (
     "output",
 )  # fmt: skip
 _EXPERT = ("path", "foundation", "permutation")
+_ALIGN = ("method", "spec", "data", "samples")
+_CORRECT = ("method", "data", "samples")
+_OUTPUT = ("path", "dtype", "shard", "per_task")
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -249,7 +252,7 @@ class _Own:
             if method in (None, "none"):
                 return None
         else:
-            keys = reader.mapping(node, "align", ("method", "spec", "data", "samples"))
+            keys = reader.mapping(node, "align", _ALIGN)
             method = None
             if "method" in keys:
                 method = reader.choice(keys["method"], "the method of align", ALIGNMENTS)
@@ -290,7 +293,7 @@ class _Own:
             method = reader.choice(node, "a correction", CORRECTIONS)
             keys: dict[str, Node] = {}
         else:
-            keys = reader.mapping(node, "correct", ("method", "data", "samples"))
+            keys = reader.mapping(node, "correct", _CORRECT)
             if "method" not in keys:
                 reader.problem(node, "correct has a method, got none: write 'method: tact'")
                 return None
@@ -335,7 +338,7 @@ class _Own:
         node, reader = self.keys["output"], self.reader
         if isinstance(node, ScalarNode):
             return Output(self._path(node, "the output"))
-        keys = reader.mapping(node, "output", ("path", "dtype", "shard", "per_task"))
+        keys = reader.mapping(node, "output", _OUTPUT)
         path = self._path(keys["path"], "the path of output") if "path" in keys else None
         dtype = shard = None
         if "dtype" in keys:
