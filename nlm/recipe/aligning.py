@@ -95,8 +95,11 @@ class Foundations:
         self, checkpoint: Checkpoint, permutation: Mapping[str, Tensor]
     ) -> tuple[PermutationSpec, Mapping[str, Tensor]]:
         """The specification of an expert, whose head may be another one, and its permutation."""
-        spec = spec_for(self.spec, checkpoint)
-        return spec, permutation if spec is self.spec else transferred(permutation, self.spec, spec)
+        heads = self.recipe.heads
+        spec = spec_for(self.spec, checkpoint, heads)
+        if spec is self.spec:
+            return spec, permutation
+        return spec, transferred(permutation, self.spec, spec, heads)
 
     @property
     def rotates(self) -> bool:
@@ -136,7 +139,10 @@ class Foundations:
 
 
 def spec_for(
-    spec: PermutationSpec, checkpoint: Checkpoint, hollow: nn.Module | None = None
+    spec: PermutationSpec,
+    checkpoint: Checkpoint,
+    heads: tuple[str, ...] = (),
+    hollow: nn.Module | None = None,
 ) -> PermutationSpec:
     """The specification that fits a checkpoint: the foundations', or where its head is another one
     that of its own configuration.
@@ -153,7 +159,7 @@ def spec_for(
         if checkpoint.folder is None:
             raise
     own = trace_config(str(checkpoint.folder))
-    transferred({}, spec, own)
+    transferred(spec.random(), spec, own, heads)  # whatever will be found can be carried over
     check_fits(own, checkpoint, names_of(checkpoint, hollow))
     return own
 

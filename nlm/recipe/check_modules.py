@@ -80,7 +80,7 @@ def _alignment(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]
             if is_whole:
                 check_fits(spec, model, names_of(model, own))
             else:
-                spec_for(spec, model, own)
+                spec_for(spec, model, recipe.heads, own)
         except _KNOWN as error:
             yield recipe.where("experts", name) + sentence_of(error)
 

@@ -1,10 +1,11 @@
 """A permutation of one network carried over to another one with the same trunk and another head."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from nlm._names import matches
 from nlm.symmetry.layout import Family, Fixed, Layout, Ref, references
 from nlm.symmetry.permutation import Permutation, index_shape
 from nlm.symmetry.spec import PermutationSpec
@@ -13,11 +14,18 @@ _WHERE = "nlm.symmetry"
 
 
 def transferred(
-    permutation: Mapping[str, Tensor], spec: PermutationSpec, other: PermutationSpec
+    permutation: Mapping[str, Tensor],
+    spec: PermutationSpec,
+    other: PermutationSpec,
+    heads: str | Iterable[str] = (),
 ) -> Permutation:
     """The permutation as one of another specification: groups are known by the entries both have.
 
     Groups of the other one that stand in none of these keep their order.
+
+    Parameters
+    ----------
+    heads : patterns of entries that are none of the trunk's, whatever they are called.
 
     Raises
     ------
@@ -25,10 +33,10 @@ def transferred(
         An entry that both have is laid out otherwise, so that what is moved here cannot be there.
     """
     of: dict[str, str | None] = {}
-    for name in [each for each in other.params if each in spec.params]:
+    both = [name for name in other.params if name in spec.params and not matches(name, heads)]
+    for name in both:
         ours, theirs = spec.params[name], other.params[name]
-        pairs = list(_pairs(ours, theirs, name))
-        for group, known in pairs:
+        for group, known in _pairs(ours, theirs, name):
             if of.setdefault(group, known) != known:
                 raise _apart(name, ours, theirs)
     moved = {
@@ -43,12 +51,7 @@ def transferred(
                 f"{list(index.shape)} for {list(index_shape(other.groups, group))} of {group!r}"
             )
     found = set(of.values())
-    shared = {
-        group
-        for name, layouts in spec.params.items()
-        if name in other.params
-        for group in _groups(layouts)
-    }
+    shared = {group for name in both for group in _groups(spec.params[name])}
     for known in shared & permutation.keys() - found:
         index = permutation[known]
         if not bool((index == torch.arange(index.shape[-1])).all()):

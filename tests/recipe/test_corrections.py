@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import _pretrained as tiny
@@ -203,3 +206,22 @@ def test_a_correction_that_is_stopped(family):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[each], wanted[each]) for each in wanted)
     assert not list(Path().glob(".out*"))
+
+
+@pytest.mark.nightly
+def test_two_processes_write_what_one_does(family):
+    family("gpt2")
+    merge("refit+tact", "one", ", shard: 10kB")
+    text = Path("recipe.yaml").read_text().replace("path: one", "path: two")
+    Path("recipe.yaml").write_text(text)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", "-m", "nlm", "merge", "recipe.yaml", "--quiet"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = sorted(each.name for each in Path("one").glob("*.safetensors"))
+    assert sorted(each.name for each in Path("two").glob("*.safetensors")) == names
+    for name in names:
+        found, wanted = load_file(f"two/{name}"), load_file(f"one/{name}")
+        assert all(torch.equal(found[each], wanted[each]) for each in wanted)
