@@ -1,11 +1,14 @@
 """What is wrong with the alignment and the correction of a recipe, from models without weights."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from nlm._names import matches
 from nlm.checkpoint import Checkpoint
 from nlm.correct.batch_norm import is_kept
 from nlm.recipe.aligning import spec_for
@@ -212,21 +215,31 @@ def _kept(recipe: Recipe, built: dict[str, nn.Module]) -> Iterator[str]:
             f"batch_norm has batch norms to estimate anew, got none in {type(model).__name__}"
         )
     if chosen.method in BESIDE_WEIGHTS and recipe.output.per_task == "folded":
-        without = [
-            name
-            for name, each in model.named_modules()
-            if isinstance(each, (nn.Linear, nn.Conv1d, nn.Conv2d)) and each.bias is None
-            if f"{name}.weight" not in _outputs(model)
-        ]
+        without = _without_place(model, recipe)
         if without:
             yield recipe.where("output") + (
-                f"a folded correction needs a bias in every layer that it goes into, got none for "
-                f"{without[0]!r} in {type(model).__name__}: write 'per_task: side-car'"
+                f"a folded correction needs a bias, and weights of its own, in every layer that it "
+                f"goes into, got none for {without[0]!r} in {type(model).__name__}: write "
+                "'per_task: side-car'"
             )
 
 
-def _outputs(model: nn.Module) -> set[str]:
-    """The weights of the layer that computes logits."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return {name for name, each in model.named_parameters(remove_duplicate=False)
-            if head is not None and each is getattr(head, "weight", None)}  # fmt: skip
+def _without_place(model: nn.Module, recipe: Recipe) -> list[str]:
+    """The layers that are corrected and cannot take a bias, or share their weights with another.
+
+    Corrections that are fitted on activations leave out what computes the outputs, which stands
+    beside the base model.
+    """
+    assert recipe.correct is not None
+    inside: Any = model
+    if recipe.correct.method != "data_free":
+        inside = getattr(model, "base_model", model)
+    corrected = set(inside.modules())
+    users = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
+    return [
+        name
+        for name, each in model.named_modules()
+        if isinstance(each, (nn.Linear, nn.Conv1d, nn.Conv2d)) and each in corrected
+        if (each.bias is None or users[id(each.weight)] > 1)
+        and not matches(f"{name}.weight", recipe.heads)
+    ]

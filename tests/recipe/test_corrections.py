@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,37 @@ def test_the_other_corrections_and_a_folder_for_each_task(family):
             nlm.load(path, task)
     with pytest.raises(FileNotFoundError, match="a merged model is a folder, got 'none'"):
         nlm.load("none")
+
+
+def test_experts_of_one_foundation(family, capsys):
+    """Nothing is aligned; a mistake in what is folded is told before any work."""
+    kind = family("gpt2")
+    Path("recipe.yaml").write_text("""
+base: first
+experts: {a: {path: a}}
+method: task_arithmetic
+correct: {method: tact, data: {a: a.safetensors}, samples: 20}
+output: {path: out, per_task: folded}
+""")
+    assert run(["merge", "recipe.yaml", "--quiet", "--no-digest"]) == 0
+    data = {name: each[:20] for name, each in load_file("a.safetensors").items()}
+    expert = tiny.outputs(kind.from_pretrained("a").eval(), data)
+    torch.testing.assert_close(
+        tiny.outputs(nlm.load("out", task="a"), data), expert, rtol=1e-3, atol=1e-3
+    )
+    text = Path("recipe.yaml").read_text()
+    for old, new, why in (
+        (
+            "tact",
+            "data_free",
+            "a folded correction needs a bias, and weights of its own, .*'lm_head'",
+        ),
+        ("tact", "batch_norm", "batch_norm has batch norms to estimate anew, got none in GPT2LMH"),
+        ("path: out,", "path: out.safetensors,", "a corrected model is a folder, got the file"),
+    ):
+        Path("recipe.yaml").write_text(text.replace(old, new).replace(": out,", ": new,"))
+        assert run(["merge", "recipe.yaml", "--quiet"]) == 1
+        assert re.search(why, capsys.readouterr().err)
 
 
 def test_files_types_and_the_card(family):
