@@ -28,10 +28,7 @@ from nlm.recipe.rates import available_memory
 from nlm.recipe.recipe import Number, Recipe
 from nlm.recipe.values import Values, layers
 
-_SHAPELESS = {
-    "hidden_act", "activation_function", "rope_theta", "layer_norm_eps", "rms_norm_eps",
-    "layer_norm_epsilon", "feed_forward_proj",
-}  # fmt: skip
+_SHAPELESS = {"activation_function", "feed_forward_proj", "hidden_act", "n_head"}
 
 
 def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) -> list[str]:

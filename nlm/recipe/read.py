@@ -269,7 +269,7 @@ class _Own:
             if key in keys and not sees:
                 of = "no method" if method is None else method
                 known = ", ".join(ALIGNMENTS[len(BY_WEIGHTS) :])
-                reader.problem(keys[key], f"the {key} of align is seen by {known}, got it for {of}")
+                reader.problem(keys[key], f"align has {key} for {known}, got it for {of}")
         spec = self._named(keys["spec"], "the spec of align") if "spec" in keys else None
         data = self._named(keys["data"], "the data of align") if "data" in keys else None
         samples = None

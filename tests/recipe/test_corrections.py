@@ -87,7 +87,7 @@ def spreads(model: torch.nn.Module, points: dict[str, int], data: dict) -> torch
 
 
 @pytest.mark.parametrize(
-    "name", [*MODELS[:2], *(pytest.param(each, marks=pytest.mark.nightly) for each in MODELS[2:])]
+    "name", [MODELS[0], *(pytest.param(each, marks=pytest.mark.nightly) for each in MODELS[1:])]
 )
 def test_refit_and_tact(family, name):
     """On the data that they saw refit comes closer to the experts, and TACT has their spread."""
