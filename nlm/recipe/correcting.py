@@ -28,7 +28,7 @@ from nlm.recipe.recipe import Recipe
 from nlm.statistics import attention_mask
 from nlm.statistics.data import sample_count
 from nlm.streaming.folder import copy_small_files
-from nlm.symmetry.pretrained import load_model, read_config
+from nlm.symmetry.pretrained import load_model, quiet, read_config
 
 CALLER = "nlm.recipe"
 Progress = Callable[[str, float], None]
@@ -77,7 +77,11 @@ class Calibration:
         """
         chosen = self.recipe.correct
         assert chosen is not None
-        model = _merged(folder, experts, self.recipe.heads)
+        heads = {
+            expert.name: _head_names(expert.path, experts[expert.name], self.recipe.heads)
+            for expert in self.recipe.experts
+        }
+        model = _merged(folder, experts, heads)
         method, options = chosen.method, self._options()
         fitted = correct(model, experts, self.data, method, **options)
         inner = fitted.model if isinstance(fitted, Correction) else fitted
@@ -146,7 +150,8 @@ class Calibration:
                 if hasattr(config, name):
                     setattr(plain.config, name, getattr(config, name))
             target = folder / TASKS / file_name(task)
-            plain.to(dtype).save_pretrained(target, max_shard_size=shard_bytes)
+            with quiet():
+                plain.to(dtype).save_pretrained(target, max_shard_size=shard_bytes)
             own = next(each.path for each in self.recipe.experts if each.name == task)
             copy_small_files(own, target, replace=False)
             if like is not None:
@@ -179,17 +184,24 @@ class Calibration:
 
 
 def _merged(
-    folder: Path, experts: Mapping[str, nn.Module], heads: tuple[str, ...]
+    folder: Path, experts: Mapping[str, nn.Module], heads: Mapping[str, set[str]]
 ) -> MultiTaskModel:
     """The merged weights as the model of all tasks, each with its own head."""
     first: Any = next(iter(experts.values()))
-    state = load_model(str(folder), config=first.config if heads else None).state_dict()
-    shared = {name: tensor for name, tensor in state.items() if not matches(name, heads)}
+    apart = set().union(*heads.values())
+    state = load_model(str(folder), config=first.config if apart else None).state_dict()
+    shared = {name: tensor for name, tensor in state.items() if name not in apart}
     own = {
-        task: {name: t for name, t in expert.state_dict().items() if matches(name, heads)}
+        task: {name: each for name, each in expert.state_dict().items() if name in apart}
         for task, expert in experts.items()
     }
     return Merged(shared, own, {}, {}).model(first)
+
+
+def _head_names(path: Path, expert: nn.Module, patterns: tuple[str, ...]) -> set[str]:
+    """What an expert calls the entries that it keeps for itself; patterns are of names in files."""
+    names = names_of(open_checkpoint(path), expert)
+    return {own for name, own in names.items() if matches(name, patterns)}
 
 
 def _rewrite(

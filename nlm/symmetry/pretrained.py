@@ -134,7 +134,7 @@ def load_model(
     chosen = _class_of(config or read_config(source), model_class)
     folder = Path(source).parent if Path(source).is_file() else source
     try:
-        with _quiet(config is not None):
+        with quiet(config is not None):
             model = chosen.from_pretrained(folder, local_files_only=True, dtype=dtype, **own)
     except OSError as error:
         if random:
@@ -277,8 +277,8 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet(warnings: bool) -> Iterator[None]:
-    """Keeps transformers' bar for loading weights off the terminal, and warnings of weights that
+def quiet(warnings: bool = False) -> Iterator[None]:
+    """Keeps transformers' bars for weights off the terminal, and ``warnings`` too, of weights that
     are drawn where they are meant to be."""
     logging = _transformers().utils.logging
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
