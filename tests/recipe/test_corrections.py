@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -257,3 +258,42 @@ def test_two_processes_write_what_one_does(family):
     for name in names:
         found, wanted = load_file(f"two/{name}"), load_file(f"one/{name}")
         assert all(torch.equal(found[each], wanted[each]) for each in wanted)
+
+
+@pytest.mark.nightly
+def test_killed_at_any_step(family):
+    """kill -9 at every fourth report of progress: nothing is there, and a resume ends the same."""
+    family("gpt2")
+    merge("refit+tact", "whole", ", shard: 10kB")
+    Path("recipe.yaml").write_text(Path("recipe.yaml").read_text().replace("whole", "out"))
+    recipe = read_recipe("recipe.yaml")
+    wanted = {file.name: load_file(file) for file in Path("whole").glob("*.safetensors")}
+    step, seen, stages = 0, [], set()
+    while True:
+        step += 4
+        events = iter(range(step))
+
+        def die(what: str, share: float, events=events) -> None:
+            Path("last").write_text(what)
+            if next(events, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        if not (child := os.fork()):
+            try:
+                execute(recipe, progress=die, force=True)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            break
+        seen.append(step)
+        stages.add(Path("last").read_text().partition(":")[0].partition(" ")[0])
+        assert not Path("out").exists()
+        execute(recipe, resume=True)
+        found = {file.name: load_file(file) for file in Path("out").glob("*.safetensors")}
+        assert found.keys() == wanted.keys()
+        for name, tensors in found.items():
+            assert all(torch.equal(tensors[each], wanted[name][each]) for each in wanted[name])
+        assert not list(Path().glob(".out*"))
+        shutil.rmtree("out")
+    assert len(seen) > 10 and {"correcting", "permuting"} <= stages
