@@ -54,7 +54,8 @@ def load(
     FileNotFoundError
         There is no such folder, or no model in it.
     ValueError
-        An unknown task; none for a folder that has a model for each task; damaged files.
+        An unknown task; none for a folder that has a model for each task; a folder with masks;
+        damaged files.
 
     Examples
     --------
@@ -66,6 +67,11 @@ def load(
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"nlm.load: a merged model is a folder, got {str(folder)!r}")
+    if (folder / "masks").is_dir():
+        raise ValueError(
+            f"nlm.load: masks are applied before a model is loaded "
+            f"(nlm.streaming.masks.write_task), got masks in {str(folder)!r}"
+        )
     folded = _names(folder / TASKS, "*/config.json", lambda file: file.parent.name)
     headed = _names(folder / HEADS, "*.safetensors", lambda file: file.stem)
     side_car = folder / SIDE_CAR

@@ -27,7 +27,7 @@ from nlm.recipe.modules import hollow_module, names_of
 from nlm.recipe.recipe import Recipe
 from nlm.statistics import attention_mask
 from nlm.statistics.data import sample_count
-from nlm.streaming.folder import copy_small_files
+from nlm.streaming.folder import copy_others
 from nlm.symmetry.pretrained import load_model, quiet, read_config
 
 CALLER = "nlm.recipe"
@@ -153,9 +153,8 @@ class Calibration:
             with quiet():
                 plain.to(dtype).save_pretrained(target, max_shard_size=shard_bytes)
             own = next(each.path for each in self.recipe.experts if each.name == task)
-            copy_small_files(own, target, replace=False)
-            if like is not None:
-                copy_small_files(like, target, replace=False)
+            copy_others(own, target, replace=False)
+            copy_others(like, target, replace=False)
 
     def _told(self, fitted: nn.Module) -> str:
         import transformers

@@ -23,7 +23,7 @@ from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Recipe, RecipeError
 from nlm.streaming import MEMORY, Plan, Report, run
 from nlm.streaming.aligned import is_aligned, write_aligned
-from nlm.streaming.folder import CARD, card, copy_others
+from nlm.streaming.folder import CARD, card, complete
 from nlm.streaming.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class _Models:
         recipe = self.recipe
         unties = self._rotates and bool(self._gauged().untied)
         settings = {"tie_word_embeddings": False} if unties else {}
-        copy_others(folder, plan, self.like(), settings)
+        complete(folder, plan, self.like(), settings)
         self._write_head_configs(folder)
         notes = [] if self._foundations is None else list(self._foundations.notes)
         if self._calibration is not None:

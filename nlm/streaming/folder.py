@@ -38,16 +38,15 @@ def write_others(
     recipe : as it was given, YAML.
     files : name -> {"sha256": digest or None} of the weights.
     """
-    copy_others(folder, plan, like)
+    complete(folder, plan, like)
     (folder / CARD).write_text(card(plan, recipe, files), encoding="utf-8")
 
 
-def copy_others(
+def complete(
     folder: Path, plan: Plan, like: Path | None = None, settings: Mapping[str, Any] | None = None
 ) -> None:
     """All of :func:`write_others` but the model card; ``settings`` replace those of config.json."""
-    if (source := like or plan.start.folder) is not None:
-        copy_small_files(source, folder)
+    copy_others(like or plan.start.folder, folder)
     if (config := read_config(folder)) is not None:
         changed = dict(settings or {})
         if plan.dtype is not None:
@@ -60,9 +59,9 @@ def copy_others(
         _write_heads(folder / "heads", task, expert, plan)
 
 
-def copy_small_files(source: Path, folder: Path, replace: bool = True) -> None:
-    """Copies what a model's folder holds beside weights and model card."""
-    for file in sorted(source.iterdir()):
+def copy_others(source: Path | None, folder: Path, replace: bool = True) -> None:
+    """Copies the files of a model's folder, where there is one, that hold no weights."""
+    for file in sorted(source.iterdir()) if source is not None else ():
         if file.is_file() and _is_kept(file) and (replace or not (folder / file.name).exists()):
             shutil.copyfile(file, folder / file.name)
 

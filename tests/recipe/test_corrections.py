@@ -165,6 +165,9 @@ def test_the_other_corrections_and_a_folder_for_each_task(family):
     ):
         with pytest.raises(ValueError, match=why):
             nlm.load(path, task)
+    Path("a/masks").mkdir()
+    with pytest.raises(ValueError, match="masks are applied before a model is loaded"):
+        nlm.load("a")
     with pytest.raises(FileNotFoundError, match="a merged model is a folder, got 'none'"):
         nlm.load("none")
 
