@@ -32,6 +32,7 @@ _HOME = {
     "align_many": "nlm.align",
     "info": "nlm._info",
     "linear_probe": "nlm.correct",
+    "load": "nlm.loading",
     "merge_nonlocal": "nlm.pipeline",
     "refit": "nlm.correct",
     "reset_batch_norm": "nlm.correct",

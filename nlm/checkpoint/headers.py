@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlm._names import is_statistic
 from nlm.checkpoint.tensors import DamagedFileError
 
 #: Bytes of an element, by the names of the format.
@@ -19,6 +20,9 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+
+#: torch's names of the types that weights are computed in.
+TORCH_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # the format's own limit
@@ -48,6 +52,15 @@ class TensorEntry:
     @property
     def is_float(self) -> bool:
         return self.dtype in ("F16", "BF16", "F32", "F64")
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is merged: no statistic and no integer."""
+        return self.is_float and not is_statistic(self.name)
+
+    def type_as(self, dtype: str | None) -> str:
+        """Its type in a result whose weights have a type of their own."""
+        return dtype if dtype and self.is_weight else self.dtype
 
 
 Stamp = tuple[int, ...]

@@ -22,7 +22,7 @@ from nlm.checkpoint.shards import Shard, ShardFile, sha256_of
 
 _NOTES = ".nlm"  # the folder of what is known of the files until the checkpoint has its name
 _JOURNAL = "journal.json"
-_OWN = {"heads", "masks", _NOTES}  # folders of a checkpoint
+_OWN = {"heads", "masks", "tasks", _NOTES}  # folders of a checkpoint
 
 
 class PartialCheckpoint:

@@ -15,13 +15,14 @@ from nlm._results import Barrier
 from nlm.align import AlignmentResult
 from nlm.align import align as find
 from nlm.checkpoint import atomic_path, read_tensors, refuse_existing
-from nlm.cli.align_data import barriers, open_data
+from nlm.cli.align_barriers import barriers
 from nlm.cli.align_page import results
 from nlm.cli.progress import Report, progress_bar
 from nlm.cli.report import render
 from nlm.cli.results import METHODS
 from nlm.cli.spec_page import proof
 from nlm.cli.spec_source import open_source
+from nlm.recipe.data import open_data
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.text import headline
 
@@ -117,7 +118,7 @@ def _batches(data: str, first: _Side, second: _Side) -> list[Any]:
     if first.model is None or second.model is None:
         files = ", ".join(side.source for side in (first, second) if side.model is None)
         raise ValueError(f"nlm align: data needs two models to run on it, got weights in {files}")
-    return open_data(data, first.source, first.model)
+    return open_data(data, first.model, first.source, "nlm align")
 
 
 def _aligned(

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nlm.recipe import Forecast, RecipeError, forecast, open_all, read_recipe
+from nlm.recipe import Forecast, Rates, RecipeError, forecast, open_all, read_recipe
 from nlm.recipe import check as find
 
 
@@ -35,12 +35,15 @@ def check(file: Path, as_json: bool) -> None:
         show(expected)
 
 
-def show(expected: Forecast, as_json: bool = False) -> None:
-    """Prints a forecast, as a table or as JSON."""
+def show(expected: Forecast, as_json: bool = False, rates: Rates | None = None) -> None:
+    """Prints a forecast, as a table or as JSON; with rates also how long it takes."""
     if as_json:
-        print(json.dumps(asdict(expected), indent=2))
+        content = asdict(expected)
+        if rates is not None:
+            content |= {"seconds": expected.seconds(rates), "rates": asdict(rates)}
+        print(json.dumps(content, indent=2))
         return
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
-    for row in expected.rows():
+    for row in expected.rows(rates):
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)

@@ -40,8 +40,8 @@ def merge(
 ) -> None:
     """Merge the checkpoints that a recipe names, in memory of a fixed size.
 
-    The output appears whole or not at all. Foundations are aligned and experts permuted first,
-    where the recipe says so.
+    The output appears whole or not at all. Foundations are aligned and experts permuted first, and
+    the result is corrected, where the recipe says so: these hold whole models.
     """
     from nlm.cli.merge_command import run
 

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from nlm.cli.check import show
 from nlm.cli.progress import progress_bar
-from nlm.recipe import RecipeError, check, forecast, open_all, read_recipe
+from nlm.recipe import (
+    Opened,
+    Rates,
+    Recipe,
+    RecipeError,
+    check,
+    forecast,
+    measure_rates,
+    open_all,
+    read_recipe,
+)
 from nlm.recipe.execution import execute
 from nlm.recipe.forecast import readable
 from nlm.recipe.nodes import size_of
@@ -42,7 +52,7 @@ def run(
         opened = open_all(recipe)
         if problems := check(recipe, opened, force=force):
             raise RecipeError(problems)
-        show(forecast(recipe, opened), json)
+        show(forecast(recipe, opened), json, _rates(recipe, opened))
         return
     with (
         Ranks.of_environment() as ranks,
@@ -62,3 +72,11 @@ def run(
         f"{report.tensors} tensors, {readable(report.written)} in {report.seconds:.1f} s "
         f"({rate} a second read and written); the output is {recipe.output.path}"
     )
+
+
+def _rates(recipe: Recipe, opened: Opened) -> Rates:
+    """Measured on the inputs, and where the output will be, or beside the recipe."""
+    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
+    files = dict.fromkeys(file for each in models if each is not None for file in each.files)
+    place = recipe.output.path or recipe.file or Path("here")
+    return measure_rates(list(files), place.absolute().parent)

@@ -1,7 +1,5 @@
 """SOURCE of the ``nlm spec`` commands: where a model comes from."""
 
-import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from nlm.recipe.functions import find_function
 from nlm.symmetry import PermutationSpec, pretrained, trace
 
 Example = tuple[nn.Module, Any, dict[str, Any]]
@@ -42,7 +41,7 @@ class _Function:
         return trace(model, example_inputs, kwargs, outputs)
 
     def with_weights(self, random: bool = False) -> Example:
-        made = called(self.module, self.function, "nlm spec: a source")
+        made = find_function(f"{self.module}:{self.function}", "nlm spec: a source")()
         if (
             not isinstance(made, tuple)
             or len(made) not in (2, 3)
@@ -56,31 +55,6 @@ class _Function:
         if isinstance(inputs, Mapping):
             return model, (), {**inputs, **kwargs}
         return model, inputs, dict(kwargs)
-
-
-def called(module: str, function: str, what: str) -> Any:
-    """What a function of a module returns; the module may lie in the working folder.
-
-    ``what``: command and argument, for messages.
-    """
-    name = f"{module}:{function}"
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        if _is_of_another(error, module):
-            raise
-        raise ValueError(
-            f"{what} package.module:function exists, got {name!r} ({error})"
-        ) from error
-    return found()
-
-
-def _is_of_another(error: Exception, module: str) -> bool:
-    """Whether a package is missing that the module of a source imports, not the module."""
-    name = error.name if isinstance(error, ModuleNotFoundError) else None
-    return name is not None and not f"{module}.".startswith(f"{name}.")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Corrections by their names."""
 
 import copy
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nlm._multitask import MultiTaskModel
+from nlm.checkpoint.headers import read_header
 from nlm.correct.batch_norm import reset_batch_norm
 from nlm.correct.correction import Correction
 from nlm.correct.data_free import DataFree
@@ -81,3 +84,21 @@ def check_data(kind: str, data: Mapping[str, Data], experts: Mapping[str, nn.Mod
         raise ValueError(
             f"nlm.pipeline: there is {kind} data for every expert, got none for {', '.join(lost)}"
         )
+
+
+def load_correction(path: str | os.PathLike[str], model: nn.Module) -> Correction:
+    """What :meth:`Tact.save`, :meth:`Repair.save` or :meth:`DataFree.save` wrote, on a model.
+
+    Raises
+    ------
+    ValueError
+        The file holds something else, and what :meth:`Correction.load` raises.
+    """
+    kinds = {kind._kind: kind for kind in (Tact, Repair, DataFree)}
+    found = read_header(Path(path))[1].get("nlm", "another kind")
+    if found not in kinds:
+        raise ValueError(
+            f"nlm.correct: a file of corrections is one of {', '.join(kinds)}, got {found} in "
+            f"{os.fspath(path)!r}"
+        )
+    return kinds[found].load(path, model)

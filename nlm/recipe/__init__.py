@@ -6,8 +6,9 @@
 """
 
 from nlm.recipe.check import check
-from nlm.recipe.forecast import Forecast, Rates, forecast
+from nlm.recipe.forecast import Forecast, forecast
 from nlm.recipe.opened import Opened, open_all
+from nlm.recipe.rates import Rates, available_memory, measure_rates
 from nlm.recipe.read import read_recipe
 from nlm.recipe.recipe import Alignment, Correction, Expert, Output, Recipe, RecipeError
 from nlm.recipe.values import Rule, Values
@@ -24,8 +25,10 @@ __all__ = [
     "RecipeError",
     "Rule",
     "Values",
+    "available_memory",
     "check",
     "forecast",
+    "measure_rates",
     "open_all",
     "read_recipe",
 ]

@@ -1,6 +1,6 @@
 """Finds everything that is wrong with a merge before any work: only headers are read.
 
-Torch is imported only where models are aligned.
+Torch is imported only where models are aligned, permuted or corrected.
 """
 
 import os
@@ -12,19 +12,24 @@ from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint
 from nlm.checkpoint.names import contains, wrong_name
-from nlm.recipe.methods import BY_WEIGHTS, METHODS, NUMBERS
+from nlm.recipe.methods import METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
+    beside_bytes,
     is_moved,
+    memory_bytes,
     merged,
     open_all,
     sentence_of,
     work_bytes,
     written_bytes,
 )
-from nlm.recipe.recipe import Alignment, Number, Recipe
+from nlm.recipe.rates import available_memory
+from nlm.recipe.recipe import Number, Recipe
 from nlm.recipe.rules import broken_rules
 from nlm.recipe.values import Values, layers
+
+_SHAPELESS = {"activation_function", "feed_forward_proj", "hidden_act", "n_head"}
 
 
 def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) -> list[str]:
@@ -33,7 +38,8 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
     Found are files that are missing or damaged, entries that are missing or extra, shapes,
     vocabularies and types that differ, heads and filters that match nothing, numbers that are
     missing or that a method cannot use together, an architecture or a specification that cannot be
-    aligned, an output that exists, and a disk that is too small for it.
+    aligned, data that is missing or does not fit its model, a correction that cannot be done or
+    kept, an output that exists, a disk or a memory that is too small.
 
     Parameters
     ----------
@@ -45,13 +51,18 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
     if (start := opened.start) is not None:
         found += _models(recipe, opened, start)
         found += _numbers(recipe, start)
-        found += _alignment(recipe, opened)
+        found += _architectures(recipe, opened, start)
+        found += _modules(recipe, opened)
         found += broken_rules(recipe, opened, start)
     found += _files(recipe)
     if (target := recipe.output.path) is not None:
-        size = 0 if start is None else written_bytes(recipe, start) + work_bytes(recipe, opened)
+        size = 0
+        if start is not None:
+            size = written_bytes(recipe, start) + work_bytes(recipe, opened)
+            size += beside_bytes(recipe, opened)
         found += (recipe.where("output") + each for each in _output(target, size, force))
         found += (recipe.where("output") + each for each in _apart(recipe, opened, target))
+    found += _memory(recipe, opened)
     for expert in recipe.experts:
         if sentence := wrong_name(expert.name):
             found.append(recipe.where("experts", expert.name) + sentence)
@@ -81,11 +92,11 @@ def _models(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
     }
     if recipe.base is not None and opened.base is None:
         return  # what the others would be compared with
-    names = {name for each in opened.experts.values() for name in each.tensors}
+    names = {name for each in (start, *others.values()) for name in each.tensors}
     for pattern in recipe.heads:
         if not opened.problems and not any(matches(name, (pattern,)) for name in names):
             yield (
-                recipe.where("heads") + "a pattern of heads matches an entry of an expert, got "
+                recipe.where("heads") + "a pattern of heads matches an entry of a model, got "
                 f"{pattern!r}"
             )
     for (kind, name), other in others.items():
@@ -171,11 +182,7 @@ def _filters(recipe: Recipe, names: list[str]) -> Iterator[str]:
 
 
 def _files(recipe: Recipe) -> Iterator[str]:
-    """Whether the other files are there."""
-    if recipe.correct is not None:
-        yield recipe.where("correct") + (
-            "a correction is fitted in Python (nlm.Tact.fit, nlm.refit), got 'correct' in a recipe"
-        )
+    """Whether the permutations are there."""
     for expert in recipe.experts:
         if expert.permutation is not None and not os.path.isfile(expert.permutation):
             yield recipe.where("experts", expert.name, "permutation") + (
@@ -183,45 +190,46 @@ def _files(recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _alignment(recipe: Recipe, opened: Opened) -> Iterator[str]:
-    """Whether models that are permuted have a specification that is theirs."""
-    where = recipe.where("align")
-    align = recipe.align or Alignment(None)
-    if recipe.aligns and (align.method not in BY_WEIGHTS or align.data is not None):
-        yield where + (
-            f"a recipe aligns by {' or '.join(BY_WEIGHTS)}, got {align.method!r}"
-            f"{' with data' if align.data else ''}: align by activations with nlm align, and give "
-            "its file as the experts' permutation"
-        )
-    names = [each.name for each in recipe.experts if is_moved(recipe, each)]
-    moved = {name: opened.experts[name] for name in names if name in opened.experts}
-    if not moved:
-        return
-    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
-    folder = next((each.folder for each in models if each is not None and each.folder), None)
-    if align.spec is None and folder is None:
-        yield where + (
-            "a file of weights is permuted by a specification, got none: write "
-            "'align: {spec: FILE}'"
-        )
-        return
-    from nlm.streaming.permuted import check_fits
-    from nlm.symmetry import PermutationSpec
-    from nlm.symmetry.pretrained import trace_config
+def _modules(recipe: Recipe, opened: Opened) -> Iterator[str]:
+    """Whether what needs more than files can be done: alignment, correction and their data."""
+    moves = any(is_moved(recipe, each) for each in recipe.experts)
+    if moves or recipe.aligns or recipe.correct is not None:
+        from nlm.recipe.check_modules import problems
 
-    try:
-        if align.spec is None:
-            spec = trace_config(str(folder))
-        else:
-            spec = PermutationSpec.load(align.spec)
-    except (OSError, ValueError, ImportError) as error:
-        yield where + sentence_of(error)
-        return
-    for name, model in moved.items():
-        try:
-            check_fits(spec, model)
-        except ValueError as error:
-            yield recipe.where("experts", name) + sentence_of(error)
+        yield from problems(recipe, opened)
+
+
+def _architectures(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
+    """Whether the configurations are of one architecture, as far as shapes do not show it."""
+    ours = start.config or {}
+    others = {
+        **{("experts", name): each for name, each in opened.experts.items()},
+        **{("foundations", name): each for name, each in opened.foundations.items()},
+    }
+    for (kind, name), other in others.items():
+        theirs = other.config or {}
+        keys = [key for key in ours if key in theirs and _is_of_architecture(key)]
+        for key in keys:
+            if ours[key] != theirs[key]:
+                yield recipe.where(kind, name) + (
+                    f"the models are of one architecture, got {key} {theirs[key]!r} in "
+                    f"{kind.removesuffix('s')} {name!r} and {ours[key]!r} in the start"
+                )
+
+
+def _is_of_architecture(key: str) -> bool:
+    """Whether a setting changes what is computed and no weight's shape."""
+    return key == "model_type" or "_heads" in key or key in _SHAPELESS
+
+
+def _memory(recipe: Recipe, opened: Opened) -> Iterator[str]:
+    """Whether the models that are held at once fit into memory, where the system tells its size."""
+    needed, free = memory_bytes(recipe, opened), available_memory()
+    if free is not None and needed > free:
+        what = "correct" if recipe.correct is not None else "align"
+        yield recipe.where(what) + (
+            f"the models that are held at once fit into memory, got {needed} bytes for {free} free"
+        )
 
 
 def _output(path: Path, size: int, force: bool) -> Iterator[str]:

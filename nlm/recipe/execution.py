@@ -1,17 +1,18 @@
-"""What a recipe says, done: align the foundations, permute the experts, merge, complete the folder.
+"""What a recipe says, done: align the foundations, permute the experts, merge, correct, complete.
 
-Checkpoints are streamed (:mod:`nlm.streaming`); only alignment holds models, and those of two
-foundations at a time. Permuted experts, and the mean of the aligned foundations, are files in a
-hidden folder beside the output until it is done.
+Checkpoints are streamed (:mod:`nlm.streaming`). Only alignment and correction hold models: those of
+two foundations, and the merged one with all experts. Permuted experts, and the mean of the aligned
+foundations, are files in a hidden folder beside the output until it is done. The correction works
+in the hidden folder that becomes the output: a crash leaves the merge to be resumed.
 """
 
-import hashlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.headers import Stamp, stamp
@@ -19,16 +20,17 @@ from nlm.checkpoint.names import file_name
 from nlm.checkpoint.partial import own_folder
 from nlm.recipe.check import check
 from nlm.recipe.methods import DTYPES, METHODS
-from nlm.recipe.recipe import Recipe, RecipeError
+from nlm.recipe.recipe import Expert, Recipe, RecipeError
 from nlm.streaming import MEMORY, Plan, Report, run
 from nlm.streaming.aligned import is_aligned, write_aligned
-from nlm.streaming.folder import write_others
+from nlm.streaming.folder import CARD, card, complete
 from nlm.streaming.ranks import Ranks
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from nlm.symmetry import PermutationSpec
+    from nlm.recipe.aligning import Foundations
+    from nlm.recipe.correcting import Calibration
 
 Progress = Callable[[str, float], None]
 
@@ -38,27 +40,26 @@ def execute(
     output: Path | None = None,
     *,
     memory: int = MEMORY,
-    resume: bool = False,
     force: bool = False,
-    sync: bool = True,
-    digest: bool = True,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
+    **how: Any,
 ) -> Report:
     """Merges what a recipe names; the output appears whole or not at all.
 
     Parameters
     ----------
     output : instead of the recipe's.
-    memory, resume, force, sync, digest, progress, ranks : see :func:`nlm.streaming.run`. The first
-        process aligns and permutes for all.
+    memory : bytes that the buffers of the merge may take; see :class:`nlm.streaming.Plan`.
+    force, progress, ranks : see :func:`nlm.streaming.run`, whose further arguments ``how`` are. The
+        first process aligns, permutes and corrects for all.
 
     Raises
     ------
     RecipeError
         What :func:`nlm.recipe.check` finds.
     ValueError
-        No output; and what :func:`nlm.streaming.run` and :func:`nlm.align` raise.
+        No output; and what :func:`nlm.streaming.run`, :func:`nlm.align` and the correction raise.
     """
     if output is not None:
         recipe = replace(recipe, output=replace(recipe.output, path=output))
@@ -75,15 +76,16 @@ def execute(
         with ranks.together():
             if ranks.first:
                 stack.enter_context(own_folder(work))
+                models.open_calibration()
                 plan = models.plan(target)
         if not ranks.first:
             plan = models.plan(target)
         text = recipe.file.read_text(encoding="utf-8") if recipe.file is not None else ""
         moved = ranks.gather(models.moved)[0]
         return run(
-            plan, "\n".join([text or repr(recipe), *moved]), resume=resume, force=force, sync=sync,
-            digest=digest, progress=progress, ranks=ranks,
-            write_others=lambda to, files: write_others(to, plan, text, files, models.like()),
+            plan, "\n".join([text or repr(recipe), *moved]), force=force, progress=progress,
+            ranks=ranks, write_others=lambda to, files: models.complete(to, plan, text, files),
+            **how,
         )  # fmt: skip
 
 
@@ -102,87 +104,75 @@ class _Models:
     makes: bool
     inputs: dict[Path, Stamp] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)  # digests of the permutations
-    _spec: "PermutationSpec | None" = None
+    _foundations: "Foundations | None" = None
+    _calibration: "Calibration | None" = None
+
+    # --- before the merge -------------------------------------------------------------------------
+
+    def open_calibration(self) -> None:
+        """Reads the data of the correction: what is wrong with it is told before any work."""
+        if self.recipe.correct is not None:
+            from nlm.recipe.correcting import Calibration
+
+            self._calibration = Calibration(self.recipe, self.progress)
 
     def plan(self, output: Path) -> Plan:
         recipe = self.recipe
-        found = self._found()
-        experts = {
-            each.name: self._expert(each.name, found.get(each.foundation or "", {}))
-            for each in recipe.experts
-        }
+        self._stamp_files()
+        if recipe.aligns:
+            for path in recipe.foundations.values():
+                self._opened(path)
+            if self.makes:
+                self.foundations.align()
+        experts = {each.name: self._expert(each) for each in recipe.experts}
         fishers = {
-            each.name: self._fisher(each.name, found.get(each.foundation or "", {}))
+            each.name: self._fisher(each)
             for each in recipe.experts
             if METHODS[recipe.method].fisher
         }
-        base = self._base(found) if METHODS[recipe.method].base else None
+        base = self._base() if METHODS[recipe.method].base else None
         start = base or next(iter(experts.values()))
+        dtype = DTYPES[recipe.output.dtype] if recipe.output.dtype else self._dtype()
         return Plan(
             output, experts, base, recipe.method, recipe.numbers(start.tensors),
-            {**recipe.options, "seed": recipe.seed}, recipe.heads,
-            DTYPES[recipe.output.dtype] if recipe.output.dtype else None,
+            {**recipe.options, "seed": recipe.seed}, recipe.heads, dtype,
             recipe.output.shard_bytes, self.memory, self.inputs, fishers,
         )  # fmt: skip
+
+    def _stamp_files(self) -> None:
+        """The files beside the models by which a merge is known again."""
+        recipe = self.recipe
+        align, correct = recipe.align, recipe.correct
+        named = [] if align is None else [align.spec, align.data]
+        named += [] if correct is None else correct.data.values()
+        files = [Path(each) for each in named if each is not None]
+        files += [each.permutation for each in recipe.experts if each.permutation is not None]
+        self.inputs |= {file: stamp(file) for file in files if file.is_file()}
+
+    @property
+    def foundations(self) -> "Foundations":
+        if self._foundations is None:
+            from nlm.recipe.aligning import Foundations
+
+            self._foundations = Foundations(self.recipe, self.like(), self.progress)
+        return self._foundations
+
+    @property
+    def _rotates(self) -> bool:
+        """Whether all models are brought into another gauge."""
+        return self.recipe.rotates
+
+    def _dtype(self) -> str | None:
+        """Models in another gauge are float32 until they are merged; the result is as they were."""
+        if not self._rotates:
+            return None
+        entries = open_checkpoint(self._all_models()[0]).tensors.values()
+        return next(entry.dtype for entry in entries if entry.is_weight)
 
     def _opened(self, path: Path) -> Checkpoint:
         checkpoint = open_checkpoint(path)
         self.inputs |= checkpoint.stamps
         return checkpoint
-
-    def _found(self) -> dict[str, Mapping[str, "Tensor"]]:
-        """foundation -> the permutation that brings it into the first one's order."""
-        recipe = self.recipe
-        aligns = recipe.align is not None and recipe.align.method is not None
-        if len(recipe.foundations) < 2 or not aligns or not self.makes:
-            return {}
-        assert recipe.align is not None and recipe.align.method is not None
-        from nlm.align import align
-
-        first, *others = recipe.foundations.items()
-        start = self._weights(first[1], proves=True)
-        found: dict[str, Mapping[str, Tensor]] = {}
-        for name, path in others:
-            self.progress(f"aligning {name} with {first[0]}", 0.0)
-            other = self._weights(path)
-            result = align(start, other, self._specification(), recipe.align.method)
-            found[name] = result.permutation
-        return found
-
-    def _weights(self, path: Path, proves: bool = False) -> "Mapping[str, Tensor]":
-        """The weights of a foundation; on the first one the specification is proven."""
-        if path.suffix == ".safetensors":
-            from nlm.checkpoint import read_tensors
-
-            return read_tensors(path)[0]
-        from nlm.symmetry.pretrained import load_model, make_inputs
-
-        model = load_model(str(path))
-        spec = self._specification()
-        if proves and not spec.proven:
-            self.progress(f"proving what may be permuted in {path.name}", 0.0)
-            spec.verify(model, (), make_inputs(model))
-        return model.state_dict()
-
-    def _specification(self) -> "PermutationSpec":
-        if self._spec is None:
-            from nlm.symmetry import PermutationSpec
-            from nlm.symmetry.pretrained import trace_config
-
-            given = self.recipe.align.spec if self.recipe.align is not None else None
-            if given is not None:
-                if Path(given).is_file():
-                    self.inputs[Path(given)] = stamp(Path(given))
-                self._spec = PermutationSpec.load(given)
-            elif (folder := self.like()) is not None:
-                self.progress(f"tracing {folder.name}", 0.0)
-                self._spec = trace_config(str(folder))
-            else:
-                raise ValueError(
-                    f"{self.recipe.where('align')}nlm.recipe: a file of weights is permuted by a "
-                    "specification, got none: write 'align: {spec: FILE}'"
-                )
-        return self._spec
 
     def _all_models(self) -> list[Path]:
         base = [] if self.recipe.base is None else [self.recipe.base]
@@ -193,74 +183,152 @@ class _Models:
         """The folder whose configuration and tokenizer the output takes over."""
         return next((path for path in self._all_models() if path.is_dir()), None)
 
-    def _expert(self, name: str, found: "Mapping[str, Tensor]") -> Checkpoint:
-        path = self.recipe.expert(name).path
-        return self._permuted(self._opened(path), self._order(name, found), f"expert {name}")
+    def _expert(self, expert: Expert) -> Checkpoint:
+        name = f"expert {expert.name}"
+        checkpoint = self._opened(expert.path)
+        if expert.permutation is None:
+            return self._moved(checkpoint, expert.foundation, name)
+        return self._permuted(checkpoint, self._permutation(expert), name)
 
-    def _fisher(self, name: str, found: "Mapping[str, Tensor]") -> Checkpoint:
+    def _fisher(self, expert: Expert) -> Checkpoint:
         """An expert's Fisher information, permuted as the expert is."""
-        path = self.recipe.expert(name).fisher
-        if path is None:
+        if expert.fisher is None:
             raise ValueError(
                 f"nlm.recipe: {self.recipe.method!r} has Fisher information of every expert, got "
-                f"none for {name!r}"
+                f"none for {expert.name!r}"
             )
-        return self._permuted(self._opened(path), self._order(name, found), f"fisher {name}")
+        checkpoint, like = self._opened(expert.fisher), self._opened(expert.path)
+        return self._permuted(checkpoint, self._permutation(expert), f"fisher {expert.name}", like)
 
-    def _order(self, name: str, found: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
-        """The permutation of an expert: that of its foundation, or of its own file."""
-        expert = self.recipe.expert(name)
-        if expert.permutation is None:
-            return found
-        from nlm.align import AlignmentResult
+    def _permutation(self, expert: Expert) -> "Mapping[str, Tensor]":
+        """What brings an expert into the first foundation's order."""
+        if expert.permutation is not None:
+            from nlm.align import AlignmentResult
 
-        self.inputs[expert.permutation] = stamp(expert.permutation)
-        return AlignmentResult.load(expert.permutation).permutation
+            return AlignmentResult.load(expert.permutation).permutation
+        return self._found(expert.foundation)
+
+    def _found(self, foundation: str | None) -> "Mapping[str, Tensor]":
+        if self._foundations is None or foundation not in self._foundations.results:
+            return {}
+        return self._foundations.results[foundation].permutation
+
+    def _moved(self, checkpoint: Checkpoint, foundation: str | None, name: str) -> Checkpoint:
+        """A model of a foundation, as that is aligned with the first one."""
+        if not self._rotates or not self.makes:
+            return self._permuted(checkpoint, self._found(foundation), name)
+        from nlm.recipe.aligning import digest, write_moved
+
+        self.progress(f"rotating {name}", 0.0)
+        found = next(iter(self.foundations.results.values()))
+        self.moved.append(
+            f"{name}: {digest(self.foundations.results.get(foundation or '', found))}"
+        )
+        return write_moved(checkpoint.path, self.foundations.move(foundation), self._file(name))
+
+    def _file(self, name: str) -> Path:
+        return self.work / f"{file_name(name)}.safetensors"
 
     def _permuted(
-        self, checkpoint: Checkpoint, permutation: "Mapping[str, Tensor]", name: str
+        self,
+        checkpoint: Checkpoint,
+        permutation: "Mapping[str, Tensor]",
+        name: str,
+        like: Checkpoint | None = None,
     ) -> Checkpoint:
-        file = self.work / f"{file_name(name)}.safetensors"
+        """A checkpoint in another order; ``like`` is the model that it has the entries of."""
+        like = like or checkpoint
+        file = self._file(name)
         if not self.makes:
             return open_checkpoint(file) if file.exists() else checkpoint
         if not permutation:
             return checkpoint if is_aligned(checkpoint) else write_aligned(checkpoint, file)
+        from nlm.recipe.aligning import digest
+        from nlm.recipe.modules import names_of
         from nlm.streaming.permuted import write_permuted
 
-        self.moved.append(f"{name}: {_digest(permutation)}")
+        self.moved.append(f"{name}: {digest(permutation)}")
+        spec, permutation = self.foundations.of_model(like, permutation)
+        names = {each: own for each, own in names_of(like).items() if each in checkpoint.tensors}
         return write_permuted(
-            checkpoint, self._specification(), permutation, file,
-            lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0),
+            checkpoint, spec, permutation, file,
+            lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0), names,
         )  # fmt: skip
 
-    def _base(self, found: "Mapping[str, Mapping[str, Tensor]]") -> Checkpoint:
+    def _base(self) -> Checkpoint:
         """The recipe's base, its only foundation, or the mean of the aligned foundations."""
         recipe = self.recipe
         if recipe.base is not None:
-            of = next((n for n, path in recipe.foundations.items() if path == recipe.base), "")
-            return self._permuted(self._opened(recipe.base), found.get(of, {}), "base")
+            of = next((n for n, path in recipe.foundations.items() if path == recipe.base), None)
+            return self._moved(self._opened(recipe.base), of, "base")
         if not recipe.foundations:
             raise ValueError(f"nlm.recipe: {recipe.method!r} starts from a base, got none")
         foundations = {
-            name: self._permuted(self._opened(path), found.get(name, {}), f"foundation {name}")
+            name: self._moved(self._opened(path), name, f"foundation {name}")
             for name, path in recipe.foundations.items()
         }
         first = next(iter(foundations.values()))
         if len(foundations) == 1:
             return first
-        file = self.work / "base.safetensors"
+        folder = self.work / "base"  # which may leave heads out, as a file may not
         if not self.makes:
-            return open_checkpoint(file)
+            return open_checkpoint(folder)
         mean = Plan(
-            file, foundations, None, "linear",
+            folder, foundations, None, "linear",
             lambda parameter, task, tensor: 1.0, heads=recipe.heads, memory=self.memory,
         )  # fmt: skip
         run(mean, sync=False, digest=False, progress=self.progress)
-        return open_checkpoint(file)
+        return open_checkpoint(folder)
 
+    # --- after the merge --------------------------------------------------------------------------
 
-def _digest(permutation: "Mapping[str, Tensor]") -> str:
-    digest = hashlib.sha256()
-    for group, index in sorted(permutation.items()):
-        digest.update(group.encode() + index.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    def complete(self, folder: Path, plan: Plan, text: str, files: dict[str, Any]) -> None:
+        """All of a merged folder but its weights, and what the correction changes in these."""
+        recipe = self.recipe
+        unties = self._rotates and bool(self._gauged().untied)
+        settings = {"tie_word_embeddings": False} if unties else {}
+        complete(folder, plan, self.like(), settings)
+        self._write_head_configs(folder)
+        notes = [] if self._foundations is None else list(self._foundations.notes)
+        if self._calibration is not None:
+            experts = {each.name: self._module(each) for each in recipe.experts}
+            notes.append(
+                self._calibration.apply(
+                    folder, experts, files, recipe.output.shard_bytes, self.like()
+                )
+            )
+        (folder / CARD).write_text(
+            card(plan, text, files, self._named_models(), notes), encoding="utf-8"
+        )
+
+    def _gauged(self) -> Any:
+        return next(iter(self.foundations.results.values())).gauge  # type: ignore[attr-defined]
+
+    def _module(self, expert: Expert) -> "nn.Module":
+        """An expert in the form in which it is merged."""
+        from nlm.recipe.modules import load_module
+
+        self.progress(f"loading expert {expert.name}", 0.0)
+        model = load_module(expert.path)
+        if self._rotates:
+            state = self.foundations.move(expert.foundation)(model.state_dict())
+            model = self.foundations.receiver(model)
+            model.load_state_dict(state)
+        elif permutation := self._permutation(expert):
+            model.load_state_dict(self.foundations.permuted(model, expert.path, permutation))
+        return model
+
+    def _write_head_configs(self, folder: Path) -> None:
+        """The configurations of the experts' heads, by which :func:`nlm.load` builds them."""
+        for expert in self.recipe.experts:
+            head = folder / "heads" / f"{file_name(expert.name)}.safetensors"
+            if head.is_file() and (settings := expert.path / "config.json").is_file():
+                shutil.copyfile(settings, head.with_suffix(".json"))
+
+    def _named_models(self) -> dict[str, Path]:
+        """Who -> the checkpoint that the recipe names."""
+        recipe = self.recipe
+        base = {} if recipe.base is None else {"base": recipe.base}
+        foundations = {f"foundation {name!r}": path for name, path in recipe.foundations.items()}
+        experts = {f"expert {each.name!r}": each.path for each in recipe.experts}
+        return {**base, **foundations, **experts}

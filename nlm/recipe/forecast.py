@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from nlm._names import matches
 from nlm.checkpoint.headers import Checkpoint
-from nlm.recipe.opened import Opened, open_all, work_bytes, written_bytes
+from nlm.recipe.methods import METHODS
+from nlm.recipe.opened import (
+    Opened,
+    beside_bytes,
+    memory_bytes,
+    open_all,
+    work_bytes,
+    written_bytes,
+)
+from nlm.recipe.rates import Rates
 from nlm.recipe.recipe import Recipe, RecipeError
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Bytes per second: that the disk reads and writes, and that one pass over memory takes in."""
-
-    read: float
-    write: float
-    memory: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Forecast:
     passes : over the tensors, one or two. taken : bytes that these take in.
     read : bytes that come from the disk. written : bytes of the result.
     work : bytes of the permuted copies that lie beside the result until it is done.
+    before : bytes that are read before the merge: foundations that are aligned, what is copied.
+    beside : bytes of the models of single tasks that are written beside the result.
+    memory : bytes of the models and cost matrices that alignment or correction holds at once,
+        beside activations and the buffers of the merge.
+    untimed : what of it the predicted time leaves out.
     """
 
     method: str
@@ -43,15 +48,19 @@ class Forecast:
     written: int
     work: int
     tensors: int
+    before: int = 0
+    beside: int = 0
+    memory: int = 0
+    untimed: tuple[str, ...] = ()
 
     def seconds(self, rates: Rates) -> float:
-        """The predicted time of all but alignment.
+        """The predicted time of all but what is ``untimed``.
 
         The copies are made first; then a chunk is written while the next one is computed.
         """
         taking = self.read / rates.read + self.taken / rates.memory
-        copying = self.work / rates.read + self.work / rates.write
-        return copying + max(taking, self.written / rates.write)
+        copying = self.before / rates.read + self.work / rates.write
+        return copying + max(taking, self.written / rates.write) + self.beside / rates.write
 
     def rows(self, rates: Rates | None = None) -> list[tuple[str, str]]:
         """What there is to know, as a table of two columns."""
@@ -62,10 +71,17 @@ class Forecast:
             ("reads", readable(self.read)),
             ("writes", readable(self.written)),
         ]
+        if self.before:
+            rows.append(("reads before, for alignment and copies", readable(self.before)))
         if self.work:
             rows.append(("permuted copies, until it is done", readable(self.work)))
+        if self.beside:
+            rows.append(("models of single tasks", readable(self.beside)))
+        if self.memory:
+            rows.append(("models held in memory, without activations", readable(self.memory)))
         if rates is not None:
-            rows.append(("takes about", f"{self.seconds(rates):.1f} s"))
+            less = f", {' and '.join(self.untimed)} not counted" if self.untimed else ""
+            rows.append(("takes about", f"{self.seconds(rates):.1f} s{less}"))
         return rows
 
 
@@ -87,25 +103,38 @@ def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
         f"Fisher information of {name!r}": _bytes(recipe, each)
         for name, each in opened.fishers.items()
     }
+    foundations = {f"foundation {n!r}": _bytes(recipe, f) for n, f in opened.foundations.items()}
+    is_mean = METHODS[recipe.method].base and recipe.base is None
     inputs = {**base, **experts, **fishers}
+    if is_mean and len(foundations) > 1:  # what is merged starts from their mean
+        inputs = {"base": next(iter(foundations.values())), **inputs}
     once = sum(inputs.values())
+    work = work_bytes(recipe, opened)
+    before = work + (sum(foundations.values()) if recipe.aligns else 0)
+    untimed = [name for name, does in (
+        ("alignment", recipe.aligns), ("correction", recipe.correct is not None)
+    ) if does]  # fmt: skip
     is_global = recipe.method == "ties" and recipe.options.get("dialect") == "global"
     is_thresholded = recipe.method == "ties" or recipe.method.startswith("breadcrumbs")
     if is_thresholded or recipe.options.get("rescale") == "l1":
-        passes, before = 2, sum(experts.values()) + len(experts) * base.get("base", 0)
+        passes, again = 2, sum(experts.values()) + len(experts) * inputs.get("base", 0)
     elif recipe.method in ("slerp", "model_stock", "sce"):
-        passes, before = 2, once
+        passes, again = 2, once
     else:
-        passes, before = 1, 0
+        passes, again = 1, 0
     return Forecast(
         recipe.method,
-        inputs,
+        {**foundations, **inputs} if recipe.aligns or is_mean else inputs,
         passes,
-        once + before,
-        once + before if is_global else once,
+        once + again,
+        once + again if is_global else once,
         written_bytes(recipe, start),
-        work_bytes(recipe, opened),
+        work,
         sum(not matches(name, recipe.heads) for name in start.tensors),
+        before,
+        beside_bytes(recipe, opened),
+        memory_bytes(recipe, opened),
+        tuple(untimed),
     )
 
 

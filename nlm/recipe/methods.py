@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nlm._core import DIALECTS
 from nlm._methods import OPTIONS, RESCALES
+from nlm.checkpoint.headers import TORCH_TYPES
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ IN_PYTHON = {
     "regmean": "needs data: nlm.merge.regmean in Python, or write 'fisher' with files of it",
 }
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DTYPES = {name: dtype for dtype, name in TORCH_TYPES.items() if dtype != "F64"}
 
-#: The methods of :func:`nlm.align`, and those of them that a recipe carries out.
+#: The methods of :func:`nlm.align`, and those of them that need no data.
 ALIGNMENTS = ("weights", "frank-wolfe", "activations", "dual", "orthogonal")
 BY_WEIGHTS = ALIGNMENTS[:2]
 
@@ -142,3 +143,10 @@ BY_WEIGHTS = ALIGNMENTS[:2]
 CORRECTIONS = (
     "none", "tact", "tact_at_once", "repair", "batch_norm", "data_free", "refit", "refit+tact",
 )  # fmt: skip
+
+#: Those of them that need no data, and those that leave something beside the weights.
+WITHOUT_DATA = ("none", "data_free")
+BESIDE_WEIGHTS = ("tact", "tact_at_once", "repair", "data_free", "refit+tact")
+
+#: Where that goes.
+PER_TASK = ("side-car", "folded")

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nlm._names import is_statistic, matches
+from nlm._names import matches
 from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, open_checkpoint
-from nlm.recipe.methods import DTYPES, METHODS
+from nlm.recipe.methods import BESIDE_WEIGHTS, DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Output, Recipe
 
 
@@ -63,20 +63,18 @@ def merged(recipe: Recipe, start: Checkpoint) -> list[str]:
     return [
         name
         for name, entry in start.tensors.items()
-        if entry.is_float and not is_statistic(name) and not matches(name, recipe.heads)
+        if entry.is_weight and not matches(name, recipe.heads)
     ]
 
 
 def written_bytes(recipe: Recipe, start: Checkpoint) -> int:
     """Bytes of the tensors of the result, and of the masks beside them."""
-    total = 0
-    for name, entry in start.tensors.items():
-        if matches(name, recipe.heads):
-            continue
-        dtype = entry.dtype
-        if recipe.output.dtype is not None and entry.is_float and not is_statistic(name):
-            dtype = DTYPES[recipe.output.dtype]
-        total += entry.size * ITEM_BYTES[dtype]
+    dtype = DTYPES[recipe.output.dtype] if recipe.output.dtype else None
+    total = sum(
+        entry.size * ITEM_BYTES[entry.type_as(dtype)]
+        for name, entry in start.tensors.items()
+        if not matches(name, recipe.heads)
+    )
     if recipe.method == "tall_mask":
         bits = sum(-(-start.tensors[name].size // 8) for name in merged(recipe, start))
         total += len(recipe.experts) * bits
@@ -96,14 +94,52 @@ def work_bytes(recipe: Recipe, opened: Opened) -> int:
         each[expert.name]
         for expert in recipe.experts
         for each in (opened.experts, opened.fishers)
-        if expert.name in each and is_moved(recipe, expert)
+        if expert.name in each and (recipe.rotates or is_moved(recipe, expert))
     ]
     total = 0
     if METHODS[recipe.method].base and recipe.base is None:
         first, *others = opened.foundations.values()
         made += others if recipe.aligns else []
+        made += [first] if recipe.rotates else []
         total = written_bytes(replace(recipe, output=Output()), first) if others else 0
+    elif METHODS[recipe.method].base and recipe.rotates and opened.base is not None:
+        made.append(opened.base)
+    if recipe.rotates:
+        return total + sum(map(module_bytes, made))
     return total + sum(entry.bytes for each in made for entry in each.tensors.values())
+
+
+def beside_bytes(recipe: Recipe, opened: Opened) -> int:
+    """Bytes of what a correction leaves beside the merged weights, where these are models."""
+    if recipe.correct is None or recipe.correct.method not in BESIDE_WEIGHTS:
+        return 0
+    start = opened.start
+    if start is None or recipe.output.per_task != "folded":
+        return 0
+    return written_bytes(replace(recipe, heads=()), start) * len(recipe.experts)
+
+
+def module_bytes(model: Checkpoint) -> int:
+    """Bytes of a checkpoint's entries in memory: weights are float32 there."""
+    return sum(4 * e.size if e.is_float else e.bytes for e in model.tensors.values())
+
+
+def memory_bytes(recipe: Recipe, opened: Opened) -> int:
+    """Bytes that alignment or correction holds at once, beside activations and the buffers of the
+    merge: two foundations and cost matrices; the merged model, its corrected copy and all experts.
+    """
+    aligned = sorted(map(module_bytes, opened.foundations.values()))[-2:] if recipe.aligns else []
+    if recipe.rotates:
+        aligned = 2 * aligned  # their folded copies
+    corrected: list[int] = []
+    if recipe.correct is not None and opened.start is not None:
+        corrected = [*map(module_bytes, opened.experts.values()), *2 * [module_bytes(opened.start)]]
+    costs = 0
+    if recipe.aligns:
+        from nlm.recipe.check_modules import cost_bytes
+
+        costs = cost_bytes(recipe, opened)
+    return max(sum(aligned) + costs, sum(corrected))
 
 
 def sentence_of(error: Exception) -> str:

@@ -1,11 +1,10 @@
 """Reads recipes: nlm's own YAML, and mergekit's (:mod:`nlm.recipe.mergekit`).
 
-A recipe of nlm with every key; ``correct``, and alignment that needs data, are read and refused by
-``nlm check``, as they are done in Python::
+A recipe of nlm with every key (``docs/recipes.md`` has them in a table)::
 
     foundations: {one: models/one, two: models/two}
     base: one                     # a foundation or a path; by default the aligned foundations' mean
-    align: {method: activations, spec: spec.json, data: calibration.safetensors}
+    align: {method: activations, spec: spec.json, data: calibration.safetensors, samples: 256}
     experts:
       digits: {path: experts/digits, foundation: one}
       greek:
@@ -15,9 +14,9 @@ A recipe of nlm with every key; ``correct``, and alignment that needs data, are 
         density: [{filter: mlp, value: 0.3}, {value: 0.2}]
     method: ties
     parameters: {scale: 0.4, density: 0.2, dialect: mergekit}
-    correct: {method: refit, samples: 128, data: {digits: d.safetensors, greek: g.safetensors}}
+    correct: {method: tact, samples: 128, data: {digits: d.txt, greek: package.module:function}}
     heads: [classifier]
-    output: {path: merged, dtype: bfloat16, shard: 5GB}
+    output: {path: merged, dtype: bfloat16, shard: 5GB, per_task: folded}
 
 An expert of the method ``fisher`` has a ``fisher: FILE`` beside its path. Only ``experts`` and
 ``method`` are needed, ``seed`` where something is random, and a base or a
@@ -35,12 +34,15 @@ from yaml.nodes import Node, ScalarNode, SequenceNode
 from nlm.recipe import mergekit
 from nlm.recipe.methods import (
     ALIGNMENTS,
+    BY_WEIGHTS,
     CHOICES,
     CORRECTIONS,
     DTYPES,
     IN_PYTHON,
     METHODS,
     NUMBERS,
+    PER_TASK,
+    WITHOUT_DATA,
     Method,
 )
 from nlm.recipe.nodes import Reader, described
@@ -52,6 +54,9 @@ _KEYS = (
     "output",
 )  # fmt: skip
 _EXPERT = ("path", "foundation", "permutation")
+_ALIGN = ("method", "spec", "data", "samples")
+_CORRECT = ("method", "data", "samples")
+_OUTPUT = ("path", "dtype", "shard", "per_task")
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -260,13 +265,30 @@ class _Own:
             if method in (None, "none"):
                 return None
         else:
-            keys = reader.mapping(node, "align", ("method", "spec", "data"))
+            keys = reader.mapping(node, "align", _ALIGN)
             method = None
             if "method" in keys:
                 method = reader.choice(keys["method"], "the method of align", ALIGNMENTS)
+                if method is None:
+                    return None
+        sees = method is not None and method not in BY_WEIGHTS
+        if sees and "data" not in keys:
+            reader.problem(
+                node,
+                f"alignment by {method} sees data, got none: write "
+                f"'align: {{method: {method}, data: FILE}}'",
+            )
+        for key in ("data", "samples"):
+            if key in keys and not sees:
+                of = "no method" if method is None else method
+                known = ", ".join(ALIGNMENTS[len(BY_WEIGHTS) :])
+                reader.problem(keys[key], f"align has {key} for {known}, got it for {of}")
         spec = self._named(keys["spec"], "the spec of align") if "spec" in keys else None
         data = self._named(keys["data"], "the data of align") if "data" in keys else None
-        return Alignment(method, spec, data)
+        samples = None
+        if "samples" in keys:
+            samples = reader.whole(keys["samples"], "the samples of align", 1)
+        return Alignment(method, spec, data, samples)
 
     def _named(self, node: Node, what: str) -> str | None:
         """A file beside the recipe, or a name that is no file."""
@@ -284,7 +306,7 @@ class _Own:
             method = reader.choice(node, "a correction", CORRECTIONS)
             keys: dict[str, Node] = {}
         else:
-            keys = reader.mapping(node, "correct", ("method", "data", "samples"))
+            keys = reader.mapping(node, "correct", _CORRECT)
             if "method" not in keys:
                 reader.problem(node, "correct has a method, got none: write 'method: tact'")
                 return None
@@ -294,13 +316,20 @@ class _Own:
         data = {}
         if "data" in keys:
             for name, each in reader.mapping(keys["data"], "the data of correct").items():
-                if (text := self._named(each, f"the data of {name!r}")) is not None:
+                if name not in self._lines:
+                    reader.problem(
+                        each,
+                        f"the data of correct is of an expert ({', '.join(self._lines)}), got "
+                        f"{name!r}",
+                    )
+                elif (text := self._named(each, f"the data of {name!r}")) is not None:
+                    reader.mark(f"correct.{name}", each)
                     data[name] = text
         samples = None
         if "samples" in keys:
             samples = reader.whole(keys["samples"], "the samples of correct", 1)
         lost = [name for name in self._lines if name not in data]
-        if method != "data_free" and lost:
+        if method not in WITHOUT_DATA and lost:
             reader.problem(
                 node,
                 f"{method} has data for every expert, got none for {', '.join(lost)}: write "
@@ -322,11 +351,14 @@ class _Own:
         node, reader = self.keys["output"], self.reader
         if isinstance(node, ScalarNode):
             return Output(self._path(node, "the output"))
-        keys = reader.mapping(node, "output", ("path", "dtype", "shard"))
+        keys = reader.mapping(node, "output", _OUTPUT)
         path = self._path(keys["path"], "the path of output") if "path" in keys else None
         dtype = shard = None
         if "dtype" in keys:
             dtype = reader.choice(keys["dtype"], "the dtype of output", DTYPES)
         if "shard" in keys:
             shard = reader.size(keys["shard"], "the shard of output")
-        return Output(path, dtype, shard or Output.shard_bytes)
+        per_task = None
+        if "per_task" in keys:
+            per_task = reader.choice(keys["per_task"], "per_task of output", PER_TASK)
+        return Output(path, dtype, shard or Output.shard_bytes, per_task or Output.per_task)

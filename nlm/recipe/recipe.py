@@ -51,17 +51,26 @@ class Alignment:
     ----------
     method : of :func:`nlm.align`; None permutes by the experts' files alone.
     spec : a specification's file or shipped name; by default the base is traced.
-    data : for alignment by activations: a file, or package.module:function.
+    data : for a method that sees activations, as :mod:`nlm.recipe.data` reads it.
+    samples : the most of it that is used.
     """
 
     method: str | None = "weights"
     spec: str | None = None
     data: str | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How the merged model's activations are matched; expert -> calibration data."""
+    """How the merged model's activations are matched.
+
+    Attributes
+    ----------
+    method : of :func:`nlm.correct.correct`.
+    data : expert -> calibration data, as :mod:`nlm.recipe.data` reads it.
+    samples : the most that are used of each; None leaves it to the method.
+    """
 
     method: str
     data: Mapping[str, str] = field(default_factory=dict)
@@ -76,11 +85,14 @@ class Output:
     ----------
     dtype : "float32", "bfloat16" or "float16"; by default the base's.
     shard_bytes : the most bytes of one file of a folder.
+    per_task : where corrections of each task go: "side-car", a file beside the merged weights that
+        :func:`nlm.load` reads, or "folded", a model's folder for each task.
     """
 
     path: Path | None = None
     dtype: str | None = None
     shard_bytes: int = 5_000_000_000
+    per_task: str = "side-car"
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,11 @@ class Recipe:
     def aligns(self) -> bool:
         """Whether permutations are to be found."""
         return self.align is not None and self.align.method is not None
+
+    @property
+    def rotates(self) -> bool:
+        """Whether all models are brought into another gauge."""
+        return self.aligns and self.align is not None and self.align.method == "orthogonal"
 
     def expert(self, name: str) -> Expert:
         return next(each for each in self.experts if each.name == name)

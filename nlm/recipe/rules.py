@@ -21,6 +21,15 @@ def broken_rules(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[
         yield from _masks(recipe)
     elif recipe.method == "fisher":
         yield from _fishers(recipe, opened, start)
+    if recipe.method in ("tall_mask", "fisher") and recipe.rotates:
+        yield recipe.where("align", "method") + (
+            f"{recipe.method} goes with permutations, got {recipe.align and recipe.align.method!r}"
+        )
+    if recipe.method == "tall_mask" and recipe.correct is not None:
+        yield recipe.where("correct") + (
+            "what tall_mask restores is each task's own model, got a correction of their mean: "
+            "leave 'correct' out"
+        )
 
 
 def _ranks(recipe: Recipe, start: Checkpoint) -> Iterator[str]:

@@ -7,7 +7,7 @@ is a fixed number of buffers, whatever the size of the models.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def run(
     digest: bool = True,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
-    write_others: Callable[[Path, Mapping[str, Any]], None] | None = None,
+    write_others: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> Report:
     """Merges checkpoints into a new one, which appears whole or not at all.
 
@@ -70,7 +70,8 @@ def run(
     digest : computes the files' SHA-256, without which nothing can be resumed.
     progress : called with what is being done and the share of bytes; may raise to stop.
     ranks : the processes that merge together, by default this one.
-    write_others : called with the folder and what was written, to add other files.
+    write_others : called with the folder and what was written, file -> {"sha256": ...}, to add
+        other files; what it changes in a file it changes there too.
 
     Raises
     ------
@@ -139,8 +140,8 @@ def run(
 def _complete(
     folder: Path,
     plan: Plan,
-    written: Mapping[str, Any],
-    write_others: Callable[[Path, Mapping[str, Any]], None] | None,
+    written: dict[str, Any],
+    write_others: Callable[[Path, dict[str, Any]], None] | None,
 ) -> None:
     """What a folder holds beside the merged weights."""
     if plan.method == "tall_mask":

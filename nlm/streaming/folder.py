@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 
 import nlm
 from nlm._names import matches
-from nlm.checkpoint.headers import Checkpoint, read_config
+from nlm.checkpoint.headers import TORCH_TYPES, Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.names import file_name
 from nlm.checkpoint.shards import ShardFile, lay_out
@@ -20,7 +20,6 @@ _WEIGHTS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx",
     ".ot", ".pkl",
 }  # fmt: skip
-_TORCH_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 CARD = "README.md"
 
 
@@ -39,20 +38,31 @@ def write_others(
     recipe : as it was given, YAML.
     files : name -> {"sha256": digest or None} of the weights.
     """
-    copy_others(like or plan.start.folder, folder)
-    if (config := read_config(folder)) is not None and plan.dtype is not None:
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        typed = {**config, key: _TORCH_TYPES[plan.dtype]}
-        (folder / "config.json").write_text(json.dumps(typed, indent=2) + "\n", encoding="utf-8")
-    for task, expert in plan.experts.items():
-        _write_heads(folder / "heads", task, expert, plan)
+    complete(folder, plan, like)
     (folder / CARD).write_text(card(plan, recipe, files), encoding="utf-8")
 
 
-def copy_others(source: Path | None, folder: Path) -> None:
+def complete(
+    folder: Path, plan: Plan, like: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> None:
+    """All of :func:`write_others` but the model card; ``settings`` replace those of config.json."""
+    copy_others(like or plan.start.folder, folder)
+    if (config := read_config(folder)) is not None:
+        changed = dict(settings or {})
+        if plan.dtype is not None:
+            key = "torch_dtype" if "torch_dtype" in config else "dtype"
+            changed[key] = TORCH_TYPES[plan.dtype]
+        if changed:
+            text = json.dumps({**config, **changed}, indent=2) + "\n"
+            (folder / "config.json").write_text(text, encoding="utf-8")
+    for task, expert in plan.experts.items():
+        _write_heads(folder / "heads", task, expert, plan)
+
+
+def copy_others(source: Path | None, folder: Path, replace: bool = True) -> None:
     """Copies the files of a model's folder, where there is one, that hold no weights."""
     for file in sorted(source.iterdir()) if source is not None else ():
-        if file.is_file() and _is_kept(file):
+        if file.is_file() and _is_kept(file) and (replace or not (folder / file.name).exists()):
             shutil.copyfile(file, folder / file.name)
 
 
@@ -77,18 +87,31 @@ def _write_heads(folder: Path, task: str, expert: Checkpoint, plan: Plan) -> Non
     file.close(sync=False)
 
 
-def card(plan: Plan, recipe: str, files: Mapping[str, Any]) -> str:
-    """The model card: Hugging Face's front matter, then what was merged."""
-    models = {f"expert {task!r}": each for task, each in plan.experts.items()}
-    if plan.base is not None:
-        models = {"base": plan.base, **models}
-    names = list(dict.fromkeys(each.path.name for each in models.values()))
+def card(
+    plan: Plan,
+    recipe: str,
+    files: Mapping[str, Any],
+    models: Mapping[str, Path] | None = None,
+    notes: Iterable[str] = (),
+) -> str:
+    """The model card: Hugging Face's front matter, then what was merged.
+
+    Parameters
+    ----------
+    models : who -> the checkpoint that a user named, where the plan reads copies of them.
+    notes : what else was done, a paragraph each.
+    """
+    if models is None:
+        models = {f"expert {task!r}": each.path for task, each in plan.experts.items()}
+        models = models if plan.base is None else {"base": plan.base.path, **models}
+    names = list(dict.fromkeys(path.name for path in models.values()))
     front = yaml.safe_dump({"base_model": names, "tags": ["merge", "nlm"]}, sort_keys=False)
     lines = [
         "---", front.rstrip(), "---", "", f"# {plan.output.stem}", "",
         f"Merged by nlm {nlm.__version__} with the method `{plan.method}`.", "",
         "| | checkpoint |", "|---|---|",
-        *(f"| {_cell(who)} | {_cell(str(each.path))} |" for who, each in models.items()), "",
+        *(f"| {_cell(who)} | {_cell(str(path))} |" for who, path in models.items()), "",
+        *(line for note in notes for line in (note, "")),
     ]  # fmt: skip
     if recipe:
         lines += ["## Recipe", "", *(f"    {line}" for line in recipe.splitlines()), ""]

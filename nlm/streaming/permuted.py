@@ -25,6 +25,7 @@ def write_permuted(
     permutation: Mapping[str, Tensor],
     file: Path,
     progress: Callable[[str], None] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Applies a permutation to a checkpoint; what comes out computes the same.
 
@@ -32,6 +33,7 @@ def write_permuted(
     ----------
     permutation : group id -> int64 ``[*parent sizes, size]``.
     file : a new ".safetensors" file.
+    names : name in the checkpoint -> the specification's, where they are others.
 
     Raises
     ------
@@ -40,10 +42,12 @@ def write_permuted(
         out, or the permutation is not one of its groups.
     """
     entries = checkpoint.tensors
-    check_fits(spec, checkpoint)
+    check_fits(spec, checkpoint, names)
+    called = dict(names or {name: name for name in entries})
+    in_file = {own: name for name, own in called.items()}
     plans = gather.Gathers(spec.groups, permutations.check(spec.groups, permutation))
     stack_of = stacks.stack_of(spec.stacks)
-    parameter = {name: stack_of.get(name, name) for name in entries}
+    parameter = {name: stack_of.get(called[name], called[name]) for name in entries}
     # Members of a stack follow one another: it is moved once.
     place = {of: at for at, of in reversed(list(enumerate(parameter.values())))}
     ordered = sorted(entries.values(), key=lambda entry: place[parameter[entry.name]])
@@ -61,14 +65,17 @@ def write_permuted(
             for entry in shard.tensors:
                 if progress is not None:
                     progress(entry.name)
-                if entry.name not in moved:
+                if called[entry.name] not in moved:
                     name = parameter[entry.name]
                     members = spec.stacks.get(name, (name,))
-                    own = {each: opened[entries[each].file].get_tensor(each) for each in members}
+                    own = {
+                        each: opened[entries[in_file[each]].file].get_tensor(in_file[each])
+                        for each in members
+                    }
                     (whole,) = stacks.joined(spec.stacks, own).values()
                     (whole,) = gather.apply([whole], [plans.of(spec.params.get(name, ()))])
                     moved = stacks.separated(spec.stacks, {name: whole})
-                target.write(moved.pop(entry.name).reshape(-1).view(torch.uint8).numpy())
+                target.write(moved.pop(called[entry.name]).reshape(-1).view(torch.uint8).numpy())
         target.close(sync=False)
     except BaseException:
         target.abandon()
@@ -76,13 +83,17 @@ def write_permuted(
     return open_checkpoint(file)
 
 
-def check_fits(spec: PermutationSpec, checkpoint: Checkpoint) -> None:
+def check_fits(
+    spec: PermutationSpec, checkpoint: Checkpoint, names: Mapping[str, str] | None = None
+) -> None:
     """Raises ValueError where a checkpoint is not one of a specification's models, but for tied
     entries that it leaves out."""
-    spec.check_state_dict(_shapes(spec, checkpoint))
+    called = names or {}
+    shapes = {called.get(name, name): list(e.shape) for name, e in checkpoint.tensors.items()}
+    spec.check_state_dict(_shapes(spec, shapes))
 
 
-def _shapes(spec: PermutationSpec, checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _shapes(spec: PermutationSpec, known: Mapping[str, list[int]]) -> dict[str, Tensor]:
     """Empty tensors of a checkpoint's shapes. Of tied entries a file may hold one: what is not
     there is as the specification has it."""
     layouts = {name: spec.params.get(of, ()) for name, of in _parameters(spec).items()}
@@ -90,7 +101,7 @@ def _shapes(spec: PermutationSpec, checkpoint: Checkpoint) -> dict[str, Tensor]:
         name: [each.size for each in (own[1:] if name not in spec.params else own)]
         for name, own in layouts.items()
     }
-    sizes |= {name: list(entry.shape) for name, entry in checkpoint.tensors.items()}
+    sizes |= known
     return {name: torch.empty(shape, device="meta") for name, shape in sizes.items()}
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nlm._names import is_statistic, matches
+from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint, Stamp, TensorEntry
 from nlm.checkpoint.names import contains, wrong_name
@@ -64,11 +64,11 @@ class Plan:
 
     def is_merged(self, entry: TensorEntry) -> bool:
         """Whether an entry is a weight, and no statistic and no integer."""
-        return entry.is_float and not is_statistic(entry.name)
+        return entry.is_weight
 
     def type_of(self, entry: TensorEntry) -> str:
         """The type of an entry in the result."""
-        return self.dtype if self.dtype and self.is_merged(entry) else entry.dtype
+        return entry.type_as(self.dtype)
 
     def shards(self) -> tuple[Shard, ...]:
         """The files of the result."""

@@ -8,7 +8,10 @@ the folder and gives it its name.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+
+_PATIENCE = timedelta(days=1)  # while the first process aligns or corrects; one that died is seen
 
 
 class Ranks:
@@ -28,8 +31,8 @@ class Ranks:
 
             self._is_own = not distributed.is_initialized()
             if self._is_own:
-                distributed.init_process_group("gloo")
-            self._group = distributed.new_group(backend="gloo")
+                distributed.init_process_group("gloo", timeout=_PATIENCE)
+            self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     @classmethod
     def of_environment(cls) -> "Ranks":

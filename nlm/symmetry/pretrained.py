@@ -9,7 +9,7 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,29 +105,37 @@ def build_model(
     return model.to(device).eval()  # a few parameters ignore the device they are made under
 
 
-def load_model(source: str, model_class: str | None = None, random: bool = False) -> nn.Module:
-    """The model of a folder or an id with its weights in float32.
+def load_model(
+    source: str,
+    model_class: str | None = None,
+    random: bool = False,
+    *,
+    config: Any = None,
+    dtype: torch.dtype | str = torch.float32,
+    plain: bool = False,
+) -> nn.Module:
+    """The model of a folder or an id with its weights in float32, in evaluation mode.
 
     Parameters
     ----------
     random : draw the weights where there are none.
+    config : another configuration than the folder's: of the same network with another head, whose
+        weights are drawn.
+    dtype : another type; "auto" is that of the file.
+    plain : leaves experts computed as transformers would, see :func:`build_model`.
 
     Raises
     ------
     FileNotFoundError
         There are no weights, and ``random`` is false.
     """
-    config = read_config(source)
-    chosen = _class_of(config, model_class)
+    own: dict[str, Any] = {} if config is None else {"config": copy.deepcopy(config)}
+    own |= {} if plain else {"experts_implementation": "batched_mm"}
+    chosen = _class_of(config or read_config(source), model_class)
     folder = Path(source).parent if Path(source).is_file() else source
     try:
-        with _no_progress_bar():
-            model = chosen.from_pretrained(
-                folder,
-                local_files_only=True,
-                dtype=torch.float32,
-                experts_implementation="batched_mm",
-            )
+        with quiet(config is not None):
+            model = chosen.from_pretrained(folder, local_files_only=True, dtype=dtype, **own)
     except OSError as error:
         if random:
             return build_model(source, model_class)
@@ -164,6 +172,47 @@ def read_config(source: Any) -> Any:
             f"nlm.trace_config: a config.json names a model_type that transformers "
             f"{transformers.__version__} knows, got {name!r}"
         ) from error
+
+
+def entry_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """What a model calls the entries of its files; transformers renames some as it reads them.
+
+    Parameters
+    ----------
+    model : with or without weights. names : as they stand in the files.
+
+    Raises
+    ------
+    ValueError
+        An entry that is none of the model's, or only together with others.
+    """
+    entries = model.state_dict().keys()
+    found = {name: name for name in names}
+    if not (left := [name for name in found if name not in entries]):
+        return found
+    rename = _renaming(model, entries)
+    for name in left:
+        found[name] = rename(name)
+        if found[name] not in entries:
+            raise ValueError(
+                f"nlm: the entries of a model's files are those of its class one by one, got "
+                f"{name!r}, which is none of {type(model).__name__}"
+            )
+    return found
+
+
+def _renaming(model: Any, entries: Iterable[str]) -> Callable[[str], str]:
+    """What transformers makes of a name, from version 5 on."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:
+        return lambda name: name
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    known = dict.fromkeys(entries, True)
+    prefix = getattr(model, "base_model_prefix", None)
+    return lambda name: str(rename_source_key(name, renamings, [], prefix, known)[0])
 
 
 def make_inputs(model: nn.Module) -> dict[str, Any]:
@@ -228,14 +277,18 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keeps transformers' bar for loading weights off the terminal."""
+def quiet(warnings: bool = False) -> Iterator[None]:
+    """Keeps transformers' bars for weights off the terminal, and ``warnings`` too, of weights that
+    are drawn where they are meant to be."""
     logging = _transformers().utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if warnings:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -53,6 +53,17 @@ def test_json(capsys):
     assert content["problems"] == err.splitlines() and content["forecast"] is None
 
 
+def test_the_time_is_predicted(tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    assert run(["merge", "good.yaml", "-o", "out", "--dry-run", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["read"] == 16000 and content["seconds"] > 0
+    assert min(content["rates"].values()) > 0
+    assert run(["merge", "good.yaml", "-o", "out", "--dry-run"]) == 0
+    assert "takes about" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_no_torch():
     code = (
         "import sys\nfrom nlm.cli.app import run\n"

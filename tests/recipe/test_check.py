@@ -1,6 +1,7 @@
 """Everything that is wrong with the files of a recipe is found, before any work."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,16 @@ import torch
 from safetensors.numpy import save_file
 
 import nlm
-from nlm.recipe import Forecast, Rates, RecipeError, check, forecast, read_recipe
+from nlm.recipe import (
+    Forecast,
+    Rates,
+    RecipeError,
+    available_memory,
+    check,
+    forecast,
+    measure_rates,
+    read_recipe,
+)
 
 SHAPES = {
     "embed.weight": (10, 4), "layers.0.mlp.weight": (4, 4), "layers.1.mlp.weight": (4, 4),
@@ -111,7 +121,7 @@ def test_types():
 def test_heads_and_filters_that_match_nothing():
     text = RECIPE.replace("0.5", "[{filter: mpl, value: 1}, {value: 2}]")
     assert found(text + "heads: [hed, head]\n") == [
-        "r.yaml:6: a pattern of heads matches an entry of an expert, got 'hed'",
+        "r.yaml:6: a pattern of heads matches an entry of a model, got 'hed'",
         "r.yaml:4: a filter is part of a tensor's name, got 'mpl', which is in none, such as "
         "'embed.weight'",
     ]
@@ -148,21 +158,36 @@ parameters: {t: [{filter: mlp, value: 1}, {filter: nowhere, value: 1}]}
     ]
 
 
-def test_what_recipes_do_not_do():
+def test_files_that_alignment_and_correction_need():
     text = """
 foundations: {f: base, g: b}
 experts: {a: {path: a, foundation: g, permutation: p.safetensors}}
 align: {method: dual, data: d.safetensors}
 method: linear
-correct: data_free
+correct: {method: tact, data: {a: gone:batches}}
+output: out.safetensors
 """
-    Path("a/config.json").unlink(), Path("base/config.json").unlink()
+    for name in ("base", "a", "b"):
+        Path(name, "config.json").unlink()
     problems = found(text)
-    assert problems[0].startswith("r.yaml:4: a recipe aligns by weights or frank-wolfe, got 'dual'")
+    assert all(each.startswith("r.yaml:4: a source is a folder with conf") for each in problems[:2])
     assert problems[2:] == [
-        "r.yaml:6: a correction is fitted in Python (nlm.Tact.fit, nlm.refit), got 'correct' in a "
-        "recipe",
+        "r.yaml:7: a corrected model is a folder, got the file 'out.safetensors'",
+        "r.yaml:3: a source is a folder with config.json, or an id in the local cache of Hugging "
+        "Face (nothing is downloaded), got 'a'",
         "r.yaml:3: a permutation is a file of nlm align, got 'p.safetensors'",
+    ]
+
+
+def test_one_architecture():
+    write("a", CONFIG | {"num_attention_heads": 2})
+    write("b", {"model_type": "other", "vocab_size": 10})
+    write("base", CONFIG | {"num_attention_heads": 4})
+    assert found(RECIPE) == [
+        "r.yaml:3: the models are of one architecture, got num_attention_heads 2 in expert 'a' and "
+        "4 in the start",
+        "r.yaml:4: the models are of one architecture, got model_type 'other' in expert 'b' and "
+        "'toy' in the start",
     ]
 
 
@@ -249,7 +274,7 @@ def test_a_forecast():
 
 
 def test_permuted_copies_are_forecast():
-    """The moved expert and foundation, and the mean of the foundations."""
+    """The moved expert and foundation, and the mean of the foundations; what is read for them."""
     Path("r.yaml").write_text("""
 foundations: {f: base, g: b}
 experts: {a: {path: a, foundation: g}, c: {path: base, foundation: f}}
@@ -257,5 +282,46 @@ method: task_arithmetic
 align: weights
 """)
     expected = forecast(read_recipe("r.yaml"))
-    assert expected.work == 3 * expected.written
+    once = expected.written
+    assert expected.work == 3 * once and expected.before == (3 + 2) * once
+    assert expected.read == 3 * once  # base, a, c
+    assert expected.memory == 2 * once  # what may be permuted in a toy is not known
+    assert list(expected.inputs) == [
+        "foundation 'f'", "foundation 'g'", "base", "expert 'a'", "expert 'c'",
+    ]  # fmt: skip
     assert ("permuted copies, until it is done", "1.01 kB") in expected.rows()
+    rates = Rates(read=once, write=once, memory=3 * once)
+    assert expected.seconds(rates) == 5 + 3 + max(3 + 1, 1)
+    assert expected.rows(rates)[-1] == ("takes about", "12.0 s, alignment not counted")
+
+
+def test_memory():
+    """Of files that claim terabytes, and take none of the disk."""
+    size = 1 << 41
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    ).encode()
+    for name in ("base", "a", "b"):
+        with Path(name, "model.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + size)
+    [*_, problem] = found("""
+foundations: {f: base, g: b}
+experts: {a: {path: a, foundation: g}}
+method: linear
+align: weights
+""")
+    assert re.fullmatch(
+        rf"r\.yaml:5: the models that are held at once fit into memory, got {2 * size} bytes for "
+        r"\d+ free",
+        problem,
+    )
+
+
+def test_rates_are_measured_and_nothing_is_left(folder):
+    files = [folder / name / "model.safetensors" for name in ("base", "a")]
+    before = sorted(folder.rglob("*"))
+    rates = measure_rates(files, folder)
+    assert rates.read > 0 and rates.write > 0 and rates.memory > 1e8
+    assert sorted(folder.rglob("*")) == before
+    assert available_memory() is None or available_memory() > 1 << 20

@@ -42,7 +42,7 @@ method: ties
 parameters: {scale: 0.4, dialect: mergekit}
 correct: {method: refit, samples: 128, data: {digits: d.safetensors, greek: data:greek}}
 heads: [classifier]
-output: {path: merged, dtype: bfloat16, shard: 2GiB}
+output: {path: merged, dtype: bfloat16, shard: 2GiB, per_task: folded}
 """
 
 
@@ -83,7 +83,7 @@ def test_a_complete_recipe(file):
         align=Alignment("weights", "spec.json"),
         correct=Correction("refit", {"digits": "d.safetensors", "greek": "data:greek"}, 128),
         heads=("classifier",),
-        output=Output(Path("merged"), "bfloat16", 2**31),
+        output=Output(Path("merged"), "bfloat16", 2**31, "folded"),
         file=file,
     )
 
@@ -217,6 +217,21 @@ WRONG = [
     ("experts: {a: a}\nmethod: linear\nalign: weigths\n",
      ["3: an alignment is one of weights, frank-wolfe, activations, dual, orthogonal, none, got "
       "'weigths'"]),
+    ("foundations: {f: f, g: g}\nexperts: {a: {path: a, foundation: g}}\nmethod: linear\n"
+     "align: activations\n",
+     ["4: alignment by activations sees data, got none: write 'align: {method: activations, data: "
+      "FILE}'"]),
+    ("foundations: {f: f, g: g}\nexperts: {a: {path: a, foundation: g}}\nmethod: linear\n"
+     "align: {method: weights, data: d.txt, samples: 0}\n",
+     ["4: align has data for activations, dual, orthogonal, got it for weights",
+      "4: align has samples for activations, dual, orthogonal, got it for weights",
+      "4: the samples of align is a whole number from 1, got 0"]),
+    ("experts: {a: a}\nmethod: linear\n"
+     "correct: {method: refit, samples: 0, data: {a: x, b: y}}\n",
+     ["3: the data of correct is of an expert (a), got 'b'",
+      "3: the samples of correct is a whole number from 1, got 0"]),
+    ("experts: {a: a}\nmethod: linear\noutput: {path: o, per_task: beside}\n",
+     ["3: per_task of output is one of side-car, folded, got 'beside'"]),
     ("experts: {a: a}\nmethod: linear\ncorrect: tact\n",
      ["3: tact has data for every expert, got none for a: write 'data: {a: FILE}'"]),
     ("experts: {a: a}\nmethod: linear\ncorrect: {data: {a: x}}\n",
