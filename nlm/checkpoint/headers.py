@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nlm.checkpoint.atomic import naming
 from nlm.checkpoint.tensors import DamagedFileError
 
 #: Bytes of an element, by the names of the format.
@@ -141,7 +142,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         The file breaks a rule of the format.
     """
     size = file.stat().st_size
-    with file.open("rb") as opened:
+    with naming(file), file.open("rb") as opened:
         prefix = opened.read(_PREFIX)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < _PREFIX or length > min(_LONGEST_HEADER, size - _PREFIX):
@@ -227,7 +228,8 @@ def _files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | None]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        with naming(index):
+            found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not found or not all(isinstance(t, str) for pair in found.items() for t in pair):
             raise ValueError("a weight_map that does not name files")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -263,7 +265,8 @@ def read_config(folder: Path) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        with naming(file):
+            config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(config, dict):

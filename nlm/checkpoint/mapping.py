@@ -8,6 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
+from nlm.checkpoint.atomic import naming
 from nlm.checkpoint.headers import Checkpoint, TensorEntry, check_unchanged
 
 
@@ -68,7 +69,7 @@ class MappedFiles:
         self.close()
 
     def _open(self, file: Path) -> None:
-        with file.open("rb") as opened:
+        with naming(file), file.open("rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._maps[file] = mapped
         self._bytes[file] = np.frombuffer(mapped, np.uint8)

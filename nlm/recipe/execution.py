@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.headers import Stamp, stamp
 from nlm.checkpoint.names import file_name
-from nlm.checkpoint.partial import own_folder
+from nlm.checkpoint.partial import is_unfinished, own_folder
 from nlm.recipe.check import check
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Recipe, RecipeError
@@ -62,9 +62,10 @@ def execute(
     """
     if output is not None:
         recipe = replace(recipe, output=replace(recipe.output, path=output))
-    if problems := check(recipe, force=force):
-        raise RecipeError(problems)
     target = recipe.output.path
+    is_whole = resume and target is not None and is_unfinished(target)
+    if problems := check(recipe, force=force or is_whole):
+        raise RecipeError(problems)
     if target is None:
         raise ValueError("nlm.recipe: a merge has an output, got none (output.path, or --output)")
     ranks = ranks or Ranks()

@@ -8,7 +8,7 @@ is a fixed number of buffers, whatever the size of the models.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,35 +104,45 @@ def run(
 
         with ranks.together():
             partial = opened(join=False) if ranks.first else None
+        is_whole = ranks.gather(partial is not None and partial.named)[0]
         with ranks.together():  # none begins before all have seen what is finished
-            partial = partial or opened(join=True)
-        resumed = tuple(partial.finished)
-        try:
-            _Merge(plan, method, files, partial, report, ranks).all()
-            with ranks.together():
-                check_unchanged(plan.stamps())
-            partial.read_finished()
-            written = dict(partial.finished)
-            with ranks.together():
-                if ranks.first:
-                    others = None if write_others is None else lambda to: write_others(to, written)
-                    partial.commit(others)
-        except BaseException:
-            partial.read_finished()
-            is_known = any(each["sha256"] for each in partial.finished.values())
-            if is_known or not ranks.first:
-                partial.release()
-            else:
-                partial.discard()
-            raise
+            partial = partial or (None if is_whole else opened(join=True))
+        written = {} if partial is None else dict(partial.finished)
+        resumed = tuple(written)
+        if partial is not None and not partial.named:
+            with _kept(partial, ranks):
+                _Merge(plan, method, files, partial, report, ranks).all()
+                with ranks.together():
+                    check_unchanged(plan.stamps())
+                partial.read_finished()
+                written = dict(partial.finished)
+                with ranks.together():
+                    if ranks.first:
+                        partial.commit(write_others and (lambda to: write_others(to, written)))
     return Report(
         time.perf_counter() - begun,
         sum(entry.bytes for model in models for entry in model.tensors.values()),
-        sum(shard.bytes for shard in partial.shards),
+        sum(shard.bytes for shard in plan.shards()),
         len(plan.entries()),
         {name: each["sha256"] for name, each in written.items()},
         resumed,
     )
+
+
+@contextmanager
+def _kept(partial: PartialCheckpoint, ranks: Ranks) -> Iterator[None]:
+    """Where what is inside fails, what was finished is left to be resumed."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            partial.read_finished()
+        is_known = any(each["sha256"] for each in partial.finished.values())
+        if is_known or not ranks.first:
+            partial.release()
+        else:
+            partial.discard()
+        raise
 
 
 class _Merge:

@@ -10,6 +10,7 @@ import yaml
 
 import nlm
 from nlm._names import matches
+from nlm.checkpoint.atomic import naming, write_text
 from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.names import file_name
@@ -42,14 +43,15 @@ def write_others(
     if (source := like or plan.start.folder) is not None:
         for file in sorted(source.iterdir()):
             if file.is_file() and _is_kept(file):
-                shutil.copyfile(file, folder / file.name)
+                with naming(folder / file.name):
+                    shutil.copyfile(file, folder / file.name)
     if (config := read_config(folder)) is not None and plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         typed = {**config, key: _TORCH_TYPES[plan.dtype]}
-        (folder / "config.json").write_text(json.dumps(typed, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "config.json", json.dumps(typed, indent=2) + "\n")
     for task, expert in plan.experts.items():
         _write_heads(folder / "heads", task, expert, plan)
-    (folder / CARD).write_text(card(plan, recipe, files), encoding="utf-8")
+    write_text(folder / CARD, card(plan, recipe, files))
 
 
 def _is_kept(file: Path) -> bool:

@@ -7,7 +7,7 @@ the folder and gives it its name.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -60,7 +60,13 @@ class Ranks:
         from torch import distributed
 
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value, group=self._group)
+        try:
+            distributed.all_gather_object(values, value, group=self._group)
+        except RuntimeError as error:  # what gloo raises where a connection ends
+            raise RuntimeError(
+                f"nlm.streaming: the processes of a merge all live until its end, got one of "
+                f"{self.size} that process {self.rank} no longer hears"
+            ) from error
         return values
 
     @contextmanager
@@ -75,7 +81,8 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            self.gather(f"{type(error).__name__}: {error}")
+            with suppress(RuntimeError):  # others may be gone; what failed here is what to say
+                self.gather(f"{type(error).__name__}: {error}")
             raise
         failed = [(rank, what) for rank, what in enumerate(self.gather(None)) if what is not None]
         if failed:
