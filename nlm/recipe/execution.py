@@ -7,11 +7,12 @@ hidden folder beside the output until it is done.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.headers import Stamp, stamp
@@ -62,15 +63,17 @@ def execute(
     """
     if output is not None:
         recipe = replace(recipe, output=replace(recipe.output, path=output))
+    ranks = ranks or Ranks()
     target = recipe.output.path
-    is_whole = resume and target is not None and is_unfinished(target)
-    if problems := check(recipe, force=force or is_whole):
-        raise RecipeError(problems)
     if target is None:
         raise ValueError("nlm.recipe: a merge has an output, got none (output.path, or --output)")
-    ranks = ranks or Ranks()
     target = Path(os.path.realpath(target))
     work = target.parent / f".{target.name}.work"
+    if ranks.first and target.exists() and work.is_dir():
+        with suppress(RuntimeError), own_folder(work):
+            pass  # left by a process that died after its last step
+    if problems := check(recipe, force=force or (resume and is_unfinished(target))):
+        raise RecipeError(problems)
     models = _Models(recipe, work, memory, progress or (lambda what, share: None), ranks.first)
     with ExitStack() as stack:
         with ranks.together():
@@ -81,10 +84,14 @@ def execute(
             plan = models.plan(target)
         text = recipe.file.read_text(encoding="utf-8") if recipe.file is not None else ""
         moved = ranks.gather(models.moved)[0]
+
+        def complete(folder: Path, files: Mapping[str, Any]) -> None:
+            write_others(folder, plan, text, files, models.like())
+            shutil.rmtree(work, ignore_errors=True)  # nothing is left beside an output with a name
+
         return run(
             plan, "\n".join([text or repr(recipe), *moved]), resume=resume, force=force, sync=sync,
-            digest=digest, progress=progress, ranks=ranks,
-            write_others=lambda to, files: write_others(to, plan, text, files, models.like()),
+            digest=digest, progress=progress, ranks=ranks, write_others=complete,
         )  # fmt: skip
 
 
