@@ -141,12 +141,16 @@ PROGRAM = (sys.executable, "-m", "nlm")
 
 @dataclass
 class Ended:
-    """How a process ended, or that it was stopped: its exit code, or less the signal's number."""
+    """How a process ended, or that it was stopped: its exit code, or less the signal's number.
+
+    ``calls`` are those of the fault's kind; ``is_missed`` says that they were too few for it.
+    """
 
     code: int
     said: str
     is_stopped: bool = False
     calls: int = 0
+    is_missed: bool = False
 
     @property
     def is_sentence(self) -> bool:
@@ -167,6 +171,7 @@ class Programs:
         library = folder / "faulty_calls.so"
         build = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(CALLS), "-ldl"]
         subprocess.run(build, check=True)
+        self._numbers: dict[int, int] = {}
         self.environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
 
     @cached_property
@@ -186,13 +191,17 @@ class Programs:
     def start(self, arguments: list[str], fault: str = "", under: Path | None = None) -> int:
         """A command line in a new process, and its number. The fault is as ``faulty_calls.c`` reads
         it, for files under a folder."""
-        return self._ask(arguments=arguments, fault=fault, folder=str(under or "/"))
+        process = self._ask(arguments=arguments, fault=fault, folder=str(under or "/"))
+        self._numbers[process] = int(fault.split()[1]) if fault else 0
+        return process
 
     def wait(self, process: int) -> Ended:
         """Until a process ends or is stopped."""
         answer = self._ask(wait=process)
-        said = self.folder / f"{process}.txt"
-        return Ended(answer["code"], said.read_text(), answer["stopped"], answer["calls"])
+        said = (self.folder / f"{process}.txt").read_text()
+        calls, number = answer["calls"], self._numbers[process]
+        is_missed = calls is not None and calls < number
+        return Ended(answer["code"], said, answer["stopped"], calls or 0, is_missed)
 
     def run(self, arguments: list[str], fault: str = "", under: Path | None = None) -> Ended:
         return self.wait(self.start(arguments, fault, under))
@@ -226,7 +235,7 @@ def serve() -> None:
             is_stopped = os.WIFSTOPPED(status)
             code = 0 if is_stopped else os.waitstatus_to_exitcode(status)
             counted = Path(request["said"]) / f"{request['wait']}.calls"
-            calls = int(counted.read_text()) if counted.exists() else 0
+            calls = int(counted.read_text()) if counted.exists() else None
             answer = {"code": code, "stopped": is_stopped, "calls": calls}
         elif not (answer := os.fork()):
             said = Path(request["said"])

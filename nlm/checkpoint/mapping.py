@@ -42,6 +42,11 @@ class MappedFiles:
         """A tensor's bytes, uint8; not to be kept beyond the files' closing."""
         return self._bytes[entry.file][entry.begin : entry.end]
 
+    def places(self) -> list[tuple[int, int, str]]:
+        """Where the files lie: address, bytes and name of each."""
+        found = self._bytes.items()
+        return [(array.ctypes.data, array.nbytes, str(file)) for file, array in found]
+
     def will_need(self, entry: TensorEntry, begin: int, end: int) -> None:
         """Bytes ``begin`` to ``end`` of a tensor will be read soon."""
         self._advise(entry, begin, end, "MADV_WILLNEED")

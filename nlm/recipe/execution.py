@@ -211,16 +211,20 @@ class _Models:
     ) -> Checkpoint:
         file = self.work / f"{file_name(name)}.safetensors"
         if not self.makes:
-            return open_checkpoint(file) if file.exists() else checkpoint
+            found = open_checkpoint(file) if file.exists() else checkpoint
+            return replace(found, path=checkpoint.path)
+        if not permutation and is_aligned(checkpoint):
+            return checkpoint
         if not permutation:
-            return checkpoint if is_aligned(checkpoint) else write_aligned(checkpoint, file)
+            return replace(write_aligned(checkpoint, file), path=checkpoint.path)
         from nlm.streaming.permuted import write_permuted
 
         self.moved.append(f"{name}: {_digest(permutation)}")
-        return write_permuted(
+        written = write_permuted(
             checkpoint, self._specification(), permutation, file,
             lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0),
         )  # fmt: skip
+        return replace(written, path=checkpoint.path)
 
     def _base(self, found: "Mapping[str, Mapping[str, Tensor]]") -> Checkpoint:
         """The recipe's base, its only foundation, or the mean of the aligned foundations."""

@@ -94,7 +94,7 @@ def run(
     facts = (plan.method, plan.options, plan.heads, stamps, nlm.__version__, kernels.isa())
     identity = f"{recipe}\n{facts!r}"
     report = progress or (lambda what, share: None)
-    with kernels.bus_errors_explained(), MappedFiles(models) as files:
+    with MappedFiles(models) as files, kernels.bus_errors_explained(files.places()):
 
         def opened(join: bool) -> PartialCheckpoint:
             return PartialCheckpoint(
