@@ -221,8 +221,7 @@ class Programs:
 
 def serve() -> None:
     """Starts and awaits processes, as the lines of stdin say; in the process with the library."""
-    import nlm.cli.merge_command
-    import nlm.recipe.execution
+    import nlm.cli.merge_command  # before the processes part
     from nlm.cli.app import run
 
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])

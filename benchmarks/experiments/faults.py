@@ -184,8 +184,10 @@ def kill_one_of(world: World, programs: Programs, size: int, victim: int) -> dic
     texts = [each.communicate(timeout=120)[1] for each in again]
     if (found := after(world, recipe, max(e.returncode for e in again), texts[0])) is not None:
         wrong.append(found)
-    return {"processes": size, "victim": victim, "seconds": seconds, "wrong": wrong,
-            "said": sorted({text.strip().splitlines()[-1] for text in said if text.strip()})}  # fmt: skip
+    sentences = sorted({text.strip().splitlines()[-1] for text in said if text.strip()})
+    return {
+        "processes": size, "victim": victim, "seconds": seconds, "wrong": wrong, "said": sentences
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -114,6 +114,9 @@ class _Models:
 
     def plan(self, output: Path) -> Plan:
         recipe = self.recipe
+        if recipe.align is not None and recipe.align.spec is not None:
+            spec = Path(recipe.align.spec)
+            self.inputs |= {spec: stamp(spec)} if spec.is_file() else {}
         found = self._found()
         experts = {
             each.name: self._expert(each.name, found.get(each.foundation or "", {}))
@@ -174,8 +177,6 @@ class _Models:
 
             given = self.recipe.align.spec if self.recipe.align is not None else None
             if given is not None:
-                if Path(given).is_file():
-                    self.inputs[Path(given)] = stamp(Path(given))
                 self._spec = PermutationSpec.load(given)
             elif (folder := self.like()) is not None:
                 self.progress(f"tracing {folder.name}", 0.0)

@@ -13,6 +13,10 @@ from _fault_list import FAULTS
 from _faults import Programs, World
 from faults import inject, kill_at_calls, kill_at_moments, kill_one_of
 
+from nlm.recipe import read_recipe
+from nlm.recipe.execution import _Models
+from nlm.streaming import MEMORY
+
 SHORT = [each for each in FAULTS if each.recipe == "dare"][::4]
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the library is compiled here")
@@ -71,3 +75,14 @@ def test_one_of_many_is_killed(disturbed, size, victim):
     """The others end with a sentence, soon; resumed together, they write what one writes."""
     report = kill_one_of(*disturbed, size, victim)
     assert report["wrong"] == [] and report["seconds"] < 60
+
+
+def test_a_process_that_joins_knows_the_merge_by_the_same_files(disturbed, tmp_path):
+    """Also by the specification's and the permutation's, which the first one alone opens."""
+    recipe = read_recipe(disturbed[0].folder / "ties.yaml")
+    first, other = (
+        _Models(recipe, tmp_path, MEMORY, lambda *_: None, is_first) for is_first in (True, False)
+    )
+    stamps = first.plan(tmp_path / "out").stamps()
+    assert stamps == other.plan(tmp_path / "out").stamps()
+    assert {"spec.json", "two-to-base.safetensors"} <= {file.name for file in stamps}
