@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,9 @@ class Programs:
 
 def serve() -> None:
     """Starts and awaits processes, as the lines of stdin say; in the process with the library."""
-    import nlm.cli.merge_command  # before the processes part
     from nlm.cli.app import run
 
+    import_module("nlm.cli.merge_command")  # before the processes part
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
     library.nlm_calls.restype = ctypes.c_long
     for line in sys.stdin:
