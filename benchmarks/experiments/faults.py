@@ -31,7 +31,7 @@ from _faults import PROGRAM, Programs, World, contents
 import nlm
 
 RESULTS = Path(__file__).parent / "results"
-WHOLE = "replaced only with force"  # what --resume says where there is nothing left to do
+WHOLE = "only with force"  # what --resume says where there is nothing left to do
 
 
 def after(

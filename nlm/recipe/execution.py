@@ -18,6 +18,7 @@ from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.headers import Stamp, stamp
 from nlm.checkpoint.names import file_name
 from nlm.checkpoint.partial import is_unfinished, own_folder
+from nlm.checkpoint.pickles import is_pickle
 from nlm.recipe.check import check
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Recipe, RecipeError
@@ -161,6 +162,10 @@ class _Models:
             from nlm.checkpoint import read_tensors
 
             return read_tensors(path)[0]
+        if is_pickle(path):
+            from nlm.streaming.permuted import read_all
+
+            return read_all(open_checkpoint(path))
         from nlm.symmetry.pretrained import load_model, make_inputs
 
         model = load_model(str(path))

@@ -11,6 +11,7 @@ import yaml
 import nlm
 from nlm._names import matches
 from nlm.checkpoint.atomic import naming, write_text
+from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.names import file_name
@@ -21,7 +22,6 @@ _WEIGHTS = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx",
     ".ot", ".pkl",
 }  # fmt: skip
-_TORCH_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 CARD = "README.md"
 
 
@@ -47,7 +47,7 @@ def write_others(
                     shutil.copyfile(file, folder / file.name)
     if (config := read_config(folder)) is not None and plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        typed = {**config, key: _TORCH_TYPES[plan.dtype]}
+        typed = {**config, key: TORCH_TYPES[plan.dtype]}
         write_text(folder / "config.json", json.dumps(typed, indent=2) + "\n")
     for task, expert in plan.experts.items():
         _write_heads(folder / "heads", task, expert, plan)
