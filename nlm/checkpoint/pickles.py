@@ -124,7 +124,7 @@ def _entry(name: str, tensor: "Tensor", file: Path, places: Mapping[int, int]) -
         )
     storage, place = tensor.untyped_storage(), _place(tensor)
     item = tensor.element_size()
-    begin, length = tensor.storage_offset() * item, tensor.numel() * item
+    begin, length = int(tensor.storage_offset()) * item, tensor.numel() * item
     if place is None or places.get(place, -1) < max(storage.nbytes(), begin + length):
         raise _damaged(file, f"no bytes of its own for {name!r}")
     shape = tuple(tensor.shape)

@@ -102,6 +102,10 @@ def run(
                 digest=digest, join=join,
             )  # fmt: skip
 
+        def complete(folder: Path) -> None:
+            if write_others is not None:
+                write_others(folder, written)
+
         with ranks.together():
             partial = opened(join=False) if ranks.first else None
         is_whole = ranks.gather(partial is not None and partial.named)[0]
@@ -118,7 +122,7 @@ def run(
                 written = dict(partial.finished)
                 with ranks.together():
                     if ranks.first:
-                        partial.commit(write_others and (lambda to: write_others(to, written)))
+                        partial.commit(complete)
     return Report(
         time.perf_counter() - begun,
         sum(entry.bytes for model in models for entry in model.tensors.values()),
@@ -213,12 +217,13 @@ class _Merge:
         file = self.partial.open(shard)
         try:
             with Writer(self.elements) as writer:
-                done = self.done
+                done = self.done + len(shard.header)
                 for entry in shard.tensors:
                     self.progress(entry.name, done / self.total)
                     for view in self._chunks(entry, writer):
                         writer.submit(file.write, view)
-                    done += entry.bytes
+                        done += len(view)
+                        self.progress(entry.name, done / self.total)
             ties = self._ties()
             ballots = {} if ties is None else ties.ballots()
             names = {entry.name for entry in shard.tensors}
