@@ -24,6 +24,7 @@ class Fault:
     names : what the sentence must name. run : the merge, with the fault.
     scene : what is otherwise than usual meanwhile.
     may_pass : whether the merge may do without what failed, and end whole.
+    keeps : whether there was another output before, which stays.
     again : options of the merge that then must succeed.
     """
 
@@ -32,6 +33,7 @@ class Fault:
     run: Callable[[World, Programs], Ended]
     scene: Scene = nullcontext
     may_pass: bool = False
+    keeps: bool = False
     recipe: str = "dare"
     again: tuple[str, ...] = ("--resume",)
 
@@ -252,7 +254,7 @@ def _outputs() -> Iterator[Fault]:
                 again=("--resume",))  # fmt: skip
     yield Fault("a folder that nobody writes to", lambda world: "/proc",
                 _to(lambda world: Path("/proc/out")))  # fmt: skip
-    yield Fault("an output that is there", lambda world: str(world.out), _merge(), made)
+    yield Fault("an output that is there", lambda world: str(world.out), _merge(), made, keeps=True)
     yield Fault("a stranger's folder in the way", lambda world: ".out.partial", _merge(), stranger)
     yield Fault("a link in the replaced output", lambda world: "", _to(lambda world: world.out,
                 "--force"), linked, may_pass=True)  # fmt: skip

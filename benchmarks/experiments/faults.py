@@ -121,7 +121,6 @@ def inject(world: World, programs: Programs, fault: Fault) -> dict[str, Any]:
     with fault.scene(world):
         ended = fault.run(world, programs)
         state = world.state(fault.recipe)
-        was_there = ended.code != 0 and fault.name == "an output that is there"
     if ended.is_missed:
         wrong.append("the fault did not come")
     if ended.code == 0:
@@ -134,7 +133,7 @@ def inject(world: World, programs: Programs, fault: Fault) -> dict[str, Any]:
             wrong.append("no sentence")
         if fault.names(world) not in ended.said:
             wrong.append(f"{fault.names(world)!r} is not named")
-        if state == "corrupt" and not was_there:
+        if state == "corrupt" and not fault.keeps:
             wrong.append("a corrupt output")
     if ended.code != 0:
         done = programs.run(world.arguments(fault.recipe, *fault.again))

@@ -8,7 +8,12 @@ the folder and gives it its name.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
+
+# Others wait as long as the first process aligns. One that dies is noticed at once, as its
+# connections end; a machine that vanishes without a word, after this time.
+_PATIENCE = timedelta(hours=6)
 
 
 class Ranks:
@@ -28,8 +33,8 @@ class Ranks:
 
             self._is_own = not distributed.is_initialized()
             if self._is_own:
-                distributed.init_process_group("gloo")
-            self._group = distributed.new_group(backend="gloo")
+                distributed.init_process_group("gloo", timeout=_PATIENCE)
+            self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     @classmethod
     def of_environment(cls) -> "Ranks":
