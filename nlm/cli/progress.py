@@ -85,7 +85,7 @@ def _line_by_line(console: Console) -> Report:
 def _now_and_then(
     console: Console, size: int, clock: Callable[[], float] = time.perf_counter
 ) -> Report:
-    """A line for each kind of work before the bytes, then one a second at most."""
+    """A line for each kind of work before the bytes ("kind: tensor"), else one a second at most."""
     begun = clock()
     first: tuple[float, float] | None = None  # when bytes began to be done, and the share then
     last, kind = -_EVERY, ""
@@ -95,9 +95,9 @@ def _now_and_then(
         now = clock() - begun
         line = f"{now:6.1f} s {share:4.0%}  {readable(share * size)} of {readable(size)}"
         if share <= 0:
-            if what == kind:
+            if what.partition(":")[0] == kind and now - last < _EVERY:
                 return
-            kind = what
+            kind = what.partition(":")[0]
         elif first is None:
             first = now, share
         elif now - last < _EVERY and share < 1:

@@ -45,11 +45,14 @@ def test_progress_in_bytes(recipe, capsys):
 
 def test_the_time_that_is_left(capsys):
     """A second after a quarter is done, three are left."""
-    clock = iter([0.0, 1.0, 1.0, 1.4, 2.0, 5.0])
+    clock = iter([0.0, 0.5, 0.6, 1.0, 1.0, 1.4, 2.0, 5.0])
     report = _now_and_then(Console(stderr=True), 400_000_000, lambda: next(clock))
+    for tensor in "ab":
+        report(f"permuting: {tensor}", 0.0)
     for share in (0.0, 0.01, 0.1, 0.26, 1.0):
         report("a", share)
     assert capsys.readouterr().err.splitlines() == [
+        "   0.5 s   0%  0 B of 400 MB  permuting: a",
         "   1.0 s   0%  0 B of 400 MB  a",
         "   1.0 s   1%  4 MB of 400 MB  a",
         "   2.0 s  26%  104 MB of 400 MB, 100 MB a second, 3 s left  a",
