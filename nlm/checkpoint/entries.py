@@ -20,7 +20,11 @@ TORCH_TYPES = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor in a file: ``begin`` and ``end`` are its bytes, counted from the file's start."""
+    """A tensor in a file: ``begin`` and ``end`` are its bytes, counted from the file's start.
+
+    ``order`` names the axes as they lie in a PyTorch file, outermost first, where that is another
+    order than theirs ("channels last").
+    """
 
     name: str
     dtype: str
@@ -28,6 +32,7 @@ class TensorEntry:
     file: Path
     begin: int
     end: int
+    order: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:

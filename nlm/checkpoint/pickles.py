@@ -10,7 +10,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +117,11 @@ def _entry(name: str, tensor: "Tensor", file: Path, places: Mapping[int, int]) -
     dtype = _TYPES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.is_quantized:
         raise _damaged(file, f"{name!r} of type {tensor.dtype}, {tensor.layout}")
-    if not tensor.is_contiguous():
+    order = None if tensor.is_contiguous() else _order(tensor.shape, tensor.stride())
+    if order is None and not tensor.is_contiguous():
         raise DamagedFileError(
-            f"nlm: tensors of a PyTorch file lie packed (saved after .contiguous()), got strides "
-            f"{list(tensor.stride())} of {list(tensor.shape)} for {name!r} in {str(file)!r}"
+            f"nlm: tensors of a PyTorch file lie without gaps (saved after .contiguous()), got "
+            f"strides {list(tensor.stride())} of {list(tensor.shape)} for {name!r} in {str(file)!r}"
         )
     storage, place = tensor.untyped_storage(), _place(tensor)
     item = tensor.element_size()
@@ -128,7 +129,18 @@ def _entry(name: str, tensor: "Tensor", file: Path, places: Mapping[int, int]) -
     if place is None or places.get(place, -1) < max(storage.nbytes(), begin + length):
         raise _damaged(file, f"no bytes of its own for {name!r}")
     shape = tuple(tensor.shape)
-    return TensorEntry(name, dtype, shape, file, place + begin, place + begin + length)
+    return TensorEntry(name, dtype, shape, file, place + begin, place + begin + length, order)
+
+
+def _order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...] | None:
+    """The axes as they lie, outermost first; None where they leave gaps."""
+    order = sorted(range(len(shape)), key=lambda axis: (shape[axis] != 1, -strides[axis]))
+    step = 1
+    for axis in reversed(order):
+        if shape[axis] != 1 and strides[axis] != step:
+            return None
+        step *= shape[axis]
+    return tuple(order)
 
 
 def _place(tensor: "Tensor") -> int | None:

@@ -322,7 +322,7 @@ class _Merge:
             opened.append(entry)
             self.files.will_need(entry, 0, entry.bytes)
             address = self.files.address(entry)
-            if address % ITEM_BYTES[entry.dtype]:
+            if entry.order is not None or address % ITEM_BYTES[entry.dtype]:
                 copies.append(self.files.bytes(entry).copy())
                 address = copies[-1].ctypes.data
             return Block(address, entry.dtype)
