@@ -139,7 +139,8 @@ def inject(world: World, programs: Programs, fault: Fault) -> dict[str, Any]:
         done = programs.run(world.arguments(fault.recipe, *fault.again))
         found = after(world, fault.recipe, done.code, done.said, ("file",))
         wrong += [] if found is None else [found]
-    return {"fault": fault.name, "code": ended.code, "said": ended.said, "state": state,
+    said = ended.said.replace(f"{world.folder}/", "")
+    return {"fault": fault.name, "code": ended.code, "said": said, "state": state,
             "wrong": wrong}  # fmt: skip
 
 

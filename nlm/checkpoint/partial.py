@@ -105,8 +105,8 @@ class PartialCheckpoint:
             else:
                 self._take_up()
         except BaseException:
-            if self._lock is not None and not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            if self._lock is not None and {each.name for each in self.folder.iterdir()} <= {_NOTES}:
+                _remove(self.folder)  # nothing that could be resumed
             self.release()
             raise
 
@@ -298,6 +298,18 @@ def own_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+def tidy(target: Path) -> None:
+    """Removes what a process left that died when a checkpoint had its name, its last notes gone."""
+    for kind in (".work", ".partial"):
+        folder = target.parent / f".{target.name}{kind}"
+        if folder.is_dir():
+            with suppress(RuntimeError):
+                descriptor = locked(folder)
+                if kind == ".work" or not any(folder.iterdir()):
+                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
 
 
 def is_unfinished(target: Path) -> bool:

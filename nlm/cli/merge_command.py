@@ -44,7 +44,7 @@ def run(
             raise RecipeError(problems)
         show(forecast(recipe, opened), json)
         return
-    size = None  # what is wrong with the recipe is told where it is carried out
+    size = None
     if opened.start is not None and not opened.problems:
         expected = forecast(recipe, opened)
         size = expected.read + expected.written
@@ -52,6 +52,8 @@ def run(
         Ranks.of_environment() as ranks,
         progress_bar(quiet or not ranks.first, size) as progress,
     ):
+        if opened.problems:
+            raise RecipeError(check(recipe, opened, force=force))
         report = execute(
             recipe, memory=budget, resume=resume, force=force, sync=sync, digest=digest,
             progress=progress, ranks=ranks,

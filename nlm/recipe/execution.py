@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.headers import Stamp, stamp
 from nlm.checkpoint.names import file_name
-from nlm.checkpoint.partial import is_unfinished, own_folder
+from nlm.checkpoint.partial import is_unfinished, own_folder, tidy
 from nlm.checkpoint.pickles import is_pickle
 from nlm.recipe.check import check
 from nlm.recipe.methods import DTYPES, METHODS
@@ -70,9 +70,8 @@ def execute(
         raise ValueError("nlm.recipe: a merge has an output, got none (output.path, or --output)")
     target = Path(os.path.realpath(target))
     work = target.parent / f".{target.name}.work"
-    if ranks.first and target.exists() and work.is_dir():
-        with suppress(RuntimeError), own_folder(work):
-            pass  # left by a process that died after its last step
+    if ranks.first and target.exists():
+        tidy(target)
     if problems := check(recipe, force=force or (resume and is_unfinished(target))):
         raise RecipeError(problems)
     models = _Models(recipe, work, memory, progress or (lambda what, share: None), ranks.first)

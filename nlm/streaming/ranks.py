@@ -33,7 +33,7 @@ class Ranks:
 
             self._is_own = not distributed.is_initialized()
             if self._is_own:
-                distributed.init_process_group("gloo", timeout=_PATIENCE)
+                distributed.init_process_group("gloo")
             self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     @classmethod

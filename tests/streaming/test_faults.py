@@ -13,6 +13,7 @@ from _fault_list import FAULTS
 from _faults import Programs, World
 from faults import inject, kill_at_calls, kill_at_moments, kill_one_of
 
+from nlm.checkpoint.shards import sha256_of
 from nlm.recipe import read_recipe
 from nlm.recipe.execution import _Models
 from nlm.streaming import MEMORY
@@ -43,6 +44,21 @@ def test_the_last_steps_of_a_replacement(disturbed):
     """Killed between the renames and removals that end it."""
     report = kill_at_calls(*disturbed, True, first=-22, step=3)
     assert report["wrong"] == [] and report["states"]["whole"] > 1
+
+
+def test_the_last_steps_of_a_single_file(disturbed):
+    """Killed as it gets its name and its notes go: it is there whole, and nothing beside it."""
+    world, programs = disturbed
+    out = world.run / "out.safetensors"
+    world.clear()
+    calls = programs.run(world.arguments("dare", out=out), "any 0 0", world.run).calls
+    digest = sha256_of(out)
+    for number in range(calls - 9, calls, 2):
+        world.clear()
+        programs.run(world.arguments("dare", out=out), f"any {number} kill", world.run)
+        done = programs.run(world.arguments("dare", "--resume", out=out))
+        assert sha256_of(out) == digest and world.left() == ["out.safetensors"]
+        assert done.code == 0 or (done.is_sentence and "only with force" in done.said)
 
 
 @pytest.mark.parametrize("fault", SHORT, ids=lambda fault: fault.name)
