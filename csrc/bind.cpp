@@ -303,7 +303,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   m.def("provide_pages", &nlm::provide_pages, nlm::Released());
-  m.def("explain_bus_errors", &nlm::explain_bus_errors);
+  m.def("explain_bus_errors", [](std::vector<std::tuple<uintptr_t, size_t, std::string>> files) {
+    std::vector<nlm::MappedFile> mapped;
+    for (auto& [begin, bytes, name] : files) mapped.push_back({begin, bytes, std::move(name)});
+    nlm::explain_bus_errors(std::move(mapped));
+  });
   nlm::bind_assignment(m);
   nlm::bind_channel_moments(m);
   nlm::bind_cross_moments(m);

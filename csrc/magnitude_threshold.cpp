@@ -28,7 +28,9 @@ constexpr int64_t kValuesPerRun = 4096;  // one run of the sample for so many va
 constexpr int64_t kLeastRuns = 64;       // least and
 constexpr int64_t kMostRuns = 8192;      // most so many
 constexpr int64_t kDeviations = 6;       // half a bracket, in standard deviations of a rank
-constexpr int64_t kSlack = 16;           // lanes of the longest vector
+constexpr int64_t kMostKept =
+    1 << 25;                    // of the bracket, so that memory does not grow with the list
+constexpr int64_t kSlack = 16;  // lanes of the longest vector
 constexpr int kDigitBits = 11;
 constexpr int64_t kDigits = 1 << kDigitBits;
 
@@ -292,7 +294,7 @@ Bits<S> threshold(const List<S>& list, int64_t rank, int threads) {
   if (list.size() > kWhole) {
     int64_t expected = 0;
     bracket = list.guess(rank, counts.data(), expected);
-    most = larger(kWhole, 2 * expected);
+    most = smaller(larger(kWhole, 2 * expected), kMostKept);
   }
   const Scratch<Bits<S>> kept(threads * (most + kSlack));
   for (;;) {

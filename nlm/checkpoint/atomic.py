@@ -11,6 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within, an error of the system that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8; an error names it."""
+    with naming(path):
+        path.write_text(text, encoding="utf-8")
+
+
 def refuse_existing(path: str | os.PathLike[str], force: bool = False) -> Path:
     """The path, after checking that it may be written.
 
@@ -45,9 +62,10 @@ def atomic_path(path: str | os.PathLike[str], force: bool = False) -> Iterator[P
     target = refuse_existing(path, force)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        with naming(target):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         refuse_existing(target, force)
         os.replace(temporary, target)
     except BaseException:
@@ -62,6 +80,7 @@ def sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -3,6 +3,10 @@
 A checkpoint is one ``.safetensors`` file, or a folder: the files that ``*.safetensors.index.json``
 names, or ``model.safetensors``, or the only safetensors file there is. A file of the format is
 eight bytes with the length of a JSON header, the header, and the tensors' bytes without a gap.
+
+PyTorch's own files (:mod:`nlm.checkpoint.pickles`) are taken in the same way: alone, or where a
+folder has no safetensors files, those that ``*.bin.index.json`` names, ``pytorch_model.bin``, or
+the only one there is.
 """
 
 import json
@@ -12,55 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlm._names import is_statistic
+from nlm.checkpoint import pickles
+from nlm.checkpoint.atomic import naming
+from nlm.checkpoint.entries import ITEM_BYTES, TensorEntry
 from nlm.checkpoint.tensors import DamagedFileError
 
-#: Bytes of an element, by the names of the format.
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
-    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
-
-#: torch's names of the types that weights are computed in.
-TORCH_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+__all__ = ["ITEM_BYTES", "Checkpoint", "TensorEntry", "open_checkpoint", "read_header"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _PREFIX = 8
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor in a file: ``begin`` and ``end`` are its bytes, counted from the file's start."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    begin: int
-    end: int
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return (self.end - self.begin) // ITEM_BYTES[self.dtype]
-
-    @property
-    def bytes(self) -> int:
-        return self.end - self.begin
-
-    @property
-    def is_float(self) -> bool:
-        return self.dtype in ("F16", "BF16", "F32", "F64")
-
-    @property
-    def is_weight(self) -> bool:
-        """Whether it is merged: no statistic and no integer."""
-        return self.is_float and not is_statistic(self.name)
-
-    def type_as(self, dtype: str | None) -> str:
-        """Its type in a result whose weights have a type of their own."""
-        return dtype if dtype and self.is_weight else self.dtype
 
 
 Stamp = tuple[int, ...]
@@ -96,11 +61,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     FileNotFoundError
-        There is no such file or folder, no safetensors file in the folder, or one that its index
+        There is no such file or folder, no file of weights in the folder, or one that its index
         names is missing.
     DamagedFileError
-        A file is truncated, corrupt or no safetensors file; an index names other tensors than the
-        files hold, or files outside the folder; a folder has several files and no index.
+        A file is truncated, corrupt or of another format; a PyTorch file names something to run;
+        an index names other tensors than the files hold, or files outside the folder; a folder has
+        several files and no index.
     """
     target = Path(path)
     if not target.exists():
@@ -110,7 +76,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     metadata: dict[str, str] = {}
     stamps = {file: stamp(file) for file in files}
     for file in files:
-        entries, about = read_header(file)
+        entries, about = _read(file)
         if twice := tensors.keys() & entries.keys():
             raise DamagedFileError(
                 f"nlm: a tensor stands in one file of a checkpoint, got {min(twice)!r} in "
@@ -120,7 +86,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         metadata |= about
     if promised is not None:
         _check_index(target, promised, tensors)
-    return Checkpoint(target, stamps, tensors, metadata, read_config(target))
+    config = read_config(target)
+    if config is not None and any(map(pickles.is_pickle, files)):
+        tensors = pickles.without_twins(tensors)
+    return Checkpoint(target, stamps, tensors, metadata, config)
+
+
+def _read(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    return (pickles.read_pickle(file), {}) if pickles.is_pickle(file) else read_header(file)
 
 
 def stamp(file: Path) -> Stamp:
@@ -154,7 +127,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         The file breaks a rule of the format.
     """
     size = file.stat().st_size
-    with file.open("rb") as opened:
+    with naming(file), file.open("rb") as opened:
         prefix = opened.read(_PREFIX)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < _PREFIX or length > min(_LONGEST_HEADER, size - _PREFIX):
@@ -203,44 +176,50 @@ def _entry(name: str, value: Mapping[str, Any], file: Path, start: int) -> Tenso
 
 def _files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | None]:
     """The files of a folder, and what its index says of them: tensor -> file name."""
-    indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
-    if len(indices) > 1 and (usual := folder / f"model{INDEX_SUFFIX}") in indices:
-        indices = [usual]
-    if len(indices) == 1:
-        promised = _weight_map(indices[0])
-        names = sorted(set(promised.values()))
-        for name in names:
-            if Path(name).name != name or name in ("", ".", ".."):
-                raise _damaged(indices[0], f"a file outside its folder, {name!r}")
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"nlm: the files of a checkpoint must exist, got none called {name!r} in "
-                    f"{str(folder)!r}"
-                )
-        return tuple(folder / name for name in names), promised
-    files = sorted(each for each in folder.glob("*.safetensors") if each.is_file())
-    usual = folder / "model.safetensors"
-    if usual in files:
-        return (usual,), None
-    if len(files) == 1:
-        return (files[0],), None
-    if files or indices:
-        raise DamagedFileError(
-            f"nlm: a folder of several safetensors files has one index (*{INDEX_SUFFIX}), got "
-            f"{len(indices)} in {str(folder)!r}"
-        )
-    pickles = sorted(each.name for each in folder.glob("*.bin")) + sorted(
-        each.name for each in folder.glob("*.pt*")
-    )
-    found = f"only {pickles[0]!r}, to be saved as safetensors first," if pickles else "none"
+    for suffix, usual, found in (
+        (INDEX_SUFFIX, "model", [each for each in folder.glob("*.safetensors") if each.is_file()]),
+        (pickles.INDEX_SUFFIX, "pytorch_model", pickles.weight_files(folder)),
+    ):
+        indices = sorted(folder.glob(f"*{suffix}"))
+        if len(indices) > 1 and folder / f"{usual}{suffix}" in indices:
+            indices = [folder / f"{usual}{suffix}"]
+        if len(indices) == 1:
+            return _indexed(folder, indices[0])
+        usual_file = folder / f"{usual}{suffix.removesuffix('.index.json')}"
+        if usual_file in found:
+            return (usual_file,), None
+        if len(found) == 1:
+            return (found[0],), None
+        if found or indices:
+            raise DamagedFileError(
+                f"nlm: a folder of several files of weights has one index (*{suffix}), got "
+                f"{len(indices)} in {str(folder)!r}"
+            )
     raise FileNotFoundError(
-        f"nlm: a checkpoint's folder holds safetensors files, got {found} in {str(folder)!r}"
+        f"nlm: a checkpoint's folder holds safetensors or PyTorch files, got none in "
+        f"{str(folder)!r}"
     )
+
+
+def _indexed(folder: Path, index: Path) -> tuple[tuple[Path, ...], Mapping[str, str]]:
+    """The files that an index names."""
+    promised = _weight_map(index)
+    names = sorted(set(promised.values()))
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise _damaged(index, f"a file outside its folder, {name!r}")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"nlm: the files of a checkpoint must exist, got none called {name!r} in "
+                f"{str(folder)!r}"
+            )
+    return tuple(folder / name for name in names), promised
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        with naming(index):
+            found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not found or not all(isinstance(t, str) for pair in found.items() for t in pair):
             raise ValueError("a weight_map that does not name files")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -276,7 +255,8 @@ def read_config(folder: Path) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        with naming(file):
+            config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(config, dict):

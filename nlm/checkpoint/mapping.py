@@ -8,6 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
+from nlm.checkpoint.atomic import naming
 from nlm.checkpoint.headers import Checkpoint, TensorEntry, check_unchanged
 
 
@@ -34,12 +35,24 @@ class MappedFiles:
             raise
 
     def address(self, entry: TensorEntry) -> int:
-        """Where a tensor's bytes begin. Tensors of odd length may leave it unaligned."""
+        """Where a tensor's bytes begin, in the file's order. Tensors of odd length may leave it
+        unaligned."""
         return self._bytes[entry.file].ctypes.data + entry.begin
 
     def bytes(self, entry: TensorEntry) -> np.ndarray:
-        """A tensor's bytes, uint8; not to be kept beyond the files' closing."""
-        return self._bytes[entry.file][entry.begin : entry.end]
+        """A tensor's bytes, uint8; not to be kept beyond the files' closing. A copy where the file
+        has its axes in another order."""
+        found = self._bytes[entry.file][entry.begin : entry.end]
+        if entry.order is None:
+            return found
+        lying = found.reshape(*(entry.shape[axis] for axis in entry.order), -1)
+        last = len(entry.order)
+        return lying.transpose(*np.argsort(entry.order), last).reshape(-1)
+
+    def places(self) -> list[tuple[int, int, str]]:
+        """Where the files lie: address, bytes and name of each."""
+        found = self._bytes.items()
+        return [(array.ctypes.data, array.nbytes, str(file)) for file, array in found]
 
     def will_need(self, entry: TensorEntry, begin: int, end: int) -> None:
         """Bytes ``begin`` to ``end`` of a tensor will be read soon."""
@@ -68,7 +81,7 @@ class MappedFiles:
         self.close()
 
     def _open(self, file: Path) -> None:
-        with file.open("rb") as opened:
+        with naming(file), file.open("rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._maps[file] = mapped
         self._bytes[file] = np.frombuffer(mapped, np.uint8)

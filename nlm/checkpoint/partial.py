@@ -3,7 +3,8 @@
 Files (:mod:`nlm.checkpoint.shards`) grow in a hidden folder beside the target. Each is flushed to
 the disk as it is finished, with a note of its SHA-256 and of what it is part of, and the folder (or
 its only file) gets its name at the end. A process that dies leaves the target as it was, or in one
-moment of a replacement under another name, from which it comes back.
+moment of a replacement under another name, from which it comes back. The notes go last of all: as
+long as there are any, what lies beside them is known to be nlm's, and what it is.
 """
 
 import fcntl
@@ -12,11 +13,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nlm.checkpoint.atomic import atomic_path, sync_folder
+from nlm.checkpoint.atomic import atomic_path, naming, sync_folder, write_text
 from nlm.checkpoint.headers import INDEX_SUFFIX
 from nlm.checkpoint.shards import Shard, ShardFile, sha256_of
 
@@ -38,6 +39,11 @@ class PartialCheckpoint:
     sync : flushes each file to the disk. Without it a power cut may leave a torn checkpoint.
     digest : computes the SHA-256 of each file.
     join : writes to the folder that another process made for the same recipe.
+
+    Attributes
+    ----------
+    finished : file -> {"sha256": digest or None, ...}: what the one who wrote it wished to keep.
+    named : whether a process that died had given all of it its name; nothing is left to write.
 
     Raises
     ------
@@ -71,11 +77,16 @@ class PartialCheckpoint:
         self._identity = hashlib.sha256(
             b"\0".join([recipe.encode(), *(shard.header for shard in self.shards)])
         ).hexdigest()
-        #: file -> {"sha256": digest or None, ...}: what the one who wrote it wished to keep.
         self.finished: dict[str, dict[str, Any]] = {}
+        self.named = False
         self._notes = self.folder / _NOTES
         self._lock: int | None = None if join else locked(self.folder)
         try:
+            if resume and not join and self._has_name():
+                self.named = True
+                self._end()
+                self.release()
+                return
             if not join:
                 self._clean_up()
                 refuse_target(target, force)
@@ -94,8 +105,8 @@ class PartialCheckpoint:
             else:
                 self._take_up()
         except BaseException:
-            if self._lock is not None and not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            if self._lock is not None and {each.name for each in self.folder.iterdir()} <= {_NOTES}:
+                _remove(self.folder)  # nothing that could be resumed
             self.release()
             raise
 
@@ -109,9 +120,10 @@ class PartialCheckpoint:
 
     def renew(self, shard: Shard, file: BinaryIO) -> None:
         """Closes what :meth:`reopen` gave, and notes its new digest."""
-        if self.sync:
-            os.fsync(file.fileno())
-        file.close()
+        with naming(self.folder / shard.name):
+            if self.sync:
+                os.fsync(file.fileno())
+            file.close()
         digest = sha256_of(self.folder / shard.name) if self.digest else None
         self._note(shard, {**self.finished[shard.name], "sha256": digest})
 
@@ -122,12 +134,15 @@ class PartialCheckpoint:
 
     def read_finished(self) -> None:
         """Reads the notes of the finished files, of all processes that write."""
-        notes = {shard.name: self._notes / f"{shard.name}.json" for shard in self.shards}
-        found = {
-            name: json.loads(note.read_text()) for name, note in notes.items() if note.exists()
-        }
-        self.finished = {
-            name: entry for name, entry in found.items() if entry["identity"] == self._identity
+        self.finished = self._noted(self._notes)
+
+    def _noted(self, notes: Path) -> dict[str, dict[str, Any]]:
+        """The notes of this recipe's files. One that the disk did not keep says nothing."""
+        found = {each.name: _read(notes / f"{each.name}.json") for each in self.shards}
+        return {
+            name: note
+            for name, note in found.items()
+            if note.get("identity") == self._identity and "sha256" in note
         }
 
     def _take_up(self) -> None:
@@ -150,7 +165,6 @@ class PartialCheckpoint:
         if self.target.suffix == ".safetensors":
             refuse_target(self.target, self._force)
             os.replace(self.folder / self.shards[0].name, self.target)
-            shutil.rmtree(self.folder)
         else:
             if len(self.shards) > 1:
                 self._write_index()
@@ -161,13 +175,17 @@ class PartialCheckpoint:
                     _sync(file)
                 sync_folder(self.folder)
             self._take_name()
+        if self.sync:  # the names are on the disk before what they replace goes
+            sync_folder(self.target.parent)
+        self._end()
         if self.sync:
             sync_folder(self.target.parent)
         self.release()
 
     def discard(self) -> None:
         """Removes what was written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            _remove(self.folder)
         self.release()
 
     def release(self) -> None:
@@ -177,18 +195,36 @@ class PartialCheckpoint:
             self._lock = None
 
     def _take_name(self) -> None:
-        """Renames the folder; the notes go last, so that it can be done again until then."""
+        """Renames the folder, with its notes, so that it can be done again."""
         refuse_target(self.target, self._force)
         if self.target.exists():
             os.rename(self.target, self._replaced)
         os.rename(self.folder, self.target)
+
+    def _end(self) -> None:
+        """Removes what is left beside a checkpoint that has its name, the notes last."""
         shutil.rmtree(self._replaced, ignore_errors=True)
-        shutil.rmtree(self.target / _NOTES)
+        if (self.target / _NOTES).is_dir():
+            _remove(self.target / _NOTES)
+        if self._notes.is_dir() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+            _remove(self.folder)
+
+    def _has_name(self) -> bool:
+        """Whether all of this recipe has its name, and only its notes are left."""
+        if self.target.suffix != ".safetensors":
+            notes = self.target / _NOTES
+            self.finished = self._noted(notes)
+            return _read(notes / _JOURNAL).get("identity") == self._identity
+        self.finished = self._noted(self._notes)
+        (shard,) = self.shards
+        digest = self.finished.get(shard.name, {}).get("sha256")
+        is_moved = self.target.is_file() and not (self.folder / shard.name).exists()
+        return digest is not None and is_moved and sha256_of(self.target) == digest
 
     def _clean_up(self) -> None:
         """Ends the replacement in which another process died: the old checkpoint comes back where
         the new one had not come."""
-        is_new = (self.target / _NOTES / _JOURNAL).exists()
+        is_new = (self.target / _NOTES).is_dir()
         if self._replaced.exists() and not self.target.exists():
             os.rename(self._replaced, self.target)
         elif self._replaced.exists() and not is_new:
@@ -198,13 +234,13 @@ class PartialCheckpoint:
             )
         if is_new:
             shutil.rmtree(self._replaced, ignore_errors=True)
-            shutil.rmtree(self.target / _NOTES)
+            _remove(self.target / _NOTES)
 
     def _write_index(self) -> None:
         weights = {entry.name: each.name for each in self.shards for entry in each.tensors}
         total = sum(entry.bytes for each in self.shards for entry in each.tensors)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
-        (self.folder / f"model{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n")
+        write_text(self.folder / f"model{INDEX_SUFFIX}", json.dumps(index, indent=2) + "\n")
 
     def _note(self, shard: Shard, entry: dict[str, Any]) -> None:
         self.finished[shard.name] = entry
@@ -215,8 +251,7 @@ class PartialCheckpoint:
             temporary.write_text(json.dumps({**content, "identity": self._identity}))
 
     def _check_identity(self) -> None:
-        found = json.loads((self._notes / _JOURNAL).read_text())["identity"]
-        if found != self._identity:
+        if _read(self._notes / _JOURNAL).get("identity") != self._identity:
             raise ValueError(
                 "nlm: what is resumed must be of the same recipe, inputs and layout, got another "
                 f"in {str(self.folder)!r} (without --resume it is begun anew)"
@@ -237,6 +272,8 @@ def locked(folder: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise OSError(error.errno, error.strerror, os.fspath(folder)) from error
             raise RuntimeError(
                 f"nlm: one process at a time writes an output, got another in {str(folder)!r}"
             ) from error
@@ -263,12 +300,51 @@ def own_folder(folder: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def tidy(target: Path) -> None:
+    """Removes what a process left that died when a checkpoint had its name, its last notes gone."""
+    for kind in (".work", ".partial"):
+        folder = target.parent / f".{target.name}{kind}"
+        if folder.is_dir():
+            with suppress(RuntimeError):
+                descriptor = locked(folder)
+                if kind == ".work" or not any(folder.iterdir()):
+                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
+
+
+def is_unfinished(target: Path) -> bool:
+    """Whether a process died as it removed its notes of a checkpoint that has its name."""
+    target = Path(os.path.realpath(target))
+    if target.suffix != ".safetensors":
+        return (target / _NOTES).is_dir()
+    return target.exists() and (target.parent / f".{target.name}.partial" / _NOTES).is_dir()
+
+
+def _read(note: Path) -> dict[str, Any]:
+    """What a note says; nothing where there is none, or one that is not whole."""
+    try:
+        with naming(note):
+            found = json.loads(note.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remove(folder: Path) -> None:
+    _empty(folder)
+    folder.rmdir()
+
+
 def _empty(folder: Path) -> None:
-    for each in folder.iterdir():
-        if each.is_dir() and not each.is_symlink():
-            shutil.rmtree(each)
-        else:
+    """Removes what a folder holds: the notes last, and of these the journal."""
+    last = (_NOTES, _JOURNAL)
+    for each in sorted(folder.iterdir(), key=lambda path: (path.name in last, path.name)):
+        if not each.is_dir() or each.is_symlink():
             each.unlink()
+        elif each.name == _NOTES:
+            _remove(each)
+        else:
+            shutil.rmtree(each)
 
 
 def refuse_target(target: Path, force: bool) -> None:
@@ -307,5 +383,5 @@ def _sync(path: Path) -> None:
     if path.is_dir():
         sync_folder(path)
         return
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         os.fsync(file.fileno())

@@ -9,10 +9,12 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nlm.checkpoint.atomic import naming
 from nlm.checkpoint.headers import ITEM_BYTES, TensorEntry
 
 _ALIGNMENT = 64
@@ -115,10 +117,8 @@ class ShardFile:
         if self._hash:
             self._hash.update(view)
         while len(view):
-            try:
+            with naming(self._path):
                 written = self._file.write(view)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, os.fspath(self._path)) from error
             self._written += written
             view = view[written:]
 
@@ -128,17 +128,19 @@ class ShardFile:
                 f"nlm: a file is as long as its header says, got {self._written} of "
                 f"{self.shard.bytes} bytes for {self.shard.name!r}"
             )
-        if sync:
-            os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            if sync:
+                os.fsync(self._file.fileno())
+            self._file.close()
 
     def abandon(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
 
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as opened:
+    with naming(file), file.open("rb") as opened:
         digest = hashlib.sha256()
         while block := opened.read(_BLOCK):
             digest.update(block)

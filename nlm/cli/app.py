@@ -17,7 +17,7 @@ app = typer.Typer(
     name="nlm",
     help="Non-local model merging: align, merge and correct experts of different foundations.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog="Exit codes: 0 done, 1 failed, with a sentence on stderr, 2 wrong use, 130 stopped.",
 )
 app.add_typer(spec.app)
 app.add_typer(bench.app)
@@ -52,9 +52,16 @@ def _explain(error: Exception) -> int:
         if sentence := usage():  # none where the help was shown instead
             print(f"nlm: {sentence}", file=sys.stderr)
         return int(getattr(error, "exit_code", 2))
-    message = missing_package(error) or str(error) or type(error).__name__
+    message = missing_package(error) or _of_system(error) or str(error) or type(error).__name__
     print(message if message.startswith("nlm") else f"nlm: {message}", file=sys.stderr)
     return 1
+
+
+def _of_system(error: Exception) -> str | None:
+    """The sentence for an error of the system on a file."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return None
+    return f"nlm: files can be read and written, got {error.strerror!r} for {error.filename!r}"
 
 
 def _version(wanted: bool) -> None:

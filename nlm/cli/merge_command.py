@@ -48,16 +48,22 @@ def run(
     recipe = read_recipe(file)
     if output is not None:
         recipe = replace(recipe, output=replace(recipe.output, path=output))
+    opened = open_all(recipe)
     if dry_run:
-        opened = open_all(recipe)
         if problems := check(recipe, opened, force=force):
             raise RecipeError(problems)
         show(forecast(recipe, opened), json, _rates(recipe, opened))
         return
+    size = None
+    if opened.start is not None and not opened.problems:
+        expected = forecast(recipe, opened)
+        size = expected.read + expected.written
     with (
         Ranks.of_environment() as ranks,
-        progress_bar(quiet or not ranks.first) as progress,
+        progress_bar(quiet or not ranks.first, size) as progress,
     ):
+        if opened.problems:
+            raise RecipeError(check(recipe, opened, force=force))
         report = execute(
             recipe, memory=budget, resume=resume, force=force, sync=sync, digest=digest,
             progress=progress, ranks=ranks,

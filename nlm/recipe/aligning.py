@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from nlm.align import AlignmentResult, OrthogonalAlignment, align
 from nlm.align.result import Move
 from nlm.checkpoint import Checkpoint, open_checkpoint, read_tensors, write_tensors
+from nlm.checkpoint.pickles import is_pickle
 from nlm.recipe.data import open_data
 from nlm.recipe.methods import BY_WEIGHTS
 from nlm.recipe.modules import hollow_module, load_module, names_of
 from nlm.recipe.recipe import Recipe
-from nlm.streaming.permuted import check_fits
+from nlm.streaming.permuted import check_fits, read_all
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.pretrained import make_inputs, trace_config
 from nlm.symmetry.transfer import transferred
@@ -131,6 +132,8 @@ class Foundations:
         """A foundation; on the first one the specification is proven."""
         if path.suffix == ".safetensors":
             return read_tensors(path)[0]
+        if is_pickle(path):
+            return read_all(open_checkpoint(path))
         model = load_module(path)
         if proves and not self.spec.proven:
             self.progress(f"proving what may be permuted in {path.name}", 0.0)
@@ -153,15 +156,28 @@ def spec_for(
         There is none.
     """
     try:
-        check_fits(spec, checkpoint, names_of(checkpoint, hollow))
+        check_fits(spec, checkpoint, names_for(spec, checkpoint, hollow))
         return spec
     except ValueError:
         if checkpoint.folder is None:
             raise
     own = trace_config(str(checkpoint.folder))
     transferred(spec.random(), spec, own, heads)  # whatever will be found can be carried over
-    check_fits(own, checkpoint, names_of(checkpoint, hollow))
+    check_fits(own, checkpoint, names_for(own, checkpoint, hollow))
     return own
+
+
+def names_for(
+    spec: PermutationSpec, checkpoint: Checkpoint, hollow: nn.Module | None = None
+) -> dict[str, str]:
+    """Name in a checkpoint -> the specification's. A model that may have other names than its files
+    is built only where theirs are not the specification's.
+    """
+    try:
+        check_fits(spec, checkpoint)
+    except ValueError:
+        return names_of(checkpoint, hollow)
+    return {name: name for name in checkpoint.tensors}
 
 
 def write_moved(path: Path, move: Move, file: Path) -> Checkpoint:

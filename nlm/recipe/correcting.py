@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nlm._multitask import MultiTaskModel
 from nlm._names import matches
 from nlm.checkpoint import open_checkpoint
-from nlm.checkpoint.headers import TORCH_TYPES
+from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.names import file_name
 from nlm.checkpoint.shards import sha256_of
 from nlm.correct import Correction, correct

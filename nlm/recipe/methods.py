@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nlm._core import DIALECTS
 from nlm._methods import OPTIONS, RESCALES
-from nlm.checkpoint.headers import TORCH_TYPES
+from nlm.checkpoint.entries import TORCH_TYPES
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ IN_PYTHON = {
     "regmean": "needs data: nlm.merge.regmean in Python, or write 'fisher' with files of it",
 }
 
-DTYPES = {name: dtype for dtype, name in TORCH_TYPES.items() if dtype != "F64"}
+DTYPES = {TORCH_TYPES[dtype]: dtype for dtype in ("F32", "BF16", "F16")}
 
 #: The methods of :func:`nlm.align`, and those of them that need no data.
 ALIGNMENTS = ("weights", "frank-wolfe", "activations", "dual", "orthogonal")

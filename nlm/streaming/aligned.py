@@ -11,9 +11,9 @@ from nlm.checkpoint.shards import ShardFile, lay_out
 
 
 def is_aligned(checkpoint: Checkpoint) -> bool:
-    """Whether every weight begins at a multiple of its type's bytes."""
-    entries = checkpoint.tensors.values()
-    return not any(each.begin % ITEM_BYTES[each.dtype] for each in entries if each.is_float)
+    """Whether every weight begins at a multiple of its type's bytes, with its axes in order."""
+    weights = [each for each in checkpoint.tensors.values() if each.is_float]
+    return not any(each.begin % ITEM_BYTES[each.dtype] or each.order for each in weights)
 
 
 def write_aligned(checkpoint: Checkpoint, file: Path) -> Checkpoint:

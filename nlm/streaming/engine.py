@@ -8,7 +8,7 @@ is a fixed number of buffers, whatever the size of the models.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def run(
     facts = (plan.method, plan.options, plan.heads, stamps, nlm.__version__, kernels.isa())
     identity = f"{recipe}\n{facts!r}"
     report = progress or (lambda what, share: None)
-    with kernels.bus_errors_explained(), MappedFiles(models) as files:
+    with MappedFiles(models) as files, kernels.bus_errors_explained(files.places()):
 
         def opened(join: bool) -> PartialCheckpoint:
             return PartialCheckpoint(
@@ -105,49 +105,53 @@ def run(
                 digest=digest, join=join,
             )  # fmt: skip
 
+        def complete(folder: Path) -> None:
+            if plan.method == "tall_mask":
+                write_masks(folder, plan)
+            if write_others is not None:
+                write_others(folder, written)
+
         with ranks.together():
             partial = opened(join=False) if ranks.first else None
+        is_whole = ranks.gather(partial is not None and partial.named)[0]
         with ranks.together():  # none begins before all have seen what is finished
-            partial = partial or opened(join=True)
-        resumed = tuple(partial.finished)
-        try:
-            _Merge(plan, method, files, partial, report, ranks).all()
-            with ranks.together():
-                check_unchanged(plan.stamps())
-            partial.read_finished()
-            written = dict(partial.finished)
-            with ranks.together():
-                if ranks.first:
-                    partial.commit(lambda to: _complete(to, plan, written, write_others))
-        except BaseException:
-            partial.read_finished()
-            is_known = any(each["sha256"] for each in partial.finished.values())
-            if is_known or not ranks.first:
-                partial.release()
-            else:
-                partial.discard()
-            raise
+            partial = partial or (None if is_whole else opened(join=True))
+        written = {} if partial is None else dict(partial.finished)
+        resumed = tuple(written)
+        if partial is not None and not partial.named:
+            with _kept(partial, ranks):
+                _Merge(plan, method, files, partial, report, ranks).all()
+                with ranks.together():
+                    check_unchanged(plan.stamps())
+                partial.read_finished()
+                written = dict(partial.finished)
+                with ranks.together():
+                    if ranks.first:
+                        partial.commit(complete)
     return Report(
         time.perf_counter() - begun,
         sum(entry.bytes for model in models for entry in model.tensors.values()),
-        sum(shard.bytes for shard in partial.shards),
+        sum(shard.bytes for shard in plan.shards()),
         len(plan.entries()),
         {name: each["sha256"] for name, each in written.items()},
         resumed,
     )
 
 
-def _complete(
-    folder: Path,
-    plan: Plan,
-    written: dict[str, Any],
-    write_others: Callable[[Path, dict[str, Any]], None] | None,
-) -> None:
-    """What a folder holds beside the merged weights."""
-    if plan.method == "tall_mask":
-        write_masks(folder, plan)
-    if write_others is not None:
-        write_others(folder, written)
+@contextmanager
+def _kept(partial: PartialCheckpoint, ranks: Ranks) -> Iterator[None]:
+    """Where what is inside fails, what was finished is left to be resumed."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            partial.read_finished()
+        is_known = any(each["sha256"] for each in partial.finished.values())
+        if is_known or not ranks.first:
+            partial.release()
+        else:
+            partial.discard()
+        raise
 
 
 class _Merge:
@@ -218,12 +222,13 @@ class _Merge:
         file = self.partial.open(shard)
         try:
             with Writer(self.elements) as writer:
-                done = self.done
+                done = self.done + len(shard.header)
                 for entry in shard.tensors:
                     self.progress(entry.name, done / self.total)
                     for view in self._chunks(entry, writer):
                         writer.submit(file.write, view)
-                    done += entry.bytes
+                        done += len(view)
+                        self.progress(entry.name, done / self.total)
             ties = self._ties()
             ballots = {} if ties is None else ties.ballots()
             names = {entry.name for entry in shard.tensors}
@@ -323,7 +328,7 @@ class _Merge:
             opened.append(entry)
             self.files.will_need(entry, 0, entry.bytes)
             address = self.files.address(entry)
-            if address % ITEM_BYTES[entry.dtype]:
+            if entry.order is not None or address % ITEM_BYTES[entry.dtype]:
                 copies.append(self.files.bytes(entry).copy())
                 address = copies[-1].ctypes.data
             return Block(address, entry.dtype)

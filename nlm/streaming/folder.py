@@ -10,7 +10,9 @@ import yaml
 
 import nlm
 from nlm._names import matches
-from nlm.checkpoint.headers import TORCH_TYPES, Checkpoint, read_config
+from nlm.checkpoint.atomic import naming, write_text
+from nlm.checkpoint.entries import TORCH_TYPES
+from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.names import file_name
 from nlm.checkpoint.shards import ShardFile, lay_out
@@ -39,7 +41,7 @@ def write_others(
     files : name -> {"sha256": digest or None} of the weights.
     """
     complete(folder, plan, like)
-    (folder / CARD).write_text(card(plan, recipe, files), encoding="utf-8")
+    write_text(folder / CARD, card(plan, recipe, files))
 
 
 def complete(
@@ -54,7 +56,7 @@ def complete(
             changed[key] = TORCH_TYPES[plan.dtype]
         if changed:
             text = json.dumps({**config, **changed}, indent=2) + "\n"
-            (folder / "config.json").write_text(text, encoding="utf-8")
+            write_text(folder / "config.json", text)
     for task, expert in plan.experts.items():
         _write_heads(folder / "heads", task, expert, plan)
 
@@ -63,7 +65,8 @@ def copy_others(source: Path | None, folder: Path, replace: bool = True) -> None
     """Copies the files of a model's folder, where there is one, that hold no weights."""
     for file in sorted(source.iterdir()) if source is not None else ():
         if file.is_file() and _is_kept(file) and (replace or not (folder / file.name).exists()):
-            shutil.copyfile(file, folder / file.name)
+            with naming(folder / file.name):
+                shutil.copyfile(file, folder / file.name)
 
 
 def _is_kept(file: Path) -> bool:

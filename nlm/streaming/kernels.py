@@ -61,13 +61,16 @@ def isa() -> str:
 
 
 @contextmanager
-def bus_errors_explained() -> Iterator[None]:
-    """Within, a mapped file that becomes shorter ends the process with a sentence."""
-    _core.cpu.explain_bus_errors(True)
+def bus_errors_explained(places: Sequence[tuple[int, int, str]]) -> Iterator[None]:
+    """Within, a mapped file that becomes shorter ends the process with a sentence that names it.
+
+    ``places`` are those of the files: address, bytes and name.
+    """
+    _core.cpu.explain_bus_errors(places)
     try:
         yield
     finally:
-        _core.cpu.explain_bus_errors(False)
+        _core.cpu.explain_bus_errors([])
 
 
 def weighted_sum(

@@ -5,15 +5,14 @@ The only part of streaming that imports torch: what a permutation does to a tens
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from nlm.checkpoint.entries import TORCH_TYPES, TensorEntry
 from nlm.checkpoint.headers import Checkpoint, open_checkpoint
+from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.shards import ShardFile, lay_out
 from nlm.symmetry import PermutationSpec, gather, stacks
 from nlm.symmetry import permutation as permutations
@@ -57,21 +56,14 @@ def write_permuted(
     moved: dict[str, Tensor] = {}
     target = ShardFile(file, shard, digest=False)
     try:
-        with ExitStack() as stack:
-            opened: dict[Path, Any] = {
-                each: stack.enter_context(safe_open(str(each), framework="pt"))
-                for each in checkpoint.files
-            }
+        with MappedFiles([checkpoint]) as files:
             for entry in shard.tensors:
                 if progress is not None:
                     progress(entry.name)
                 if called[entry.name] not in moved:
                     name = parameter[entry.name]
                     members = spec.stacks.get(name, (name,))
-                    own = {
-                        each: opened[entries[in_file[each]].file].get_tensor(in_file[each])
-                        for each in members
-                    }
+                    own = {each: _tensor(files, entries[in_file[each]]) for each in members}
                     (whole,) = stacks.joined(spec.stacks, own).values()
                     (whole,) = gather.apply([whole], [plans.of(spec.params.get(name, ()))])
                     moved = stacks.separated(spec.stacks, {name: whole})
@@ -81,6 +73,19 @@ def write_permuted(
         target.abandon()
         raise
     return open_checkpoint(file)
+
+
+def read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, in memory."""
+    with MappedFiles([checkpoint]) as files:
+        return {name: _tensor(files, entry) for name, entry in checkpoint.tensors.items()}
+
+
+def _tensor(files: MappedFiles, entry: TensorEntry) -> Tensor:
+    """A copy of a tensor of a file."""
+    own = torch.from_numpy(files.bytes(entry).copy())
+    files.done_with(entry)
+    return own.view(getattr(torch, TORCH_TYPES[entry.dtype])).reshape(entry.shape)
 
 
 def check_fits(

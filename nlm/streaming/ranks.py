@@ -7,11 +7,13 @@ the folder and gives it its name.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-_PATIENCE = timedelta(days=1)  # while the first process aligns or corrects; one that died is seen
+# Others wait as long as the first process aligns. One that dies is noticed at once, as its
+# connections end; a machine that vanishes without a word, after this time.
+_PATIENCE = timedelta(hours=6)
 
 
 class Ranks:
@@ -31,7 +33,7 @@ class Ranks:
 
             self._is_own = not distributed.is_initialized()
             if self._is_own:
-                distributed.init_process_group("gloo", timeout=_PATIENCE)
+                distributed.init_process_group("gloo")
             self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     @classmethod
@@ -63,7 +65,13 @@ class Ranks:
         from torch import distributed
 
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value, group=self._group)
+        try:
+            distributed.all_gather_object(values, value, group=self._group)
+        except RuntimeError as error:  # what gloo raises where a connection ends
+            raise RuntimeError(
+                f"nlm.streaming: the processes of a merge all live until its end, got one of "
+                f"{self.size} that process {self.rank} no longer hears"
+            ) from error
         return values
 
     @contextmanager
@@ -78,7 +86,8 @@ class Ranks:
         try:
             yield
         except BaseException as error:
-            self.gather(f"{type(error).__name__}: {error}")
+            with suppress(RuntimeError):  # others may be gone; what failed here is what to say
+                self.gather(f"{type(error).__name__}: {error}")
             raise
         failed = [(rank, what) for rank, what in enumerate(self.gather(None)) if what is not None]
         if failed:

@@ -1,0 +1,274 @@
+"""The checkpoints of a recipe in one order of units, and what completes the merged folder."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlm.checkpoint import Checkpoint, open_checkpoint
+from nlm.checkpoint.atomic import write_text
+from nlm.checkpoint.headers import Stamp, stamp
+from nlm.checkpoint.names import file_name
+from nlm.recipe.methods import DTYPES, METHODS
+from nlm.recipe.recipe import Expert, Recipe
+from nlm.streaming import Plan, run
+from nlm.streaming.aligned import is_aligned, write_aligned
+from nlm.streaming.folder import CARD, card, complete
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nlm.recipe.aligning import Foundations
+    from nlm.recipe.correcting import Calibration
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class Models:
+    """The checkpoints of a recipe, in one order of units.
+
+    The files that are made for them lie in ``work``, where another process ``makes`` them or this
+    one.
+    """
+
+    recipe: Recipe
+    work: Path
+    memory: int
+    progress: Progress
+    makes: bool
+    inputs: dict[Path, Stamp] = field(default_factory=dict)
+    moved: list[str] = field(default_factory=list)  # digests of the permutations
+    _foundations: "Foundations | None" = None
+    _calibration: "Calibration | None" = None
+
+    # --- before the merge -------------------------------------------------------------------------
+
+    def open_calibration(self) -> None:
+        """Reads the data of the correction: what is wrong with it is told before any work."""
+        if self.recipe.correct is not None:
+            from nlm.recipe.correcting import Calibration
+
+            self._calibration = Calibration(self.recipe, self.progress)
+
+    def plan(self, output: Path) -> Plan:
+        recipe = self.recipe
+        self._stamp_files()
+        if recipe.aligns:
+            for path in recipe.foundations.values():
+                self._opened(path)
+            if self.makes:
+                self.foundations.align()
+        experts = {each.name: self._expert(each) for each in recipe.experts}
+        fishers = {
+            each.name: self._fisher(each)
+            for each in recipe.experts
+            if METHODS[recipe.method].fisher
+        }
+        base = self._base() if METHODS[recipe.method].base else None
+        start = base or next(iter(experts.values()))
+        dtype = DTYPES[recipe.output.dtype] if recipe.output.dtype else self._dtype()
+        return Plan(
+            output, experts, base, recipe.method, recipe.numbers(start.tensors),
+            {**recipe.options, "seed": recipe.seed}, recipe.heads, dtype,
+            recipe.output.shard_bytes, self.memory, self.inputs, fishers,
+        )  # fmt: skip
+
+    def _stamp_files(self) -> None:
+        """The files beside the models by which a merge is known again."""
+        recipe = self.recipe
+        align, correct = recipe.align, recipe.correct
+        named = [] if align is None else [align.spec, align.data]
+        named += [] if correct is None else correct.data.values()
+        files = [Path(each) for each in named if each is not None]
+        files += [each.permutation for each in recipe.experts if each.permutation is not None]
+        self.inputs |= {file: stamp(file) for file in files if file.is_file()}
+
+    @property
+    def foundations(self) -> "Foundations":
+        if self._foundations is None:
+            from nlm.recipe.aligning import Foundations
+
+            self._foundations = Foundations(self.recipe, self.like(), self.progress)
+        return self._foundations
+
+    @property
+    def _rotates(self) -> bool:
+        """Whether all models are brought into another gauge."""
+        return self.recipe.rotates
+
+    def _dtype(self) -> str | None:
+        """Models in another gauge are float32 until they are merged; the result is as they were."""
+        if not self._rotates:
+            return None
+        entries = open_checkpoint(self._all_models()[0]).tensors.values()
+        return next(entry.dtype for entry in entries if entry.is_weight)
+
+    def _opened(self, path: Path) -> Checkpoint:
+        checkpoint = open_checkpoint(path)
+        self.inputs |= checkpoint.stamps
+        return checkpoint
+
+    def _all_models(self) -> list[Path]:
+        base = [] if self.recipe.base is None else [self.recipe.base]
+        paths = [*base, *self.recipe.foundations.values()]
+        return [*paths, *(each.path for each in self.recipe.experts)]
+
+    def like(self) -> Path | None:
+        """The folder whose configuration and tokenizer the output takes over."""
+        return next((path for path in self._all_models() if path.is_dir()), None)
+
+    def _expert(self, expert: Expert) -> Checkpoint:
+        name = f"expert {expert.name}"
+        checkpoint = self._opened(expert.path)
+        if expert.permutation is None:
+            return self._moved(checkpoint, expert.foundation, name)
+        return self._permuted(checkpoint, self._permutation(expert), name)
+
+    def _fisher(self, expert: Expert) -> Checkpoint:
+        """An expert's Fisher information, permuted as the expert is."""
+        if expert.fisher is None:
+            raise ValueError(
+                f"nlm.recipe: {self.recipe.method!r} has Fisher information of every expert, got "
+                f"none for {expert.name!r}"
+            )
+        checkpoint, like = self._opened(expert.fisher), self._opened(expert.path)
+        return self._permuted(checkpoint, self._permutation(expert), f"fisher {expert.name}", like)
+
+    def _permutation(self, expert: Expert) -> "Mapping[str, Tensor]":
+        """What brings an expert into the first foundation's order."""
+        if expert.permutation is not None:
+            from nlm.align import AlignmentResult
+
+            return AlignmentResult.load(expert.permutation).permutation
+        return self._found(expert.foundation)
+
+    def _found(self, foundation: str | None) -> "Mapping[str, Tensor]":
+        if self._foundations is None or foundation not in self._foundations.results:
+            return {}
+        return self._foundations.results[foundation].permutation
+
+    def _moved(self, checkpoint: Checkpoint, foundation: str | None, name: str) -> Checkpoint:
+        """A model of a foundation, as that is aligned with the first one."""
+        if not self._rotates or not self.makes:
+            return self._permuted(checkpoint, self._found(foundation), name)
+        from nlm.recipe.aligning import digest, write_moved
+
+        self.progress(f"rotating {name}", 0.0)
+        found = next(iter(self.foundations.results.values()))
+        self.moved.append(
+            f"{name}: {digest(self.foundations.results.get(foundation or '', found))}"
+        )
+        moved = write_moved(checkpoint.path, self.foundations.move(foundation), self._file(name))
+        return replace(moved, path=checkpoint.path)
+
+    def _file(self, name: str) -> Path:
+        return self.work / f"{file_name(name)}.safetensors"
+
+    def _permuted(
+        self,
+        checkpoint: Checkpoint,
+        permutation: "Mapping[str, Tensor]",
+        name: str,
+        like: Checkpoint | None = None,
+    ) -> Checkpoint:
+        """A checkpoint in another order; ``like`` is the model that it has the entries of."""
+        like = like or checkpoint
+        file = self._file(name)
+        if not self.makes:
+            found = open_checkpoint(file) if file.exists() else checkpoint
+            return replace(found, path=checkpoint.path)
+        if not permutation and is_aligned(checkpoint):
+            return checkpoint
+        if not permutation:
+            return replace(write_aligned(checkpoint, file), path=checkpoint.path)
+        from nlm.recipe.aligning import digest, names_for
+        from nlm.streaming.permuted import write_permuted
+
+        self.moved.append(f"{name}: {digest(permutation)}")
+        spec, permutation = self.foundations.of_model(like, permutation)
+        names = {
+            each: own for each, own in names_for(spec, like).items() if each in checkpoint.tensors
+        }
+        written = write_permuted(
+            checkpoint, spec, permutation, file,
+            lambda tensor: self.progress(f"permuting {name}: {tensor}", 0.0), names,
+        )  # fmt: skip
+        return replace(written, path=checkpoint.path)
+
+    def _base(self) -> Checkpoint:
+        """The recipe's base, its only foundation, or the mean of the aligned foundations."""
+        recipe = self.recipe
+        if recipe.base is not None:
+            of = next((n for n, path in recipe.foundations.items() if path == recipe.base), None)
+            return self._moved(self._opened(recipe.base), of, "base")
+        if not recipe.foundations:
+            raise ValueError(f"nlm.recipe: {recipe.method!r} starts from a base, got none")
+        foundations = {
+            name: self._moved(self._opened(path), name, f"foundation {name}")
+            for name, path in recipe.foundations.items()
+        }
+        first = next(iter(foundations.values()))
+        if len(foundations) == 1:
+            return first
+        folder = self.work / "base"  # which may leave heads out, as a file may not
+        if not self.makes:
+            return open_checkpoint(folder)
+        mean = Plan(
+            folder, foundations, None, "linear",
+            lambda parameter, task, tensor: 1.0, heads=recipe.heads, memory=self.memory,
+        )  # fmt: skip
+        run(mean, sync=False, digest=False, progress=self.progress)
+        return open_checkpoint(folder)
+
+    # --- after the merge --------------------------------------------------------------------------
+
+    def complete(self, folder: Path, plan: Plan, text: str, files: dict[str, Any]) -> None:
+        """All of a merged folder but its weights, and what the correction changes in these."""
+        recipe = self.recipe
+        unties = self._rotates and bool(self._gauged().untied)
+        settings = {"tie_word_embeddings": False} if unties else {}
+        complete(folder, plan, self.like(), settings)
+        self._write_head_configs(folder)
+        notes = [] if self._foundations is None else list(self._foundations.notes)
+        if self._calibration is not None:
+            experts = {each.name: self._module(each) for each in recipe.experts}
+            notes.append(
+                self._calibration.apply(
+                    folder, experts, files, recipe.output.shard_bytes, self.like()
+                )
+            )
+        write_text(folder / CARD, card(plan, text, files, self._named_models(), notes))
+
+    def _gauged(self) -> Any:
+        return next(iter(self.foundations.results.values())).gauge  # type: ignore[attr-defined]
+
+    def _module(self, expert: Expert) -> "nn.Module":
+        """An expert in the form in which it is merged."""
+        from nlm.recipe.modules import load_module
+
+        self.progress(f"loading expert {expert.name}", 0.0)
+        model = load_module(expert.path)
+        if self._rotates:
+            state = self.foundations.move(expert.foundation)(model.state_dict())
+            model = self.foundations.receiver(model)
+            model.load_state_dict(state)
+        elif permutation := self._permutation(expert):
+            model.load_state_dict(self.foundations.permuted(model, expert.path, permutation))
+        return model
+
+    def _write_head_configs(self, folder: Path) -> None:
+        """The configurations of the experts' heads, by which :func:`nlm.load` builds them."""
+        for expert in self.recipe.experts:
+            head = folder / "heads" / f"{file_name(expert.name)}.safetensors"
+            if head.is_file() and (settings := expert.path / "config.json").is_file():
+                shutil.copyfile(settings, head.with_suffix(".json"))
+
+    def _named_models(self) -> dict[str, Path]:
+        """Who -> the checkpoint that the recipe names."""
+        recipe = self.recipe
+        base = {} if recipe.base is None else {"base": recipe.base}
+        foundations = {f"foundation {name!r}": path for name, path in recipe.foundations.items()}
+        experts = {f"expert {each.name!r}": each.path for each in recipe.experts}
+        return {**base, **foundations, **experts}
