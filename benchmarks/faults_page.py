@@ -34,8 +34,11 @@ What cannot be seen: a bit that flips in an input's weights is another weight. I
 it makes the result infinite, not a number, or the input another file in size or time; the digests
 in the model card are of what was written.
 
-This page is made by `benchmarks/faults_page.py` from a run of `benchmarks/experiments/faults.py`,
-which tries all of this with real processes and compares what they leave with an undisturbed
+This page is made by `benchmarks/faults_page.py` from two runs of
+`benchmarks/experiments/faults.py` on a busy machine, the second one for the DARE kills alone,
+which in the first nearly all fell before any output; the script tries all of this with
+real processes
+and compares what they leave with an undisturbed
 merge, byte by byte; a short form is among the tests."""
 
 OF_CALL = re.compile(r"(\w+) at (\w+) (\d+)")
