@@ -139,7 +139,7 @@ def watch():
     global peak
     while not ended.wait(0.002):
         peak = max(peak, own())
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 run(plan, sync=False)
 ended.set()
