@@ -12,7 +12,7 @@ def sections(results: Path) -> list[str]:
     """The lines of all tables, from the JSON files in the folders of ``results``."""
     lines: list[str] = []
     for title, stem, text, table in _SECTIONS:
-        reports = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{stem}.json"))]
+        reports = [json.loads(path.read_text()) for path in sorted(results.glob(f"*/{stem}*.json"))]
         if reports:
             lines += ["", f"## {title}", "", text]
         for report in reports:
@@ -70,6 +70,25 @@ def activation_matching(report: Report) -> list[str]:
     return lines
 
 
+def scale(report: Report) -> list[str]:
+    """What ``host_scale.py`` has left."""
+    lines = [
+        "| method | parameters | whole process | bytes moved | a copy of as many | own memory |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in report["rows"]:
+        lines.append(
+            f"| {row['method']} | {row['parameters'] / 1e6:.0f} M | {row['seconds']:.2f} s | "
+            f"{row['gb_per_s']:.2f} GB/s | {row['copy_s']:.2f} s | {row['own'] / 2**20:.0f} MiB |"
+        )
+    told = "; ".join(
+        f"{method}: {line['start_s']:.2f} s and {line['gb_per_s']:.2f} GB/s, no size further than "
+        f"{100 * line['worst']:.0f} % from that"
+        for method, line in report["lines"].items()
+    )
+    return [*lines, "", f"Time is linear in bytes: {told}."]
+
+
 def _beside(ours: Report, peer: Report) -> list[str]:
     equal = ours["seconds_to_equal"]
     more = "" if peer["complete"] else "> "
@@ -104,6 +123,14 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Report], list[str]]], ...] = (
         "What a user calls, on the kernels and, in the same process, with every operation on its "
         "PyTorch reference (`assignment`'s is SciPy's); both give the same result.",
         jobs,
+    ),
+    (
+        "Large checkpoints",
+        "host_scale",
+        "Three Llama-like models in bfloat16, sharded, merged by `nlm merge` into a flushed and "
+        "hashed folder, beside a program that copies as many bytes; the files lie in the system's "
+        "cache.",
+        scale,
     ),
     (
         "Weight matching",

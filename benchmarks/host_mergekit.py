@@ -51,7 +51,10 @@ PROGRAMS = {
     "merge": "nlm", "merge_unsafe": "nlm",
 }  # fmt: skip
 OF_HOST = ("mergekit", "nlm")
-STREAMED = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+STREAMED = (
+    "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs",
+    "della",
+)  # fmt: skip
 
 
 def write_models(folder: Path, size: str) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import yaml
 from _bench import RESULTS, facts, machine, write
-from host_mergekit import MODELS, arguments, run
+from host_mergekit import MODELS, PROGRAMS, arguments, run
 
 from nlm.checkpoint.shards import Part, ShardFile, plan_shards
 
@@ -147,7 +147,7 @@ def measure(folder: Path, method: str, size: int, options: argparse.Namespace) -
         shutil.rmtree(out, ignore_errors=True)
         if options.cold:
             drop_from_cache(files_of(folder))
-        runs.append(run("merge", arguments("merge", file, out), options.threads))
+        runs.append(run(PROGRAMS["merge"], arguments("merge", file, out), options.threads))
         if options.cold:
             drop_from_cache(files_of(folder))
         copies.append(copy(folder))

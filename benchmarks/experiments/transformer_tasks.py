@@ -5,7 +5,8 @@
 The foundations are two of the networks that transformer_barriers.py compares (seeds s and s + 1), a
 vision transformer of the demo's letters and a character GPT; experts are fine-tuned for tasks of
 images or of text (``small_tasks.py``). Settings and corrections are those of the demo, with the
-residual stream and the heads rotated as a further setting. One JSON a kind beside this file.
+residual stream and the heads rotated as a further setting; refit stands beside them, as in
+``refit.py``. One JSON a kind beside this file.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from nonlocal_merging import commit
+from refit import IMAGES, SCALE
+from refit import rows as refits
 from small_tasks import IMAGE_TASKS, TEXT_TASKS, task
 from small_training import SETTINGS, Settings, quick, recipe, task_of, trained
 from small_transformers import Transformer, pooled
@@ -115,12 +118,14 @@ def run(kind: str, seeds: Sequence[int], small: bool = False) -> dict[str, Any]:
         settings, sizes = quick(settings), Sizes(64, 20, 40, 40)
         tuning = replace(tuning, epochs=1, batch=16)
     found: dict[str, Any] = {
-        "kind": kind, "settings": asdict(settings), "tuning": asdict(tuning), "seeds": {},
+        "kind": kind, "settings": asdict(settings), "tuning": asdict(tuning),
+        "refit": {"images": IMAGES, "scale": SCALE}, "seeds": {},
     }  # fmt: skip
     for seed in seeds:
         world = prepare(kind, seed, settings, sizes, tuning)
         names = list(world.demo.tasks)
         rows: dict[str, Any] = {}
+        solved: dict[str, Any] = {}
         for place in PLACES:
             for count in (2, len(names)):
                 scores, *_ = compare(
@@ -132,8 +137,12 @@ def run(kind: str, seeds: Sequence[int], small: bool = False) -> dict[str, Any]:
                     for name, row in scores.items()
                 )
                 print(f"{kind} seed {seed}, {count} tasks, {place}: {told}", flush=True)
+            many = replace(world, samples=IMAGES)
+            solved[place] = refits(many, place, len(names))
+            told = ", ".join(f"{name} {row['average']:.3f}" for name, row in solved[place].items())
+            print(f"{kind} seed {seed}, {place}: {told}", flush=True)
         own = world.expert_accuracy("nonlocal", names)
-        found["seeds"][str(seed)] = {"experts": own, "rows": rows}
+        found["seeds"][str(seed)] = {"experts": own, "rows": rows, "refits": solved}
     found["machine"] = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
     found["versions"] = {"nlm": nlm.__version__, "torch": torch.__version__}
     return {**found, "commit": commit()}

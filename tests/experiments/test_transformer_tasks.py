@@ -36,7 +36,11 @@ def test_shuffled_words_are_the_words():
 def test_the_comparison_in_small(tmp_path, monkeypatch):
     monkeypatch.setenv("NLM_CACHE", str(tmp_path))
     found = run("gpt", (0,), small=True)
-    rows = found["seeds"]["0"]["rows"]
+    rows, refits = found["seeds"]["0"]["rows"], found["seeds"]["0"]["refits"]
+    assert list(refits) == list(PLACES)
+    for scores in refits.values():
+        assert {"plain", "refit", "refit_tact"} <= scores.keys()
+        assert all(math.isfinite(row["average"]) for row in scores.values())
     assert list(rows) == list(PLACES)
     for counts in rows.values():
         for scores in counts.values():
