@@ -1,0 +1,82 @@
+"""Writes docs/many_models.md: several foundations in one order, from the committed results.
+
+    python benchmarks/many_models_page.py
+
+A test fails where the page is not what this script would write.
+"""
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "many_models.md"
+RESULTS = ROOT / "benchmarks" / "experiments" / "results"
+
+STRATEGIES = {
+    "universe": "all together, by Frank-Wolfe steps",
+    "mean": "each with the mean of the others",
+    "reference": "each with the first",
+}
+
+INTRODUCTION = """# More than two foundations
+
+Made by `benchmarks/many_models_page.py` from the results of
+`benchmarks/experiments/many_models.py`. Foundations of the demo, of other weights, images and
+batches each, are brought into one order by `nlm.align_many`; then the mean of all their weights is
+scored on held-out images in their own 240-way task. "Each with the mean of the others" is Git
+Re-Basin's way to merge many models (arXiv:2209.04836, section 5); "all together" by weights is
+C2M3's (arXiv:2405.17897), refined. Any map between two models goes through the shared order: round
+every cycle the maps cancel."""
+
+
+def load() -> list[dict[str, Any]]:
+    """A run for each network and seed."""
+    files = sorted(RESULTS.glob("many_models_*.json"))
+    return [run for file in files for run in json.loads(file.read_text())]
+
+
+def page() -> str:
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in load():
+        runs.setdefault(run["network"], []).append(run)
+    parts = [INTRODUCTION]
+    for network, found in runs.items():
+        own = mean(member["accuracy"] for run in found for member in run["members"])
+        seeds = ", ".join(str(run["seed"]) for run in found)
+        parts += [f"## {network}", f"Seeds {seeds}. The models themselves score {own:.3f}."]
+        for count in found[0]["counts"]:
+            parts += [f"### {count} models", table([run["counts"][count] for run in found])]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    lines = [
+        "| alignment | accuracy of the mean | its loss | objective | seconds |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    plain = [each["as they are"] for each in found]
+    lines.append(f"| none | {_mean(plain, 'accuracy'):.3f} | {_mean(plain, 'loss'):.2f} | - | - |")
+    for method in (name for name in found[0] if name != "as they are"):
+        for strategy, told in STRATEGIES.items():
+            rows = [each[method][strategy] for each in found if strategy in each[method]]
+            if rows:
+                reached = mean(row["objective"][-1] for row in rows)
+                lines.append(
+                    f"| {method}, {told} | {_mean(rows, 'accuracy'):.3f} | "
+                    f"{_mean(rows, 'loss'):.2f} | {reached:.1f} | {_mean(rows, 'seconds'):.0f} |"
+                )
+    return "\n".join(lines)
+
+
+def _mean(rows: list[dict[str, float]], name: str) -> float:
+    return mean(row[name] for row in rows)
+
+
+def main() -> None:
+    PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()
