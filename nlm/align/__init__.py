@@ -67,6 +67,7 @@ def align(
     max_tokens: int | None = None,
     precision: str = "float32",
     device: torch.device | str | None = None,
+    process_group: Any = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
     """Finds the permutation of ``model_b``'s units that aligns it with ``model_a``.
@@ -95,6 +96,8 @@ def align(
     observe, heads, residual : for "activations" and "dual", see :func:`activation_matching`.
     forward, mask, max_samples, stride, max_tokens, precision, device : see there too; also for
         "orthogonal", which needs ``example_inputs`` beside ``forward``.
+    process_group : of torch.distributed, for all that sees activations: each of its processes has
+        data of its own, and all find the same; see :func:`nlm.statistics.collect_moments`.
     progress : called with a number and a value: of each sweep and its objective (by weights; of
         the Frank-Wolfe steps too), or of each batch and the seconds so far (by activations); of
         these and then of those ("dual"). What it raises cancels.
@@ -140,7 +143,7 @@ def align(
     walk: dict[str, Any] = {
         "forward": forward, "mask": mask, "max_samples": max_samples, "stride": stride,
         "max_tokens": max_tokens, "seed": seed, "precision": precision, "device": device,
-        "progress": progress,
+        "process_group": process_group, "progress": progress,
     }  # fmt: skip
     seen: dict[str, Any] = {"observe": observe, "heads": heads, "residual": residual}
     if method == "activations":

@@ -12,6 +12,7 @@ place; where that is every group of a traced network, the whole network is.
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +43,7 @@ def activation_matching(
     seed: int = 0,
     precision: str = "float32",
     device: torch.device | str | None = None,
+    process_group: Any = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> AlignmentResult:
     """The permutation of ``model_b``'s units whose activations correlate best with ``model_a``'s.
@@ -67,6 +69,7 @@ def activation_matching(
         Special tokens count; :func:`nlm.statistics.tokens_except` leaves them out.
     stride, max_tokens, seed : one position of every ``stride`` is taken, and at most ``max_tokens``
         of a batch at each module, drawn evenly: the same in both models.
+    process_group : see :func:`nlm.align`.
     precision : of the products of activations, see :func:`nlm.ops.cross_moments_`.
     progress : called after each batch with its number and the seconds so far (where no module
         shows any group as in :func:`weight_matching`); what it raises cancels.
@@ -83,7 +86,7 @@ def activation_matching(
     seen = correlate(
         model_a, model_b, inside, data, observe=observe, residual=residual, forward=forward,
         mask=mask, max_samples=max_samples, stride=stride, max_tokens=max_tokens, seed=seed,
-        precision=precision, device=device, progress=progress,
+        precision=precision, device=device, process_group=process_group, progress=progress,
     )  # fmt: skip
     result = match_seen(model_a.state_dict(), model_b.state_dict(), inside, seen, progress)
     result.permutation = spec.compose(result.permutation, {})

@@ -108,6 +108,7 @@ def orthogonal_matching(
     seed: int = 0,
     precision: str = "float32",
     device: torch.device | str | None = None,
+    process_group: Any = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> OrthogonalAlignment:
     """The rotation and permutation of ``model_b``'s units that align it with ``model_a``.
@@ -115,9 +116,9 @@ def orthogonal_matching(
     Parameters
     ----------
     gauge : the continuous symmetries of both models (:func:`nlm.gauge.find`).
-    data, forward, mask, max_samples, stride, max_tokens, seed, precision, device, progress : see
-        :func:`activation_matching`; the data is walked twice, once for what rotates and once for
-        the rest.
+    data, forward, mask, max_samples, stride, max_tokens, seed, precision, device, process_group,
+    progress : see :func:`activation_matching`; the data is walked twice, once for what rotates and
+        once for the rest.
 
     Raises
     ------
@@ -137,7 +138,7 @@ def orthogonal_matching(
     walk: dict[str, Any] = {
         "forward": forward, "mask": mask or attention_mask, "max_samples": max_samples,
         "stride": stride, "max_tokens": max_tokens, "seed": seed, "precision": precision,
-        "device": device,
+        "device": device, "process_group": process_group,
     }  # fmt: skip
     moments = collect_cross_moments(
         a, b, points, data, progress=report_batch, caller="nlm.align", **walk

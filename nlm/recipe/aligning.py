@@ -17,6 +17,7 @@ from nlm.recipe.methods import BY_WEIGHTS
 from nlm.recipe.modules import hollow_module, load_module, names_of
 from nlm.recipe.recipe import Recipe
 from nlm.streaming.permuted import check_fits, read_all
+from nlm.streaming.ranks import Ranks
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.pretrained import make_inputs, trace_config
 from nlm.symmetry.transfer import transferred
@@ -43,12 +44,23 @@ class Foundations:
     notes: list[str] = field(default_factory=list)
     _spec: PermutationSpec | None = None
 
-    def align(self) -> None:
-        """Aligns all with the first one; two of them are held at a time."""
+    def align(self, ranks: Ranks | None = None) -> None:
+        """Aligns all with the first one; two of them are held at a time.
+
+        Of several processes each takes its share of the batches, and all find the same; where
+        there are fewer batches than processes nothing is done.
+        """
         recipe = self.recipe
         assert recipe.align is not None and recipe.align.method is not None
         first, *others = recipe.foundations.items()
         method, options = recipe.align.method, self._options(first[1])
+        if ranks is not None:
+            batches = list(options["data"])
+            if len(batches) < ranks.size:
+                return
+            options["data"] = batches[ranks.rank :: ranks.size]
+            options["process_group"] = ranks.group
+        shared = "" if ranks is None else f" by {ranks.size} processes"
         start = self._model(first[1], proves=True)
         for name, path in others:
             what = f"aligning {name} with {first[0]}"
@@ -64,8 +76,8 @@ class Foundations:
             mean = sum(similar.values()) / len(similar) if similar else 1.0
             self.notes.append(
                 f"Foundation {name!r} was aligned with {first[0]!r} by {method} in "
-                f"{found.report.seconds:.1f} s: {len(similar)} groups, mean similarity {mean:.4f}, "
-                f"SHA-256 {digest(found)}."
+                f"{found.report.seconds:.1f} s{shared}: {len(similar)} groups, mean similarity "
+                f"{mean:.4f}, SHA-256 {digest(found)}."
             )
 
     @property

@@ -39,7 +39,8 @@ def execute(
     output : instead of the recipe's.
     memory : bytes that the buffers of the merge may take; see :class:`nlm.streaming.Plan`.
     resume, force, progress, ranks : see :func:`nlm.streaming.run`, whose further arguments ``how``
-        are. The first process aligns, permutes and corrects for all.
+        are. The first process aligns, permutes and corrects for all; on data all align
+        together, each on its share of the batches.
 
     Raises
     ------
@@ -66,6 +67,9 @@ def execute(
             if ranks.first:
                 stack.enter_context(own_folder(work))
                 models.open_calibration()
+        models.align(ranks)  # one that fails ends, and the others see that
+        with ranks.together():
+            if ranks.first:
                 plan = models.plan(target)
         if not ranks.first:
             plan = models.plan(target)

@@ -15,6 +15,7 @@ from nlm.recipe.recipe import Expert, Recipe
 from nlm.streaming import Plan, run
 from nlm.streaming.aligned import is_aligned, write_aligned
 from nlm.streaming.folder import CARD, card, complete
+from nlm.streaming.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,13 +53,19 @@ class Models:
 
             self._calibration = Calibration(self.recipe, self.progress)
 
+    def align(self, ranks: Ranks) -> None:
+        """Aligns the foundations on data of which every process sees a share."""
+        align = self.recipe.align
+        if self.recipe.aligns and align is not None and align.data is not None and ranks.size > 1:
+            self.foundations.align(ranks)
+
     def plan(self, output: Path) -> Plan:
         recipe = self.recipe
         self._stamp_files()
         if recipe.aligns:
             for path in recipe.foundations.values():
                 self._opened(path)
-            if self.makes:
+            if self.makes and not self.foundations.results:
                 self.foundations.align()
         experts = {each.name: self._expert(each) for each in recipe.experts}
         fishers = {

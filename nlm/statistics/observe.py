@@ -1,6 +1,7 @@
 """Collecting moments of activations from models over data: one walk, nothing stored but moments."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from nlm._state_dict import count_not_finite
 from nlm.statistics.data import Data, Forward, Mask, batches, run
 from nlm.statistics.moments import CrossMoments, Moments
 from nlm.statistics.positions import Positions
+
+_Kind = TypeVar("_Kind", Moments, CrossMoments)
 
 
 def check_activation(
@@ -51,6 +54,7 @@ def collect_moments(
     mask: Mask | None = None,
     max_samples: int | None = None,
     device: torch.device | str | None = None,
+    process_group: Any = None,
     caller: str = "nlm.statistics",
 ) -> dict[str, Moments]:
     """The moments of the outputs of some modules over data.
@@ -59,6 +63,8 @@ def collect_moments(
     ----------
     points : module name -> channel dimension of its output.
     data, forward, mask, max_samples, device : see :mod:`nlm.statistics.data`.
+    process_group : of torch.distributed: each of its processes walks data of its own, and all get
+        the moments of all. One that fails must end, so that the others see its connection close.
 
     Returns
     -------
@@ -90,7 +96,7 @@ def collect_moments(
             current[0] = None if mask is None else mask(batch)
             run(model, batch, forward)
     check_reached(caller, points, found)
-    return {point: found[point] for point in points}
+    return _of_all({point: found[point] for point in points}, process_group)
 
 
 def collect_cross_moments(
@@ -107,6 +113,7 @@ def collect_cross_moments(
     seed: int = 0,
     precision: str = "float32",
     device: torch.device | str | None = None,
+    process_group: Any = None,
     progress: Callable[[int], None] | None = None,
     caller: str = "nlm.statistics",
 ) -> dict[str, CrossMoments]:
@@ -116,7 +123,7 @@ def collect_cross_moments(
 
     Parameters
     ----------
-    points, data, forward, max_samples, device : see :func:`collect_moments`.
+    points, data, forward, max_samples, device, process_group : see :func:`collect_moments`.
     mask, stride, max_tokens, seed : see :mod:`nlm.statistics.positions`.
     precision : of the products, see :func:`nlm.ops.cross_moments_`.
     progress : called with the number of batches done after each; what it raises cancels.
@@ -178,4 +185,11 @@ def collect_cross_moments(
                 seen += 1
                 progress(seen)
     check_reached(caller, points, found)
-    return {point: found[point] for point in points}
+    return _of_all({point: found[point] for point in points}, process_group)
+
+
+def _of_all(found: dict[str, _Kind], process_group: Any) -> dict[str, _Kind]:
+    """The moments of all processes of a group, where there is one."""
+    if process_group is None:
+        return found
+    return {point: moments.all_reduce(process_group) for point, moments in found.items()}

@@ -55,6 +55,11 @@ class Ranks:
             distributed.destroy_process_group()
 
     @property
+    def group(self) -> Any:
+        """Their group of torch.distributed; None where there is one process."""
+        return self._group
+
+    @property
     def first(self) -> bool:
         return self.rank == 0
 

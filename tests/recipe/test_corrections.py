@@ -256,6 +256,7 @@ def test_two_processes_write_what_one_does(family):
         env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert " s by 2 processes: " in Path("two/README.md").read_text()  # aligned on shares of data
     names = sorted(each.name for each in Path("one").glob("*.safetensors"))
     assert sorted(each.name for each in Path("two").glob("*.safetensors")) == names
     for name in names:

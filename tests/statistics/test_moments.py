@@ -1,10 +1,14 @@
 """Streamed moments equal those of all samples at once."""
 
+import socket
+
 import pytest
 import torch
-from _distributed import reduce_moments
-from _networks import convnet, images
+from _distributed import align_together, reduce_moments
+from _networks import convnet, images, mlp, vectors
 
+import nlm
+from nlm.align import AlignmentResult
 from nlm.statistics import CrossMoments, Moments, collect_cross_moments, collect_moments
 
 
@@ -145,12 +149,30 @@ def test_models_come_back_as_they_were_after_an_exception():
         collect_moments(first, {"no": 1}, [images()])
 
 
-def test_moments_of_two_processes_add_up(tmp_path):
-    import socket
-
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_two_processes_align_on_shares_of_the_data(tmp_path):
+    """As one process does on all of it: correlations to 1e-12."""
+    x = vectors(400)
+    parts = [x[:150], x[150:]]
+    torch.multiprocessing.spawn(align_together, (free_port(), str(tmp_path), parts), nprocs=2)
+    first, second = mlp(0), mlp(1)
+    spec = nlm.trace(first, x[:150])
+    alone = nlm.align(first, second, spec, "activations", data=[*parts])
+    for rank in range(2):
+        found = AlignmentResult.load(tmp_path / f"{rank}.safetensors")
+        assert found.report.samples == alone.report.samples
+        assert all(torch.equal(found.permutation[g], p) for g, p in alone.permutation.items())
+        for group, similarity in alone.similarity.items():
+            assert (found.similarity[group] - similarity).abs().max() < 1e-12
+
+
+def test_moments_of_two_processes_add_up(tmp_path):
+    port = free_port()
     x = stream(8)
     parts = [x[:1000], x[1000:]]
     torch.multiprocessing.spawn(reduce_moments, (port, str(tmp_path), parts), nprocs=2)
