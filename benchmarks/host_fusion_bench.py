@@ -56,6 +56,7 @@ def arguments(folder: Path, method: str, out: Path | None, row: str = "ties, sum
     common = [
         "--config-dir", str(CONFIG_DIR), f"hydra.searchpath=[file://{folder}]",
         f"path.root_dir={folder}", "fabric.loggers=null", "print_config=false",
+        "report_save_path=null",
         f"modelpool={'lazy' if lazy else 'loaded'}", f"method={method}",
     ]  # fmt: skip
     if out is None:

@@ -132,11 +132,11 @@ def _all_tasks(folder: Path, tasks: tuple[str, ...], dtype: torch.dtype | str) -
     }
     own = {name for head in heads.values() for name in head}
     shared = {name: tensor for name, tensor in first.state_dict().items() if name not in own}
-    if isinstance(dtype, torch.dtype):
-        heads = {
-            task: {name: each.to(dtype) for name, each in head.items()}
-            for task, head in heads.items()
-        }
+    types = {name: each.dtype for name, each in first.state_dict().items()}
+    heads = {
+        task: {name: each.to(types[name]) for name, each in head.items()}
+        for task, head in heads.items()
+    }
     return Merged(shared, heads, {}, {}).model(first)
 
 

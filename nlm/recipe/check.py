@@ -12,6 +12,7 @@ from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint
 from nlm.checkpoint.names import contains, wrong_name
+from nlm.checkpoint.partial import refuse_target
 from nlm.recipe.methods import METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
@@ -144,14 +145,16 @@ def _numbers(recipe: Recipe, start: Checkpoint) -> Iterator[str]:
             except ValueError as error:
                 yield where + f"{sentence_of(error)}: write a last rule without a filter"
                 break
-            is_one = parameter == "density" and recipe.options.get("dialect") == "global"
+            is_ties = recipe.method == "ties" and parameter == "density"
+            is_one = is_ties and recipe.options.get("dialect") == "global"
             if is_one and len(numbers) > 1:
                 yield where + (
                     "the global dialect of ties trims all tensors together, with one density, got "
                     f"{min(numbers):g} to {max(numbers):g}: write 'dialect: mergekit' or one number"
                 )
         else:
-            if recipe.method == "linear" and recipe.options.get("normalize"):
+            is_mean = recipe.method == "linear" and recipe.options.get("normalize")
+            if is_mean or recipe.method == "fisher":
                 yield from _sums(recipe, names, value)
 
 
@@ -236,6 +239,11 @@ def _output(path: Path, size: int, force: bool) -> Iterator[str]:
     """Whether so many bytes can be written there."""
     if os.path.exists(path) and not force:
         yield f"an output that exists is replaced only with force (--force), got {str(path)!r}"
+    if os.path.exists(path) and force:
+        try:
+            refuse_target(path, True)
+        except FileExistsError as error:
+            yield sentence_of(error)
     parent = path.absolute().parent
     if not os.path.isdir(parent):
         yield f"the folder of an output exists, got {str(parent)!r}"

@@ -1,6 +1,6 @@
 """The checkpoints of a recipe in one order of units, and what completes the merged folder."""
 
-import shutil
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.atomic import write_text
-from nlm.checkpoint.headers import Stamp, stamp
+from nlm.checkpoint.headers import Stamp, read_config, stamp
 from nlm.checkpoint.names import file_name
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Recipe
@@ -182,6 +182,8 @@ class Models:
     ) -> Checkpoint:
         """A checkpoint in another order; ``like`` is the model that it has the entries of."""
         like = like or checkpoint
+        own = {n: e for n, e in checkpoint.tensors.items() if n in like.tensors}
+        checkpoint = replace(checkpoint, tensors=own)  # Fisher information of tied entries too
         file = self._file(name)
         if not self.makes:
             found = open_checkpoint(file) if file.exists() else checkpoint
@@ -269,8 +271,14 @@ class Models:
         """The configurations of the experts' heads, by which :func:`nlm.load` builds them."""
         for expert in self.recipe.experts:
             head = folder / "heads" / f"{file_name(expert.name)}.safetensors"
-            if head.is_file() and (settings := expert.path / "config.json").is_file():
-                shutil.copyfile(settings, head.with_suffix(".json"))
+            if head.is_file() and (expert.path / "config.json").is_file():
+                config = dict(read_config(expert.path) or {})
+                merged = read_config(folder) or {}
+                dtype = merged.get("dtype", merged.get("torch_dtype"))
+                if dtype is not None:
+                    config.pop("torch_dtype", None)
+                    config["dtype"] = dtype
+                write_text(head.with_suffix(".json"), json.dumps(config, indent=2) + "\n")
 
     def _named_models(self) -> dict[str, Path]:
         """Who -> the checkpoint that the recipe names."""

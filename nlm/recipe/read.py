@@ -172,7 +172,11 @@ class _Own:
         text = self.reader.text(self.keys["base"], "the base")
         if text is None:
             return None
-        return foundations[text] if text in foundations else self.folder / text
+        if text in foundations:
+            return foundations[text]
+        path = self.folder / text
+        same = (f for f in foundations.values() if os.path.realpath(f) == os.path.realpath(path))
+        return next(same, path)
 
     def _experts(
         self, method: Method | None, foundations: Mapping[str, Path]

@@ -110,6 +110,7 @@ def run(
                 write_masks(folder, plan)
             if write_others is not None:
                 write_others(folder, written)
+            check_unchanged(plan.stamps())
 
         with ranks.together():
             partial = opened(join=False) if ranks.first else None

@@ -51,9 +51,10 @@ def complete(
     copy_others(like or plan.start.folder, folder)
     if (config := read_config(folder)) is not None:
         changed = dict(settings or {})
-        if plan.dtype is not None:
+        types = {plan.type_of(each) for each in plan.entries().values() if plan.is_merged(each)}
+        if len(types) == 1:
             key = "torch_dtype" if "torch_dtype" in config else "dtype"
-            changed[key] = TORCH_TYPES[plan.dtype]
+            changed[key] = TORCH_TYPES[types.pop()]
         if changed:
             text = json.dumps({**config, **changed}, indent=2) + "\n"
             write_text(folder / "config.json", text)

@@ -8,6 +8,7 @@ theta_0 elsewhere, and the task's heads.
 
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,10 +133,18 @@ def write_task(
                             first, whole = (block.at(begin) for block in blocks)
                             written.write(masked(part, first, whole, size, buffers))
                 partial.finish(written)
-            partial.commit(lambda to: copy_others(merged.folder, to))
+            partial.commit(lambda to: _copy_others(merged.folder, head, to))
         except BaseException:
             partial.discard()
             raise
+
+
+def _copy_others(source: Path | None, head: Path, to: Path) -> None:
+    """The files beside the weights, with the configuration of the task's own head."""
+    copy_others(source, to)
+    settings = head.with_suffix(".json")
+    if settings.is_file():
+        shutil.copyfile(settings, to / "config.json")
 
 
 def _check(masks: Checkpoint, merged: Checkpoint, start: Checkpoint, file: Path) -> None:
@@ -167,7 +176,7 @@ def _blocks(files: MappedFiles, *entries: TensorEntry) -> Iterator[list[Block]]:
     found = []
     for entry in entries:
         address = files.address(entry)
-        if address % ITEM_BYTES[entry.dtype]:
+        if entry.order is not None or address % ITEM_BYTES[entry.dtype]:
             copies.append(files.bytes(entry).copy())
             address = copies[-1].ctypes.data
         found.append(Block(address, entry.dtype))

@@ -89,6 +89,7 @@ def test_stopped_by_the_user(recipe):
         "from pathlib import Path\n"
         "from nlm.cli import app, merge_command\n"
         "from nlm.checkpoint.partial import PartialCheckpoint\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "finish = PartialCheckpoint.finish\n"
         "def stopped(self, *given):\n"
         "    finish(self, *given)\n"

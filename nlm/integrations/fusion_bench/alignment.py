@@ -125,7 +125,8 @@ class NlmRebasin(BaseAlgorithm):
         permutations = {name: found[each] for name, each in of.items() if found.get(each)}
         base = None
         if foundations and self.base == "mean":
-            base = self._mean(pool, spec, found, module)
+            of_base = {name: found[name] for name in foundations.values()}
+            base = self._mean(pool, spec, of_base, module)
         elif foundations and reference != _BASE:
             base = module_of(module)
         left_out = [name for name in foundations.values() if name not in foundations]

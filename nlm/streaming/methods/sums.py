@@ -17,8 +17,12 @@ class Linear(Method):
 
     needs_base = False
 
+    @property
+    def is_mean(self) -> bool:
+        return self.normalize
+
     def begin(self, piece: Piece, buffers: Buffers) -> None:
-        if self.normalize and sum(self._weights(piece)) == 0:
+        if self.is_mean and sum(self._weights(piece)) == 0:
             raise ValueError(
                 f"nlm.merge: the weights of a mean do not sum to zero, got {self._weights(piece)} "
                 f"for {piece.name!r}"
@@ -89,6 +93,7 @@ class Fisher(Linear):
     """The mean weighted by the experts' Fisher information, entry by entry."""
 
     scratch = 7
+    is_mean = True
     _unit: float
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
