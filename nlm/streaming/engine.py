@@ -261,6 +261,7 @@ class _Merge:
                 size = min(self.elements, piece.size - begin)
                 block = Block(writer.free().ctypes.data, target.dtype)
                 if self.plan.is_merged(source):
+                    self._check_experts(piece, begin, size)
                     self.method.fill(piece, begin, size, block, self.buffers)
                     self._check_finite(target, block, writer, size)
                 else:
@@ -288,6 +289,21 @@ class _Merge:
             np.add(total, self.buffers.array("one", "F64", size), out=total)
         np.divide(total, len(piece.experts), out=total)
         kernels.converted(self.buffers.block("total", "F64"), target, size)
+
+    def _check_experts(self, piece: Piece, begin: int, size: int) -> None:
+        """Whether experts are finite, for methods that leave some of their entries out."""
+        for task, block in piece.experts.items() if self.method.selects else ():
+            chunk = block.at(begin)
+            if block.dtype == "F64":
+                kernels.converted(chunk, self.buffers.block("one", "F64"), size)
+                finite = bool(np.isfinite(self.buffers.array("one", "F64", size)).all())
+            else:
+                finite = math.isfinite(kernels.inner_products(None, [chunk], size).item())
+            if not finite:
+                raise ValueError(
+                    f"nlm.streaming: weights are finite, got NaN or inf in {piece.name!r} of "
+                    f"{task!r}"
+                )
 
     def _check_finite(self, entry: TensorEntry, block: Block, writer: "Writer", size: int) -> None:
         if block.dtype == "F64":

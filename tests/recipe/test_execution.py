@@ -146,6 +146,15 @@ def test_a_base_that_is_the_other_foundation_is_aligned_too(family):
         Path("recipe.yaml").write_text(f"{text}parameters: {{scale: {scale}}}\n")
         assert run(["merge", "recipe.yaml", "--quiet", "-o", base]) == 1  # an input
         assert run(["merge", "recipe.yaml", "--quiet", "-o", f"out_{base}"]) == 0
+    Path("link").symlink_to("second")
+    for number, base in enumerate((Path("second").resolve(), "link")):  # the same by another path
+        text = RECIPE.replace("experts:", f"base: {base}\nexperts:", 1) % "task_arithmetic"
+        Path("recipe.yaml").write_text(f"{text}parameters: {{scale: 0.0}}\n")
+        assert run(["merge", "recipe.yaml", "--quiet", "-o", f"again_{number}"]) == 0
+        found, wanted = (
+            load_file(f"{f}/model.safetensors") for f in (f"again_{number}", "out_second")
+        )
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     one, other = (kind.from_pretrained(f"out_{base}").state_dict() for base in ("first", "second"))
     for name, tensor in one.items():
         assert (other[name] - tensor).abs().max() < 0.1, name  # disturbed by .01, not permuted

@@ -209,6 +209,10 @@ def test_numbers_that_do_not_go_together_are_found_before_any_work(models):
             "recipe.yaml:8: an agreement lies in [1, 3], the number of experts, got "
             f"{float(agreement)}"
         ]
+    several = {"density": "[{filter: up, value: 0.3}, {value: 0.4}]"}  # no ties, no one density
+    assert problems_of(recipe_of("breadcrumbs_ties", tasks, given=several)) == []
+    zero = dict(zip(tasks, (1.0, -1.0, 0.0), strict=True))
+    assert any("sum" in each for each in problems_of(recipe_of("fisher", tasks, zero)))
     text = recipe_of("della", tasks, given={"density": 0.4, "epsilon": 0.3})
     assert problems_of(text) == []
     assert problems_of(text.replace("path: two", "path: two, density: 0.9")) == [

@@ -212,6 +212,30 @@ def test_models_that_do_not_go_together(models, tmp_path, change, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one", "three", "two"]
 
 
+@pytest.mark.parametrize("method", ["breadcrumbs", "consensus", "dare", "della", "sce", "ties"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_a_method_leaves_out_is_finite_too(models, tmp_path, method, value):
+    """NaN among entries that are dropped would not be seen in the result."""
+    _, experts, base_path, paths = models()
+    experts["two"]["norm.weight"][3] = value
+    save_file(experts["two"], paths["two"] / "model.safetensors")
+    given = {"seed": 1} if method in ("dare", "della") else {}
+    with pytest.raises(ValueError, match=r"finite, got .*norm\.weight"):
+        run(plan_of(tmp_path / "out", base_path, paths, method, **given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_changes_while_a_merge_is_completed(models, tmp_path):
+    _, experts, base_path, paths = models()
+
+    def touched(folder, files):
+        save_file(experts["one"], paths["two"] / "model.safetensors")
+
+    with pytest.raises(RuntimeError, match="two"):
+        run(plan_of(tmp_path / "out", base_path, paths, "linear"), write_others=touched)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_result_that_overflows_is_named(models, tmp_path):
     _, _, base_path, paths = models()
     with pytest.raises(ValueError, match=r"got NaN or inf in .* \(F16\), of finite inputs"):

@@ -48,6 +48,18 @@ def test_a_base_of_another_type_than_the_experts(models, tmp_path):
     assert_same(load_file(tmp_path / "two.safetensors"), merged.for_task("two"))
 
 
+def test_a_base_whose_axes_lie_in_another_order(models, tmp_path):
+    """A PyTorch file may hold a transposed tensor as it lies."""
+    merged, base = merged_at(tmp_path, models)
+    state = {
+        name: tensor.t().contiguous().t() if tensor.dim() == 2 else tensor
+        for name, tensor in loaded(base).items()
+    }
+    torch.save(state, tmp_path / "base.pt")
+    write_task(tmp_path / "out", tmp_path / "base.pt", "two", tmp_path / "two.safetensors")
+    assert_same(load_file(tmp_path / "two.safetensors"), merged.for_task("two"))
+
+
 def test_the_command(models, tmp_path, capsys):
     merged, base = merged_at(tmp_path, models)
     told = ["restore", str(tmp_path / "out"), "two", "--base", str(base), "-o"]

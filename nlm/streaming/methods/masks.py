@@ -25,6 +25,7 @@ class Consensus(Method):
     """The scaled sum of the task vectors where enough masks agree, the base elsewhere."""
 
     scratch = 6
+    selects = True
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
         for task in piece.experts:

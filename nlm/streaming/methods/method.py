@@ -78,6 +78,7 @@ class Method:
     normalize: bool = False
     needs_base = True
     surveys = False
+    selects = False  # leaves entries of experts out: NaN among them would not be seen in the result
     scratch = 0
 
     def survey(self, pieces: Sequence[Piece]) -> None:

@@ -15,6 +15,7 @@ class Sce(Method):
     """The entries in which the experts differ most, weighted by their squares, of one sign."""
 
     scratch = 10
+    selects = True
     _least: float
     _shares: list[float]
 

@@ -29,6 +29,7 @@ class Sparse(Method):
 
     ties: Ties | None = None
     scratch = 5
+    selects = True
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
         if self.ties is not None:

@@ -23,6 +23,7 @@ class Ties(Method):
     _ballots: dict[str, np.ndarray] = field(default_factory=dict)
     _against: bool = False
     scratch = 2
+    selects = True
 
     def __post_init__(self) -> None:
         kept_entries(1.0, 0, self.dialect)
