@@ -3,6 +3,7 @@
 Torch is imported only when torch tensors are asked for.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,22 @@ def write_tensors(
         from safetensors.numpy import save_file
     with atomic_path(path, force) as temporary:
         save_file(arrays, os.fspath(temporary), metadata=dict(metadata or {}))
+        _settle_header(temporary)
+
+
+def _settle_header(path: str | os.PathLike[str]) -> None:
+    """Brings the metadata of a file into the order of its names: safetensors writes it in another
+    one each time, and the same content should be the same bytes.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if metadata := header.get("__metadata__"):
+            header["__metadata__"] = dict(sorted(metadata.items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(text) <= length:  # as long, but for escapes
+                file.seek(8)
+                file.write(text.ljust(length))
 
 
 def read_tensors(

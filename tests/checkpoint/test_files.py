@@ -121,3 +121,14 @@ def test_shapes_are_read_without_the_tensors(tmp_path):
     (tmp_path / "3.safetensors").write_bytes(b"short")
     with pytest.raises(DamagedFileError, match=r"3\.safetensors"):
         read_shapes(tmp_path)
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path):
+    metadata = {name: f'{name} "é"\n' for name in "qwertyuiopasdf"}
+    tensors = {"b": torch.arange(4), "a": torch.ones(2, 3)}
+    for number in range(4):
+        write_tensors(tmp_path / f"{number}.safetensors", tensors, metadata)
+    first, *others = [(tmp_path / f"{number}.safetensors").read_bytes() for number in range(4)]
+    assert all(each == first for each in others)
+    found, kept = read_tensors(tmp_path / "0.safetensors")
+    assert kept == metadata and torch.equal(found["a"], tensors["a"])
