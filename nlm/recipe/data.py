@@ -18,8 +18,9 @@ reads the same tokens in both.
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from nlm.recipe.functions import find_function
 from nlm.statistics import batches
 
 TENSORS = (".safetensors", ".npz")
+_TOKENS = {"input_ids", "decoder_input_ids"}
+_POSITIONS = ("position_embeddings", "position_embedding", "wpe")  # tables that are looked up in
 _BATCH = 16  # samples
 _WINDOW = 128  # tokens
 _CHARACTERS = 16  # of a text that are read for a token, where not all is needed
@@ -110,14 +113,22 @@ def check_inputs(
             f"{lengths} in {str(path)!r}"
         )
     known, takes_any = _parameters(model)
-    strangers = [] if takes_any else [name for name in shapes if name not in known]
-    main = _main_input(model)
+    main = _main_input(model)  # of transformers, whose models pass over what they do not know
+    strangers = [name for name in shapes if name not in known and (main or not takes_any)]
     missing = [] if main is None or {main, "inputs_embeds"} & shapes.keys() else [main]
     if strangers or missing:
         raise ValueError(
             f"{caller}: a file of inputs has those of the model, {', '.join(known)}, got "
             f"{', '.join(map(repr, shapes))} for {type(model).__name__} in {str(path)!r}"
         )
+    most = _positions(model)
+    for name in _TOKENS & shapes.keys():
+        if len(shapes[name]) != 2 or (most is not None and shapes[name][1] > most):
+            raise ValueError(
+                f"{caller}: tokens are [samples, length]"
+                f"{'' if most is None else f', of at most {most} positions'}, got "
+                f"{list(shapes[name])} for {name!r} in {str(path)!r}"
+            )
 
 
 def open_tokenizer(folder: str | None, path: Path, caller: str) -> Any:
@@ -205,7 +216,7 @@ def _text_batches(
         texts = _lines(path, caller, samples)
         made = _padded(texts, tokenizer, length, path, caller)
     else:
-        with path.open(encoding="utf-8") as opened:
+        with _opened(path, caller) as opened:
             text = opened.read(-1 if samples is None else samples * length * _CHARACTERS)
         found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         tokens = torch.tensor(found, dtype=torch.int64)
@@ -223,7 +234,7 @@ def _text_batches(
 def _lines(path: Path, caller: str, samples: int | None) -> list[str]:
     """The texts of the first lines that hold one."""
     found: list[str] = []
-    with path.open(encoding="utf-8") as opened:
+    with _opened(path, caller) as opened:
         for number, line in enumerate(opened, 1):
             if len(found) == samples:
                 break
@@ -268,11 +279,34 @@ def _padded(
         yield {"input_ids": ids, "attention_mask": mask}
 
 
+@contextmanager
+def _opened(path: Path, caller: str) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8") as opened:
+            yield opened
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{caller}: a text is UTF-8, got {str(path)!r} ({error})") from error
+
+
+def _positions(model: nn.Module) -> int | None:
+    """How many positions a model has learned; None where it has no table of them."""
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS
+    ]
+    return min(tables) - _first_position(model) if tables else None
+
+
+def _first_position(model: nn.Module) -> int:
+    """RoBERTa begins to count positions at 2."""
+    return 2 if "roberta" in str(getattr(model.config, "model_type", "")) else 0
+
+
 def _longest(model: nn.Module) -> int:
-    """The tokens of one sample. RoBERTa begins to count positions at 2."""
+    """The tokens of one sample."""
     positions = getattr(model.config, "max_position_embeddings", None) or _WINDOW + 2
-    begin = 2 if "roberta" in str(getattr(model.config, "model_type", "")) else 0
-    return max(1, min(_WINDOW, positions - begin))
+    return max(1, min(_WINDOW, positions - _first_position(model)))
 
 
 def _check_reads_text(model: nn.Module, path: Path, caller: str) -> None:
@@ -288,9 +322,14 @@ def _check_tokens(made: Iterable[Any], model: nn.Module, path: Path, caller: str
     if not isinstance(size, int):
         return
     for batch in made:
-        for name in ("input_ids", "decoder_input_ids"):
-            tokens = batch.get(name)
-            if tokens is None or tokens.is_floating_point() or not tokens.numel():
+        for name in sorted(_TOKENS & batch.keys()):
+            tokens = batch[name]
+            if tokens.is_floating_point():
+                raise ValueError(
+                    f"{caller}: tokens are integers, got {tokens.dtype} for {name!r} in "
+                    f"{str(path)!r}"
+                )
+            if not tokens.numel():
                 continue
             least, most = int(tokens.min()), int(tokens.max())
             if least < 0 or most >= size:

@@ -100,6 +100,9 @@ def test_mistakes(reader, folder):
     save_file({"input_ids": ids, "attention_mask": ids[:3].clone()}, "uneven.safetensors")
     save_file({"attention_mask": ids}, "missing.safetensors")
     save_file({"pixels": torch.zeros(2, 3, 16, 16), "other": torch.zeros(2)}, "strange.safetensors")
+    save_file({"input_ids": ids, "inputids": ids.clone()}, "misspelt.safetensors")
+    save_file({"input_ids": ids[0].clone()}, "flat.safetensors")
+    save_file({"input_ids": torch.zeros(2, 17, dtype=torch.int64)}, "long.safetensors")
     Path("torn.safetensors").write_bytes(b"12345678")
     Path("torn.npz").write_bytes(b"PK12345678")
     np.savez("objects.npz", input_ids=np.array([{}], dtype=object))
@@ -114,6 +117,9 @@ def test_mistakes(reader, folder):
             "strange.safetensors",
             "those of the model, pixel_values, .* got 'other', 'pixels'",
         ),
+        (reader, "misspelt.safetensors", "got 'input_ids', 'inputids' for GPT2LMHeadModel"),
+        (reader, "flat.safetensors", r"of at most 16 positions, got \[5\] for 'input_ids'"),
+        (reader, "long.safetensors", r"of at most 16 positions, got \[2, 17\] for 'input_ids'"),
         (reader, "torn.safetensors", "file must be (a )?whole"),
         (reader, "torn.npz", "whole .npz archive of arrays, got 'torn.npz'"),
         (reader, "objects.npz", "whole .npz archive of arrays, got 'objects.npz'"),
@@ -127,10 +133,14 @@ def test_mistakes(reader, folder):
     Path("empty.jsonl").write_text("\n")
     Path("wrong.jsonl").write_text('{"txt": "w2"}\n')
     save_file({"input_ids": ids + 60}, "words.safetensors")
+    save_file({"input_ids": ids.float()}, "floats.safetensors")
+    Path("latin.txt").write_bytes("é".encode("latin-1") * 40)
     for name, why in (
         ("text.txt", "a text has at least 16 tokens, got 2"),
         ("empty.jsonl", "a .jsonl file has at least one line"),
         ("wrong.jsonl", "has the key 'text', got .* in line 1 of 'wrong.jsonl'"),
+        ("floats.safetensors", "tokens are integers, got torch.float32 for 'input_ids'"),
+        ("latin.txt", "a text is UTF-8, got 'latin.txt'"),
         ("words.safetensors", "the model's vocabulary, 0 to 59, got 60 to 60 for 'input_ids'"),
     ):
         with pytest.raises(ValueError, match=why):
