@@ -23,8 +23,8 @@ import torch
 from _bench import facts
 from bench_weight_matching import Rebasin
 from scipy.optimize import linear_sum_assignment
+from small_training import LETTERS, SETTINGS, task_of, trained
 from torch import Tensor, nn
-from transformer_barriers import ALPHABET, SETTINGS, task_of, trained
 
 import nlm
 from nlm.demo import cache
@@ -63,11 +63,11 @@ def cnn(classes: int) -> nn.Module:
 def network(build: Callable[[int], nn.Module], glyphs: Glyphs) -> nn.Module:
     """Trained here, or read from the cache."""
     torch.manual_seed(0)
-    model = build(len(glyphs.alphabets[ALPHABET]))
+    model = build(len(glyphs.alphabets[LETTERS]))
     generator = torch.Generator().manual_seed(0)
 
     def train() -> State:
-        data = Split(*glyphs.draw(ALPHABET, IMAGES, generator))
+        data = Split(*glyphs.draw(LETTERS, IMAGES, generator))
         fit(model, data, RECIPE, generator)
         return model.state_dict()
 
@@ -189,14 +189,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "recovery.json")
     options = parser.parse_args()
     glyphs = load_glyphs()
-    images, _ = glyphs.draw(ALPHABET, CALIBRATION, torch.Generator().manual_seed(7))
+    images, _ = glyphs.draw(LETTERS, CALIBRATION, torch.Generator().manual_seed(7))
     vit_task = task_of("vit", SETTINGS["vit"])
     rows = []
     for title, build in (("MLP", mlp), ("CNN", cnn), ("ViT", None)):
         if build is None:
-            model, other = trained("vit", 0, SETTINGS["vit"], vit_task), vit_task.build().eval()
+            model, other = trained("vit", 0, SETTINGS["vit"]), vit_task.build().eval()
         else:
-            model, other = network(build, glyphs), build(len(glyphs.alphabets[ALPHABET])).eval()
+            model, other = network(build, glyphs), build(len(glyphs.alphabets[LETTERS])).eval()
         spec = nlm.trace(model, images[:8])
         chosen = {title: spec}
         if build is None:
