@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
-from nlm.checkpoint.headers import Checkpoint
+from nlm.checkpoint.headers import Checkpoint, read_header
 from nlm.checkpoint.names import contains, wrong_name
 from nlm.checkpoint.partial import refuse_target
 from nlm.recipe.methods import METHODS, NUMBERS
@@ -185,12 +185,21 @@ def _filters(recipe: Recipe, names: list[str]) -> Iterator[str]:
 
 
 def _files(recipe: Recipe) -> Iterator[str]:
-    """Whether the permutations are there."""
+    """Whether the permutations are there, and are permutations."""
     for expert in recipe.experts:
         if expert.permutation is not None and not os.path.isfile(expert.permutation):
             yield recipe.where("experts", expert.name, "permutation") + (
                 f"a permutation is a file of nlm align, got {str(expert.permutation)!r}"
             )
+        elif expert.permutation is not None:
+            try:
+                kind = read_header(expert.permutation)[1].get("nlm", "another safetensors file")
+            except (OSError, ValueError) as error:
+                kind = sentence_of(error)
+            if kind != "AlignmentResult":
+                yield recipe.where("experts", expert.name, "permutation") + (
+                    f"a permutation is a file of nlm align, got {str(expert.permutation)!r}: {kind}"
+                )
 
 
 def _modules(recipe: Recipe, opened: Opened) -> Iterator[str]:
@@ -226,12 +235,12 @@ def _is_of_architecture(key: str) -> bool:
 
 
 def _memory(recipe: Recipe, opened: Opened) -> Iterator[str]:
-    """Whether the models that are held at once fit into memory, where the system tells its size."""
+    """Whether what is held at once fits into memory, where the system tells its size."""
     needed, free = memory_bytes(recipe, opened), available_memory()
     if free is not None and needed > free:
-        what = "correct" if recipe.correct is not None else "align"
-        yield recipe.where(what) + (
-            f"the models that are held at once fit into memory, got {needed} bytes for {free} free"
+        given = [name for name in ("correct", "align") if getattr(recipe, name) is not None]
+        yield recipe.where(*(given or ["method"])[:1]) + (
+            f"what is held at once fits into memory, got {needed} bytes for {free} free"
         )
 
 

@@ -78,7 +78,7 @@ class Forecast:
         if self.beside:
             rows.append(("models of single tasks", readable(self.beside)))
         if self.memory:
-            rows.append(("models held in memory, without activations", readable(self.memory)))
+            rows.append(("held in memory beside buffers and activations", readable(self.memory)))
         if rates is not None:
             less = f", {' and '.join(self.untimed)} not counted" if self.untimed else ""
             rows.append(("takes about", f"{self.seconds(rates):.1f} s{less}"))

@@ -1,5 +1,6 @@
 """The checkpoints that a recipe names, as their headers show them."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -125,8 +126,10 @@ def module_bytes(model: Checkpoint) -> int:
 
 
 def memory_bytes(recipe: Recipe, opened: Opened) -> int:
-    """Bytes that alignment or correction holds at once, beside activations and the buffers of the
-    merge: two foundations and cost matrices; the merged model, its corrected copy and all experts.
+    """Bytes that are held at once beside activations and the buffers of the merge.
+
+    By alignment two foundations and cost matrices; by correction the merged model, its corrected
+    copy and all experts; by DELLA the longest row of a tensor, which is ranked as a whole.
     """
     aligned = sorted(map(module_bytes, opened.foundations.values()))[-2:] if recipe.aligns else []
     if recipe.rotates:
@@ -139,7 +142,16 @@ def memory_bytes(recipe: Recipe, opened: Opened) -> int:
         from nlm.recipe.check_modules import cost_bytes
 
         costs = cost_bytes(recipe, opened)
-    return max(sum(aligned) + costs, sum(corrected))
+    return max(sum(aligned) + costs, sum(corrected), _ranked_bytes(recipe, opened.start))
+
+
+def _ranked_bytes(recipe: Recipe, start: Checkpoint | None) -> int:
+    """What DELLA holds of the longest row: of each expert, and its ranks and probabilities."""
+    if start is None or recipe.method not in ("della", "della_linear"):
+        return 0
+    shapes = [start.tensors[name].shape for name in merged(recipe, start)]
+    longest = max((math.prod(s[1:]) if len(s) > 1 else math.prod(s) for s in shapes), default=0)
+    return (8 * len(recipe.experts) + 80) * longest
 
 
 def sentence_of(error: Exception) -> str:

@@ -312,10 +312,21 @@ method: linear
 align: weights
 """)
     assert re.fullmatch(
-        rf"r\.yaml:5: the models that are held at once fit into memory, got {2 * size} bytes for "
+        rf"r\.yaml:5: what is held at once fits into memory, got {2 * size} bytes for "
         r"\d+ free",
         problem,
     )
+    [*_, problem] = found(RECIPE.replace("task_arithmetic", "della\nseed: 1"))  # one row, ranked
+    assert re.fullmatch(rf"r\.yaml:5: what is held .* got {(16 + 80) * size // 4} .*", problem)
+
+
+def test_a_permutation_is_one():
+    """Found out by its header, before any work."""
+    text = RECIPE.replace("a: a", "a: {path: a, permutation: p.safetensors}")
+    save_file({"x": np.zeros(3)}, "p.safetensors")
+    assert "got 'p.safetensors': another safetensors file" in found(text)[-1]
+    Path("p.safetensors").write_bytes(b"12345678901234567890")
+    assert found(text)[-1].startswith("r.yaml:3: a permutation is a file of nlm align, got 'p.safe")
 
 
 def test_rates_are_measured_and_nothing_is_left(folder):
