@@ -133,7 +133,17 @@ def check_specials(name: str, sample: Sample) -> None:
         assert same_specials(one, other), f"{sample.name}: result {number}"
 
 
-@pytest.mark.parametrize("name", CASES)
+#: Held to the error of PyTorch's BLAS, which is another one on each processor: by night.
+BESIDE_BLAS = {name for name, case in CASES.items() if case.products is not None}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] if name in BESIDE_BLAS else [])
+        for name in CASES
+    ],
+)
 def test_any_layout_and_values(name: str) -> None:
     case: Case = CASES[name]
 
