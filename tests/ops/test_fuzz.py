@@ -75,7 +75,7 @@ def unfit(name: str) -> tuple[str, ...]:
         return ("one row for all", "equal")
     if name == "scale_shift_out_":  # what it writes to is laid out as what it reads
         return LAYOUTS[1:]
-    tied = ("one row for all", "equal", "zero", "subnormal", "small")  # the start's duals are not
+    tied = ("one row for all", *SCALES[1:])  # the duals of a start are of the costs as they are
     return tied if CASES[name].judged is not None else ()
 
 

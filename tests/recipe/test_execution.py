@@ -272,3 +272,31 @@ output: {path: out.safetensors}
     merged = load_file("out.safetensors")
     assert all(torch.equal(merged[name], tensor) for name, tensor in state.items())
     assert json.loads(Path("spec.json").read_text())
+
+
+def test_folders_of_an_architecture_of_ones_own(tmp_path, monkeypatch):
+    """With a specification and a permutation nothing is asked of transformers."""
+    monkeypatch.chdir(tmp_path)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    spec = nlm.trace(network, torch.randn(2, 5))
+    spec.save("spec.json")
+    other = spec.apply(spec.random(0), network.state_dict())
+    for name, state in (("first", network.state_dict()), ("second", other)):
+        Path(name).mkdir()
+        save_file(state, f"{name}/model.safetensors")
+        Path(name, "config.json").write_text('{"model_type": "own"}')
+    nlm.align(network.state_dict(), other, spec, "weights").save("p.safetensors")
+    Path("recipe.yaml").write_text("""
+base: first
+align: {spec: spec.json}
+experts:
+  one: {path: first}
+  two: {path: second, permutation: p.safetensors}
+method: ties
+output: {path: out}
+""")
+    assert run(["check", "recipe.yaml"]) == 0
+    assert run(["merge", "recipe.yaml", "--quiet"]) == 0
+    merged = load_file("out/model.safetensors")
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(merged[name], tensor)
