@@ -35,11 +35,9 @@ it makes the result infinite, not a number, or the input another file in size or
 in the model card are of what was written.
 
 This page is made by `benchmarks/faults_page.py` from two runs of
-`benchmarks/experiments/faults.py` on a busy machine, the second one for the DARE kills alone,
-which in the first nearly all fell before any output; the script tries all of this with
-real processes
-and compares what they leave with an undisturbed
-merge, byte by byte; a short form is among the tests."""
+`benchmarks/experiments/faults.py` on a busy machine, at two commits, the second for the random
+kills of DARE alone. It tries all of this with real processes and compares what they leave with an
+undisturbed merge, byte by byte; a short form is among the tests."""
 
 OF_CALL = re.compile(r"(\w+) at (\w+) (\d+)")
 
@@ -48,12 +46,19 @@ def page(report: dict[str, Any]) -> str:
     wrong = report["wrong"]
     calls = sum(each["calls"] for each in report["calls"])
     moments = sum(each["kills"] for each in report["kills"])
+    late = sum(
+        count
+        for each in report["kills"]
+        for state, count in each["states"].items()
+        if state.startswith("ended")
+    )
     verdict = "None of them left anything else." if not wrong else f"**{wrong} were wrong.**"
     parts = [
         INTRODUCTION,
         "## Killed",
         f"SIGKILL at {moments} random moments of whole processes, from the interpreter's start to "
-        f"the end, and before each of {calls} calls on files of the output's folder. {verdict} "
+        f"the end, {late} of them after it; and before each of {calls} calls on files of the output's "
+        f"folder. {verdict} "
         "Each was then resumed and ended as if undisturbed.",
         table(("merge", "kills", "left, how often"), killed(report)),
         "One of several processes, at its fifth write:",
