@@ -57,8 +57,8 @@ def page(report: dict[str, Any]) -> str:
         INTRODUCTION,
         "## Killed",
         f"SIGKILL at {moments} random moments of whole processes, from the interpreter's start to "
-        f"the end, {late} of them after it; and before each of {calls} calls on files of the output's "
-        f"folder. {verdict} "
+        f"the end, {late} of them after it; and before each of {calls} calls on files of the "
+        f"output's folder. {verdict} "
         "Each was then resumed and ended as if undisturbed.",
         table(("merge", "kills", "left, how often"), killed(report)),
         "One of several processes, at its fifth write:",
