@@ -1,7 +1,9 @@
 """What the integrations share: which host they fit, and what an alignment may be given as."""
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,28 @@ def check(where: str, host: str, oldest: str, too_new: str) -> None:
             return
     wanted = f"{host}>={oldest},<{too_new}"
     raise ImportError(f"{where}: the host must be {wanted}, got {found}: pip install {wanted!r}")
+
+
+class Switch:
+    """Something of a host that is replaced as long as any context is open, in any thread."""
+
+    def __init__(self, on: Callable[[], None], off: Callable[[], None]) -> None:
+        self._on, self._off = on, off
+        self._lock, self._open = threading.Lock(), 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._open == 0:
+                self._on()
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+                if self._open == 0:
+                    self._off()
 
 
 def permutation_of(

@@ -23,6 +23,7 @@ from nlm.symmetry.pretrained import make_inputs, trace_config
 from nlm.symmetry.transfer import transferred
 
 Progress = Callable[[str, float], None]
+Hollow = Callable[[], nn.Module | None]
 CALLER = "nlm.recipe"
 
 
@@ -157,10 +158,10 @@ def spec_for(
     spec: PermutationSpec,
     checkpoint: Checkpoint,
     heads: tuple[str, ...] = (),
-    hollow: nn.Module | None = None,
+    hollow: Hollow | None = None,
 ) -> PermutationSpec:
     """The specification that fits a checkpoint: the foundations', or where its head is another one
-    that of its own configuration.
+    that of its own configuration; ``hollow`` makes its model, without weights.
 
     Raises
     ------
@@ -180,7 +181,7 @@ def spec_for(
 
 
 def names_for(
-    spec: PermutationSpec, checkpoint: Checkpoint, hollow: nn.Module | None = None
+    spec: PermutationSpec, checkpoint: Checkpoint, hollow: Hollow | None = None
 ) -> dict[str, str]:
     """Name in a checkpoint -> the specification's. A model that may have other names than its files
     is built only where theirs are not the specification's.
@@ -188,7 +189,8 @@ def names_for(
     try:
         check_fits(spec, checkpoint)
     except ValueError:
-        return names_of(checkpoint, hollow)
+        made = hollow() if hollow is not None and checkpoint.folder is not None else None
+        return names_of(checkpoint, made)
     return {name: name for name in checkpoint.tensors}
 
 

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +80,13 @@ def _alignment(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]
         return
     for name, model in moved.items():
         try:
-            if not is_whole and _has_names_of(spec, model):
-                continue
-            own = None if model.folder is None else hollow.get(model.path)
             if is_whole:
+                own = None if model.folder is None else hollow.get(model.path)
                 check_fits(spec, model, names_of(model, own))
             else:
-                spec_for(spec, model, recipe.heads, own)
+                spec_for(spec, model, recipe.heads, partial(hollow.get, model.path))
         except _KNOWN as error:
             yield recipe.where("experts", name) + sentence_of(error)
-
-
-def _has_names_of(spec: PermutationSpec, model: Checkpoint) -> bool:
-    """Whether a checkpoint is of a specification by its files alone: of any architecture then."""
-    try:
-        check_fits(spec, model)
-    except ValueError:
-        return False
-    return True
 
 
 def _specification(recipe: Recipe, opened: Opened) -> PermutationSpec | None:

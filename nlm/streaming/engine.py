@@ -263,7 +263,7 @@ class _Merge:
                 if self.plan.is_merged(source):
                     self._check_experts(piece, begin, size)
                     self.method.fill(piece, begin, size, block, self.buffers)
-                    self._check_finite(target, block, writer, size)
+                    self._check_finite(target, block, size)
                 else:
                     self._average(piece, begin, size, block)
                 yield writer.view(size * ITEM_BYTES[target.dtype])
@@ -293,24 +293,20 @@ class _Merge:
     def _check_experts(self, piece: Piece, begin: int, size: int) -> None:
         """Whether experts are finite, for methods that leave some of their entries out."""
         for task, block in piece.experts.items() if self.method.selects else ():
-            chunk = block.at(begin)
-            if block.dtype == "F64":
-                kernels.converted(chunk, self.buffers.block("one", "F64"), size)
-                finite = bool(np.isfinite(self.buffers.array("one", "F64", size)).all())
-            else:
-                finite = math.isfinite(kernels.inner_products(None, [chunk], size).item())
-            if not finite:
+            if not self._is_finite(block.at(begin), size):
                 raise ValueError(
                     f"nlm.streaming: weights are finite, got NaN or inf in {piece.name!r} of "
                     f"{task!r}"
                 )
 
-    def _check_finite(self, entry: TensorEntry, block: Block, writer: "Writer", size: int) -> None:
-        if block.dtype == "F64":
-            finite = bool(np.isfinite(writer.free().view(np.float64)[:size]).all())
-        else:
-            finite = math.isfinite(kernels.inner_products(None, [block], size).item())
-        if not finite:
+    def _is_finite(self, block: Block, size: int) -> bool:
+        if block.dtype != "F64":
+            return math.isfinite(kernels.inner_products(None, [block], size).item())
+        kernels.converted(block, self.buffers.block("one", "F64"), size)  # squares may overflow
+        return bool(np.isfinite(self.buffers.array("one", "F64", size)).all())
+
+    def _check_finite(self, entry: TensorEntry, block: Block, size: int) -> None:
+        if not self._is_finite(block, size):
             raise ValueError(
                 f"nlm.streaming: merged weights are finite, got NaN or inf in {entry.name!r} "
                 f"({entry.dtype}){self._culprit(entry.name)}"

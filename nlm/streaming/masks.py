@@ -22,7 +22,7 @@ from nlm.streaming import kernels
 from nlm.streaming.folder import copy_others
 from nlm.streaming.kernels import Block
 from nlm.streaming.methods.masks import mask_of, masked
-from nlm.streaming.methods.method import Buffers
+from nlm.streaming.methods.method import Buffers, chunks
 from nlm.streaming.plan import MEMORY, SHARD_BYTES, Plan
 
 _CHUNK = 1 << 20  # entries
@@ -51,7 +51,7 @@ def write_masks(folder: Path, plan: Plan) -> None:
                     own = [each.tensors[entry.name] for each in (expert, plan.base, merged)]
                     limit = plan.value("mask_threshold", task, entry.name)
                     with _blocks(files, *own) as blocks:
-                        for begin, size in _chunks(own[0], buffers):
+                        for begin, size in chunks(own[0], buffers):
                             x, start, whole = (block.at(begin) for block in blocks)
                             target.write(mask_of(x, start, whole, size, limit, buffers).data)
                 target.close(sync=False)
@@ -128,7 +128,7 @@ def write_task(
                         continue
                     bits = files.bytes(mask)
                     with _blocks(files, start.tensors[entry.name], own) as blocks:
-                        for begin, size in _chunks(own, buffers):
+                        for begin, size in chunks(own, buffers):
                             part = bits[begin // 8 : -(-(begin + size) // 8)]
                             first, whole = (block.at(begin) for block in blocks)
                             written.write(masked(part, first, whole, size, buffers))
@@ -162,11 +162,6 @@ def _check(masks: Checkpoint, merged: Checkpoint, start: Checkpoint, file: Path)
 
 def _elements(memory: int) -> int:
     return max(_FIRST, min(_CHUNK, memory // (8 * _BUFFERS)) // _FIRST * _FIRST)
-
-
-def _chunks(entry: TensorEntry, buffers: Buffers) -> Iterator[tuple[int, int]]:
-    for begin in range(0, entry.size, buffers.elements):
-        yield begin, min(buffers.elements, entry.size - begin)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ Kept are all entries (task_arithmetic), the largest (ties; these differences are
 but the largest and the smallest (breadcrumbs), or a random part, alike (dare) or by rank (della).
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from nlm._coefficients import slerp as slerp_weights
 from nlm._methods import tensor_seed
+from nlm.integrations import _host
 from nlm.merge.breadcrumbs import is_middle
 from nlm.merge.dare import rescaled
 from nlm.merge.della import by_rank
@@ -197,24 +197,19 @@ def register() -> None:
             registry.register(Method(host, f"nlm_{name}", KERNELS[name]))
 
 
-_LOCK = threading.Lock()
-_inside = 0  # contexts of `use_as_default` that are open
+def _replace() -> None:
+    registry._METHODS |= {name: Method(host, name, KERNELS[name]) for name, host in stock().items()}
+
+
+def _restore() -> None:
+    registry._METHODS |= stock()
+
+
+_switch = _host.Switch(_replace, _restore)
 
 
 @contextmanager
 def use_as_default() -> Iterator[None]:
     """See :func:`nlm.integrations.mergekit.use_as_default`."""
-    global _inside
-    with _LOCK:
-        if _inside == 0:
-            registry._METHODS |= {
-                name: Method(host, name, KERNELS[name]) for name, host in stock().items()
-            }
-        _inside += 1
-    try:
+    with _switch():
         yield
-    finally:
-        with _LOCK:
-            _inside -= 1
-            if _inside == 0:
-                registry._METHODS |= stock()

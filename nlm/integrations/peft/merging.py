@@ -14,7 +14,6 @@ of a sum. What is drawn at random is drawn from nlm's generator, seeded by PyTor
 """
 
 import math
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,9 +185,23 @@ def _type(like: Tensor, weights: Tensor) -> torch.dtype:
 _FUNCTIONS = {
     each.__name__: each for each in (task_arithmetic, magnitude_prune, ties, dare_linear, dare_ties)
 }
-_LOCK = threading.Lock()
-_inside = 0  # contexts of `use_as_default` that are open
 _stock: dict[str, Any] = {}
+
+
+def _replace() -> None:
+    place = import_module(_PATCHED)
+    for name, function in _FUNCTIONS.items():
+        _stock[name] = getattr(place, name)
+        setattr(place, name, function)
+
+
+def _restore() -> None:
+    place = import_module(_PATCHED)
+    for name in _FUNCTIONS:
+        setattr(place, name, _stock.pop(name))
+
+
+_switch = _host.Switch(_replace, _restore)
 
 
 @contextmanager
@@ -203,20 +216,6 @@ def use_as_default() -> Iterator[None]:
     ImportError
         peft is missing, or of another version.
     """
-    global _inside
     _host.check(_WHERE, "peft", _OLDEST, _TOO_NEW)
-    place = import_module(_PATCHED)
-    with _LOCK:
-        if _inside == 0:
-            for name, function in _FUNCTIONS.items():
-                _stock[name] = getattr(place, name)
-                setattr(place, name, function)
-        _inside += 1
-    try:
+    with _switch():
         yield
-    finally:
-        with _LOCK:
-            _inside -= 1
-            if _inside == 0:
-                for name in _FUNCTIONS:
-                    setattr(place, name, _stock.pop(name))

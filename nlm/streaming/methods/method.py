@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nlm.checkpoint.entries import TensorEntry
 from nlm.streaming import kernels
 from nlm.streaming.kernels import WIDE, Block, wide_type
 
@@ -122,7 +123,7 @@ def wide_array(block: Block, name: str, wide: str, size: int, buffers: Buffers) 
     return buffers.array(name, wide, size)
 
 
-def chunks(piece: Piece, buffers: Buffers) -> Iterator[tuple[int, int]]:
+def chunks(piece: Piece | TensorEntry, buffers: Buffers) -> Iterator[tuple[int, int]]:
     """(begin, size) of the chunks of a tensor."""
     for begin in range(0, piece.size, buffers.elements):
         yield begin, min(buffers.elements, piece.size - begin)
