@@ -49,7 +49,7 @@ class Foundations:
         """Aligns all with the first one; two of them are held at a time.
 
         Of several processes each takes its share of the batches, and all find the same; where
-        there are fewer batches than processes nothing is done.
+        there are fewer batches than processes the first one does it alone.
         """
         recipe = self.recipe
         assert recipe.align is not None and recipe.align.method is not None
@@ -57,10 +57,13 @@ class Foundations:
         method, options = recipe.align.method, self._options(first[1])
         if ranks is not None:
             batches = list(options["data"])
-            if len(batches) < ranks.size:
+            if len(batches) >= ranks.size:
+                options["data"] = batches[ranks.rank :: ranks.size]
+                options["process_group"] = ranks.group
+            elif ranks.first:
+                options["data"], ranks = batches, None
+            else:
                 return
-            options["data"] = batches[ranks.rank :: ranks.size]
-            options["process_group"] = ranks.group
         shared = "" if ranks is None else f" by {ranks.size} processes"
         start = self._model(first[1], proves=True)
         for name, path in others:
