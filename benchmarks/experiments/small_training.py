@@ -24,7 +24,7 @@ from nlm.demo.training import Recipe, fit
 from nlm.demo.world import load_glyphs
 
 LEFT_OUT = ("site-packages", "/test", "/encodings/", "pydoc_data", "idlelib")
-MASKED = 0.15  # of the characters, for the masked model
+MASKED = 0.3  # of the characters, for the masked model
 LETTERS, GREEK = "letters", "greek"  # 52 and 24 classes
 
 
@@ -52,7 +52,7 @@ def recipe(learning_rate: float, batch: int) -> Recipe:
 SETTINGS = {
     "gpt": Settings(recipe(2e-3, 32), Size(128, 4, 4, 512), steps=2100),
     "bert": Settings(
-        recipe(2e-3, 32), Size(64, 4, 4, 256), steps=600, tuning=recipe(3e-4, 32), tuning_steps=200
+        recipe(3e-3, 32), Size(64, 4, 4, 256), steps=3000, tuning=recipe(3e-4, 32), tuning_steps=200
     ),
     "vit": Settings(
         recipe(2e-3, 128), Size(64, 4, 4, 256), steps=500, calibration=1600, evaluation=300,
@@ -209,6 +209,7 @@ def trained(kind: str, seed: int, settings: Settings) -> Transformer:
     key = kept.key(
         kind=kind, seed=seed, data=task.digest, steps=settings.steps, length=settings.length,
         size=asdict(settings.size), recipe=asdict(settings.recipe),
+        start=kept.digest(network.state_dict()),
     )  # fmt: skip
     return _trained(network, task, f"{kind}-seed{seed}", key, seed, settings.recipe, settings.steps)
 

@@ -54,6 +54,7 @@ def align(
     tolerance: float = 1e-9,
     order: str = "random",
     restarts: int = 0,
+    layerwise: bool = False,
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     dual: float = 0.5,
@@ -90,8 +91,8 @@ def align(
     data : for all that sees activations: a re-iterable of batches; only inputs are used.
     example_inputs : an input of ``model_a``, which is a module then, or a tuple of its inputs.
     seed : of the order of visits (by weights), of the positions that are drawn (else).
-    max_sweeps, tolerance, order, restarts, normalise, exclude : for "weights", "frank-wolfe" and
-        "dual".
+    max_sweeps, tolerance, order, restarts, layerwise, normalise, exclude : for "weights",
+        "frank-wolfe" and "dual", see :func:`weight_matching`.
     dual : the share of activations beside weights, at least 0 (weights alone) and less than 1.
     observe, heads, residual : for "activations" and "dual", see :func:`activation_matching`.
     forward, mask, max_samples, stride, max_tokens, precision, device : see there too; also for
@@ -132,7 +133,7 @@ def align(
     prove(spec, model_a, example_inputs, data, forward, device)
     search: dict[str, Any] = {
         "seed": seed, "max_sweeps": max_sweeps, "tolerance": tolerance, "order": order,
-        "restarts": restarts, "normalise": normalise, "exclude": exclude,
+        "restarts": restarts, "layerwise": layerwise, "normalise": normalise, "exclude": exclude,
     }  # fmt: skip
     if method in _BY_WEIGHTS:
         return weight_matching(

@@ -51,6 +51,7 @@ from nlm.symmetry.permutation import Permutation, compose, inverse
 STRATEGIES = ("universe", "mean", "reference")
 _BY_WEIGHTS = ("weights", "frank-wolfe")
 _METHODS = (*_BY_WEIGHTS, "activations", "dual")
+_SEARCH = ("order", "restarts", "layerwise", "normalise")
 
 # what is permuted, the models, their alignments with the first, entries left out of the cost
 _Start = tuple[PermutationSpec, Joint, list[AlignmentResult], list[str]]
@@ -298,9 +299,7 @@ def _seen_together(
             f"{', '.join(type(model).__name__ for model in models)} and data={data!r}"
         )
     walk = dict(options)
-    by_weights = {
-        name: walk.pop(name) for name in ("order", "restarts", "normalise") if name in walk
-    }
+    by_weights = {name: walk.pop(name) for name in _SEARCH if name in walk}
     heads, residual = walk.pop("heads", "matched"), walk.setdefault("residual", "last")
     dual = walk.pop("dual", 0.5)
     check_share(dual)

@@ -27,6 +27,7 @@ from nlm._names import is_statistic, matches
 from nlm._state_dict import StateDict, check_weight
 from nlm.align.descent import ORDERS, Descent
 from nlm.align.frank_wolfe import Entry, Polytope
+from nlm.align.layerwise import layer_by_layer
 from nlm.align.result import AlignmentReport, AlignmentResult, histograms, means
 from nlm.align.scale import on_one_scale
 from nlm.align.seen import Seen, by_correlation
@@ -49,6 +50,7 @@ def weight_matching(
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     frank_wolfe: bool = False,
+    layerwise: bool = False,
     seen: Seen | None = None,
     dual: float = 0.5,
     progress: Callable[[int, float], None] | None = None,
@@ -71,6 +73,8 @@ def weight_matching(
         hand-written one), so is every entry whose sizes differ on an axis without groups.
     frank_wolfe : whether a descent starts from where steps of all groups together lead, projected,
         if that is higher (:mod:`nlm.align.frank_wolfe`).
+    layerwise : whether one more descent starts from where one layer after the other settles
+        (:mod:`nlm.align.layerwise`); the best one is kept.
     seen : what modules show of the two models, to be matched beside the weights, with the share
         ``dual``: at least 0, weights alone, and less than 1 (:mod:`nlm.align.dual`).
         One more descent starts from what they say alone.
@@ -96,6 +100,9 @@ def weight_matching(
     if seen is not None and dual > 0:
         shown = on_one_scale(comparisons, seen, spec.groups, dual)
     starts = [None, *(spec.random(seed + number) for number in range(1, restarts + 1))]
+    if layerwise:
+        names = list(entries)
+        starts.append(layer_by_layer(spec.groups, comparisons, names, seed, max_sweeps, order))
     if seen is not None and shown:
         starts.append(by_correlation(spec.groups, seen.comparisons).permutation)
     best, descents, relaxed = None, [], []

@@ -18,7 +18,7 @@ where they are whole numbers.
 
 What differs: the objective never falls and a sweep that gains nothing ends a descent
 (:mod:`nlm.align.descent`), of which there are two from different starts
-(:mod:`nlm.integrations._matching`); sums are exact to float64, nothing is printed, and BatchNorm's
+(:mod:`nlm.align.layerwise`); sums are exact to float64, nothing is printed, and BatchNorm's
 running statistics move with their channels but are no part of what is maximised.
 
 References: Ainsworth, Hayase and Srinivasa, Git Re-Basin, arXiv:2209.04836, algorithm 1.
@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlm.integrations._matching import matching
+from nlm import align
 from nlm.symmetry import PermutationSpec as Symmetry
 from nlm.symmetry.layout import is_name
 
@@ -97,7 +97,7 @@ def weight_matching(
     ps : the specification; entries of the parameters that its table leaves out do not count.
     params_a, params_b : name -> Tensor or array, of any float dtype and on any device.
     max_iter : at most so many visits to every permutation in a descent, of which there are two
-        (:mod:`nlm.integrations._matching`); the better one is kept.
+        (:mod:`nlm.align.layerwise`); the better one is kept.
     init_perm : where to start: permutation -> indices; those left out start as they are.
     silent : whether progress is logged at debug level instead of as information.
     seed : of the order of visits; by default drawn from PyTorch's global generator, so that
@@ -147,9 +147,9 @@ def weight_matching(
     def report(sweep: int, objective: float) -> None:
         _log.log(logging.DEBUG if silent else logging.INFO, "sweep %d: %.9g", sweep, objective)
 
-    found = matching(
-        a, moved, spec, max_iter, int(torch.randint(2**31, ())) if seed is None else seed,
-        frank_wolfe, report,
+    found = align.weight_matching(
+        a, moved, spec, seed=int(torch.randint(2**31, ())) if seed is None else seed,
+        max_sweeps=max_iter, frank_wolfe=frank_wolfe, layerwise=True, progress=report,
     )  # fmt: skip
     permutation = spec.compose(start, found.permutation)
     return {

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from nlm import align, symmetry
 from nlm.align import AlignmentReport, JointReport
 from nlm.checkpoint import atomic_path
-from nlm.integrations._matching import matching
 from nlm.merge import merge
 from nlm.symmetry import PermutationSpec
 
@@ -98,16 +97,17 @@ class PermutationCoordinateDescent:
     def calculate_permutations(self, max_iterations: int = 100) -> None:
         """Finds the permutation, in at most so many visits to every group; changes no model.
 
-        Of two descents (:mod:`nlm.integrations._matching`) the better one is kept.
+        Of two descents (:mod:`nlm.align.layerwise`) the better one is kept.
 
         Raises
         ------
         ValueError, TypeError
             See :func:`nlm.align`.
         """
-        found = matching(
-            self.model_a.state_dict(), self.model_b.state_dict(), self.spec, max_iterations,
-            int(torch.randint(2**31, ())), self.frank_wolfe, self._report,
+        found = align.weight_matching(
+            self.model_a.state_dict(), self.model_b.state_dict(), self.spec,
+            seed=int(torch.randint(2**31, ())), max_sweeps=max_iterations,
+            frank_wolfe=self.frank_wolfe, layerwise=True, progress=self._report,
         )  # fmt: skip
         self.permutation, self.report = found.permutation, found.report
 
