@@ -1,23 +1,25 @@
 """Four and eight foundations brought into one order: the mean of them all, method by method.
 
-    python benchmarks/experiments/many_models.py --seeds 0 1 2
+    PYTHONPATH=benchmarks python benchmarks/experiments/many_models.py --seeds 0 1 2
 
 trains foundations of the demo (other weights, images and batches each; kept in the cache), aligns
 them with ``nlm.align_many`` by every method and strategy, and writes for each the objective (the
-sum over all pairs), the seconds, and loss and accuracy of the mean of all models on held-out
-images, as JSON. "mean" is Git Re-Basin's way to merge many models; "universe" by weights is C2M3's
-Frank-Wolfe matching, refined: peers that stand in nlm itself.
+sum over all pairs), the processor's seconds, and loss and accuracy of the mean of all models on
+held-out images: a JSON for each seed. "mean" is Git Re-Basin's way to merge many models; "universe"
+by weights is C2M3's Frank-Wolfe matching, refined: peers that stand in nlm itself.
 """
 
 import argparse
 import copy
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from _bench import facts
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -90,6 +92,8 @@ def run(network: str, seed: int, counts: Sequence[int]) -> Iterator[dict[str, An
         "network": network,
         "seed": seed,
         "tolerance": TOLERANCE,
+        "threads": torch.get_num_threads(),
+        **facts(),
         "members": [score(models[0], [state], data.test) for state in states_of(models)],
         "counts": {},
     }
@@ -101,9 +105,11 @@ def run(network: str, seed: int, counts: Sequence[int]) -> Iterator[dict[str, An
             given = None if method == "weights" else [data.calibration]
             rows[method] = {}
             for strategy in STRATEGIES:
+                begin = time.process_time()
                 joint = nlm.align_many(
                     chosen, spec, method, strategy, data=given, seed=seed, tolerance=TOLERANCE
                 )
+                seconds = time.process_time() - begin
                 moved = [
                     spec.apply(permutation, state)
                     for permutation, state in zip(
@@ -115,13 +121,13 @@ def run(network: str, seed: int, counts: Sequence[int]) -> Iterator[dict[str, An
                     **score(models[0], moved, data.test),
                     "objective": report.objective,
                     "relaxed": report.relaxed,
-                    "seconds": report.seconds,
+                    "seconds": seconds,
                 }
                 print(
                     f"{network} seed {seed}, {count} models, {method}, {strategy}: accuracy "
                     f"{rows[method][strategy]['accuracy']:.3f}, objective "
                     f"{report.objective[-1]:.1f}, {len(report.objective)} values, "
-                    f"{report.seconds:.1f} s",
+                    f"{seconds:.1f} s",
                     flush=True,
                 )
             yield found
@@ -132,14 +138,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--network", choices=list(NETWORKS), default="cnn64")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the files")
     settings = parser.parse_args()
-    path = settings.json or RESULTS / f"many_models_{settings.network}.json"
-    results: list[dict[str, Any]] = []
     for seed in settings.seeds:
+        path = settings.results / f"many_models_{settings.network}_seed{seed}.json"
         for found in run(settings.network, seed, settings.counts):
-            path.write_text(json.dumps([*results, found], indent=1) + "\n")
-        results.append(found)
+            path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
