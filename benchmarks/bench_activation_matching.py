@@ -7,7 +7,7 @@ measured in turns with ``nlm.align(method="activations")``, its proof included. 
 precisions of the products, and one position of every eight; with the mean matched correlation over
 the groups, and the share of units that are matched as in float32.
 
-    python benchmarks/bench_activation_matching.py [--samples N] [--layers N] [--json FILE]
+    python benchmarks/bench_activation_matching.py [--samples N] [--layers N] [--variants NAME ...]
 """
 
 import argparse
@@ -87,7 +87,9 @@ def agreement(one: AlignmentResult, other: AlignmentResult) -> float:
     return same / sum(mine.numel() for mine, _ in pairs)
 
 
-def measure(kind: str, layers: int, samples: int, seconds: float) -> list[dict[str, Any]]:
+def measure(
+    kind: str, layers: int, samples: int, seconds: float, variants: list[str]
+) -> list[dict[str, Any]]:
     build, draw = KINDS[kind]
     torch.manual_seed(0)
     a, b = build(layers), build(layers)
@@ -120,7 +122,7 @@ def measure(kind: str, layers: int, samples: int, seconds: float) -> list[dict[s
 
         return run
 
-    calls = {"forwards": forwards, "products": products, **{n: align(n) for n in VARIANTS}}
+    calls = {"forwards": forwards, "products": products, **{n: align(n) for n in variants}}
     medians = time_in_turns(calls, seconds)
     bound = medians["forwards"] + medians["products"]
     return [
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--kind", default="", help="only kinds whose name contains this")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=100.0, help="time for each kind")
     path = RESULTS / machine() / "activation_matching.json"
@@ -154,7 +157,9 @@ def main() -> None:
     rows = []
     for kind in KINDS:
         if options.kind in kind:
-            for row in measure(kind, options.layers, options.samples, options.seconds):
+            for row in measure(
+                kind, options.layers, options.samples, options.seconds, options.variants
+            ):
                 rows.append(row)
                 print(
                     f"{row['workload']:<42} {row['variant']:<26} {row['of_bound']:.2f} of the "

@@ -7,7 +7,7 @@ A test fails where the page is not what this script would write.
 
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -28,13 +28,14 @@ batches each, are brought into one order by `nlm.align_many`; then the mean of a
 scored on held-out images in their own 240-way task. "Each with the mean of the others" is Git
 Re-Basin's way to merge many models (arXiv:2209.04836, section 5); "all together" by weights is
 C2M3's (arXiv:2405.17897), refined. Any map between two models goes through the shared order: round
-every cycle the maps cancel."""
+every cycle the maps cancel. Means over the seeds with their standard errors; seconds of one
+processor core, beside other work."""
 
 
 def load() -> list[dict[str, Any]]:
     """A run for each network and seed."""
-    files = sorted(RESULTS.glob("many_models_*.json"))
-    return [run for file in files for run in json.loads(file.read_text())]
+    files = sorted(RESULTS.glob("many_models_*_seed*.json"))
+    return [json.loads(file.read_text()) for file in files]
 
 
 def page() -> str:
@@ -43,9 +44,10 @@ def page() -> str:
         runs.setdefault(run["network"], []).append(run)
     parts = [INTRODUCTION]
     for network, found in runs.items():
-        own = mean(member["accuracy"] for run in found for member in run["members"])
+        own = [mean(member["accuracy"] for member in run["members"]) for run in found]
+        told = _spread([{"accuracy": each} for each in own], "accuracy", 3)
         seeds = ", ".join(str(run["seed"]) for run in found)
-        parts += [f"## {network}", f"Seeds {seeds}. The models themselves score {own:.3f}."]
+        parts += [f"## {network}", f"Seeds {seeds}. The models themselves score {told}."]
         for count in found[0]["counts"]:
             parts += [f"### {count} models", table([run["counts"][count] for run in found])]
     return "\n\n".join(parts) + "\n"
@@ -57,21 +59,28 @@ def table(found: list[dict[str, Any]]) -> str:
         "|---|--:|--:|--:|--:|",
     ]
     plain = [each["as they are"] for each in found]
-    lines.append(f"| none | {_mean(plain, 'accuracy'):.3f} | {_mean(plain, 'loss'):.2f} | - | - |")
+    lines.append(
+        f"| none | {_spread(plain, 'accuracy', 3)} | {_spread(plain, 'loss', 2)} | - | - |"
+    )
     for method in (name for name in found[0] if name != "as they are"):
         for strategy, told in STRATEGIES.items():
             rows = [each[method][strategy] for each in found if strategy in each[method]]
             if rows:
                 reached = mean(row["objective"][-1] for row in rows)
+                seconds = mean(row["seconds"] for row in rows)
                 lines.append(
-                    f"| {method}, {told} | {_mean(rows, 'accuracy'):.3f} | "
-                    f"{_mean(rows, 'loss'):.2f} | {reached:.1f} | {_mean(rows, 'seconds'):.0f} |"
+                    f"| {method}, {told} | {_spread(rows, 'accuracy', 3)} | "
+                    f"{_spread(rows, 'loss', 2)} | {reached:.1f} | {seconds:.0f} |"
                 )
     return "\n".join(lines)
 
 
-def _mean(rows: list[dict[str, float]], name: str) -> float:
-    return mean(row[name] for row in rows)
+def _spread(rows: list[dict[str, float]], name: str, digits: int) -> str:
+    """Mean and standard error."""
+    values = [row[name] for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
 
 
 def main() -> None:

@@ -37,6 +37,11 @@ class Place:
         """Positions of the block: the work of its similarity, for one group."""
         return math.prod(axis.size for axis in self.block.axes)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the block says something for all indices of the parents that are held."""
+        return all(isinstance(part, slice) for part in self.chain.key)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -87,6 +92,14 @@ def add_similarity(
         )
     gathers = [*_held(place, order), *(_closed(place, axis, tables) for axis in closed)]
     _add(target, place, a, b, gathers)
+
+
+def of_correlations(place: Place, order: Gathers, window: Window | None = None) -> Tensor:
+    """What :func:`add_similarity` adds to zeros, of a block of activations alone."""
+    held = place.comparison.in_order(order)
+    return similarity(
+        place.comparison, held, place.block, place.chain, place.chains, {}, window
+    ).contiguous()
 
 
 def add_change(target: Tensor, place: Place, before: Gathers, changes: Sequence[Change]) -> None:

@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 
 from nlm.align.assignment import matched, solved
-from nlm.align.contraction import Place, add_change, add_similarity, changes, work
+from nlm.align.contraction import (
+    Place,
+    add_change,
+    add_similarity,
+    changes,
+    of_correlations,
+    work,
+)
 from nlm.align.relaxation import relaxed
 from nlm.align.similarity import Comparison, Window, chain_of
 from nlm.ops import Assignment
@@ -242,8 +249,10 @@ class Move:
         self, name: str, order: Gathers, shape: list[int], window: Window | None
     ) -> Tensor:
         """The similarity of a member's units over its places, but for those that are bent."""
-        similarity = self._of_weights(name, order, shape, window)
         seen = [place for place in self.places[name] if place.comparison.a is None]
+        if len(seen) == len(self.places[name]) == 1 and seen[0].is_whole:
+            return of_correlations(seen[0], order, window)
+        similarity = self._of_weights(name, order, shape, window)
         if seen and name in self._kept:
             similarity = similarity.clone()
         for place in seen:

@@ -78,7 +78,8 @@ class Subject:
             self.model = _copied(model, dtype).eval()
             self._examples = [_to(dtype, example) for example in examples]
             try:
-                if _size(self._run(self._examples[0])) < math.inf or dtype == list(types)[-1]:
+                outputs, narrowest = self._watched(dtype)
+                if _size(outputs) < math.inf or dtype == list(types)[-1]:
                     break
             except (RuntimeError, TypeError, ValueError):
                 if dtype == list(types)[-1]:
@@ -87,18 +88,22 @@ class Subject:
         for other in others:
             if len(self._examples) < len(examples) + _OTHER_SHAPES:
                 self._add(_to(dtype, other))
-        precision = _Precision(self.model.state_dict().values(), dtype)
-        try:
-            with precision:
-                self._run(self._examples[0])
-        except RuntimeError:  # torch.cond and its kind run under no watch, and then not without it
-            torch._dynamo.reset()
-        narrow = precision.narrowest != dtype
-        self.text = f"{precision.narrowest}{' inside' if narrow else ''}".removeprefix("torch.")
-        self.tolerance = TOLERANCE[precision.narrowest]
+        narrow = narrowest != dtype
+        self.text = f"{narrowest}{' inside' if narrow else ''}".removeprefix("torch.")
+        self.tolerance = TOLERANCE[narrowest]
         if self.text != "float64":
             self.tolerance = max(self.tolerance, min(8 * self._noise(), _MOST_NOISE))
         self.shapes = len({_shapes(example) for example in self._examples})
+
+    def _watched(self, dtype: torch.dtype) -> tuple[list[Tensor], torch.dtype]:
+        """What the first example gives, and the narrowest type of what depends on the weights."""
+        precision = _Precision(self.model.state_dict().values(), dtype)
+        try:
+            with precision:
+                return self._run(self._examples[0]), precision.narrowest
+        except RuntimeError:  # torch.cond and its kind run under no watch, and then not without it
+            torch._dynamo.reset()
+        return self._run(self._examples[0]), precision.narrowest
 
     def _noise(self) -> float:
         """The relative change of the outputs when all weights are rounded to float32 otherwise."""

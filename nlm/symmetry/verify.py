@@ -67,7 +67,7 @@ def confirm(
     example_inputs: Any,
     forward: Callable[..., Any] | None = None,
 ) -> None:
-    """Sees that a specification with a proof holds on a model at hand, in five runs of the example.
+    """Sees that a specification with a proof holds on a model at hand, in four runs of the example.
 
     All groups are permuted at once, in float64 and with perturbed weights as in the proof. That
     must leave the outputs as they are, to rounding and to a thousandth of the effect of a control,
