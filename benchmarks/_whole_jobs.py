@@ -51,7 +51,7 @@ def weight_matching(report: Report) -> list[str]:
             cells += ["-"] * 4 if peer is None else _beside(ours, peer)
             cells += [_memory(ours), "-" if peer is None else _memory(peer)]
             lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, *heads]
+    return [*lines, *heads] if len(lines) > 2 else heads[1:]
 
 
 def activation_matching(report: Report) -> list[str]:

@@ -19,12 +19,12 @@ PEERS = ("rebasin", "Git Re-Basin with SciPy", "greedy, SciPy")
 INTRODUCTION = """# Planted permutations under noise
 
 Made by `benchmarks/recovery_page.py` from the results of `benchmarks/experiments/recovery.py`.
-Trained networks, each against a copy of itself in a random order, with normal noise of so many of a
-tensor's standard deviations on every tensor: the share of units that come back to their place, means
-over {seeds} seeds with their standard errors. Peers are `rebasin` 0.0.47 with its own loop, Git
-Re-Basin's loop written out with PyTorch and SciPy, and one pass from the input to the output. They
-know of no heads: of the transformer they match the feed-forward layers, and nlm does so beside them;
-"all groups" is nlm's alone. "Layerwise" is `nlm.align(..., layerwise=True)`."""
+Trained networks, each against a copy of itself in a random order, with normal noise of so many of
+a tensor's standard deviations on every tensor: the share of units that come back to their place,
+means over {seeds} seeds with their standard errors. Peers are `rebasin` 0.0.47 with its own loop,
+Git Re-Basin's loop written out with PyTorch and SciPy, and one pass from the input to the output.
+They know of no heads: of the transformer they match the feed-forward layers, and nlm does so beside
+them; "all groups" is nlm's alone. "Layerwise" is `nlm.align(..., layerwise=True)`."""
 
 
 def page() -> str:
