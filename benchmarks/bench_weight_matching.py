@@ -1,15 +1,15 @@
 """Weight matching beside ``rebasin`` 0.0.47: time to the same objective, and memory.
 
 Models of full size with random weights: pairs drawn apart, and permuted copies with noise of half a
-standard deviation. Both sides descend from the identity over the same groups until nothing is
-gained. ``rebasin`` runs its own loop on its own wrappers of the layers; the groups are handed to
-it, because its tracer finds none in BERT and takes the flattened features of VGG16 for one group of
-25088. The tracer also lists parameters several times, and each is multiplied again: in a ViT the
-first feed-forward layer eight times, the second four times. "rebasin" has each once, "rebasin as
-traced" so many times. Groups inside others (heads) are beyond it: "all groups" is nlm's alone. A
-run ends after ``--most`` seconds, then with the sweep that it is in. Each pair of models has a
-process of its own. Beside them: the heads of BERT-base from their correlations on, and SciPy in a
-loop over all pairs of heads.
+standard deviation; and the demo's two foundations, MLPs trained apart. Both sides descend from the
+identity over the same groups until nothing is gained. ``rebasin`` runs its own loop on its own
+wrappers of the layers; the groups are handed to it, because its tracer finds none in BERT and takes
+the flattened features of VGG16 for one group of 25088. The tracer also lists parameters several
+times, and each is multiplied again: in a ViT the first feed-forward layer eight times, the second
+four times. "rebasin" has each once, "rebasin as traced" so many times. Groups inside others (heads)
+are beyond it: "all groups" is nlm's alone. A run ends after ``--most`` seconds, then with the sweep
+that it is in. Each pair of models has a process of its own. Beside them: the heads of BERT-base
+from their correlations on, and SciPy in a loop over all pairs of heads.
 
     python benchmarks/bench_weight_matching.py [--workload PART] [--providers NAME ...]
 """
@@ -35,6 +35,8 @@ from bench_assignment import correlations
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+import nlm
+from nlm import demo
 from nlm._names import is_statistic
 from nlm.align import weight_matching
 from nlm.align.activations import match_seen
@@ -47,7 +49,7 @@ from nlm.symmetry.layout import Ref
 
 State = Mapping[str, Tensor]
 CONVOLUTIONS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-PAIRS = ("random pair", "noisy copy")
+PAIRS = ("random pair", "noisy copy", "trained apart")
 HEADS = "BERT-base, heads of 12 layers from correlations"
 
 
@@ -79,10 +81,19 @@ WORKLOADS: dict[str, Callable[[], PermutationSpec]] = {
     "BERT-base, feed-forward": lambda: feed_forward(shipped_specification("bert-base")),
     "ViT-B/16, all groups": vit_base,
     "BERT-base, all groups": lambda: shipped_specification("bert-base"),
+    "MLP of the demo": lambda: nlm.trace(foundations()[0], torch.randn(2, 1, 16, 16)),
 }
 
 
+def foundations() -> tuple[nn.Module, nn.Module]:
+    """Trained on the demo's letters, or read from the cache."""
+    return demo.load(tasks=1, settings=demo.Settings("mlp512")).foundations
+
+
 def pair(spec: PermutationSpec, kind: str) -> tuple[State, State]:
+    if kind == "trained apart":
+        a, b = (model.state_dict() for model in foundations())
+        return a, b
     make = torch.Generator().manual_seed(0)
     a, b = (random_state(spec, torch.float32, make) for _ in range(2))
     if kind == "random pair":
@@ -243,7 +254,8 @@ def main() -> None:
     rows = []
     for workload in WORKLOADS:
         for kind in PAIRS:
-            if options.workload in f"{workload}, {kind}":
+            own = ("demo" in workload) == (kind == "trained apart")
+            if own and options.workload in f"{workload}, {kind}":
                 found = in_a_process(workload, kind, str(options.most), *options.providers)
                 compare(found)
                 rows += found

@@ -50,6 +50,11 @@ State = Mapping[str, Tensor]
 RESULTS = Path(__file__).parent / "results"
 # The alignments whose means are corrected: where nothing rotates, and where it does.
 CORRECTED = (("raw", "heads", "stream permuted"), ("folded", "heads", "heads rotated"))
+BY_WEIGHTS: dict[str, dict[str, Any]] = {
+    "by weights": {},
+    "by weights, layerwise": {"layerwise": True},
+    "by weights, Frank-Wolfe": {"frank_wolfe": True, "layerwise": True},
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,6 @@ class Comparison:
         heads = dict.fromkeys(head for group in inside for head in spec.groups[group].parents)
         [stream] = [group for group in spec.free if ("norm.weight", 0) in spec.carriers(group)]
         rest = [group for group in spec.free if group != stream]
-        by_weights = weight_matching(a.state_dict(), b.state_dict(), spec).permutation
         found = {
             "feed-forward": self.permuted(a, b, set(rest) - {*heads, *inside}),
             "heads in order": self.permuted(a, b, rest, heads="monotonic"),
@@ -109,8 +113,10 @@ class Comparison:
             "stream permuted, first": self.permuted(a, b, spec.free, residual="first"),
             "stream permuted, all": self.permuted(a, b, spec.free, residual="all"),
             "stream permuted": self.permuted(a, b, spec.free),
-            "by weights": spec.apply(by_weights, b.state_dict()),
         }
+        for name, options in BY_WEIGHTS.items():
+            matched = weight_matching(a.state_dict(), b.state_dict(), spec, **options)
+            found[name] = spec.apply(matched.permutation, b.state_dict())
         if self.gauge is not None:
             found["stream rotated"] = self.rotated(a, b, replace(self.gauge, inner=()))
             found["heads rotated"] = self.rotated(a, b, self.gauge)
