@@ -24,6 +24,21 @@ def align(
     weights: Annotated[
         bool, typer.Option("--weights", help="By weights (the default without data).")
     ] = False,
+    frank_wolfe: Annotated[
+        bool,
+        typer.Option(
+            "--frank-wolfe",
+            help="By weights, from where steps of all groups together lead: ten times as long.",
+        ),
+    ] = False,
+    layerwise: Annotated[
+        bool,
+        typer.Option(
+            "--layerwise",
+            help="Where weights count: a second start, from where one layer after the other "
+            "settles; the better end is kept, in twice the time.",
+        ),
+    ] = False,
     orthogonal: Annotated[
         bool,
         typer.Option(
@@ -84,13 +99,19 @@ def align(
     """
     from nlm.cli.align_command import run
 
-    asked = {"weights": weights, "orthogonal": orthogonal, "dual": dual is not None}
+    asked = {
+        "weights": weights,
+        "frank-wolfe": frank_wolfe,
+        "orthogonal": orthogonal,
+        "dual": dual is not None,
+    }
     chosen = [name for name, on in asked.items() if on]
     seen: dict[str, object] = {
         "stride": stride,
         "max_tokens": max_tokens,
         "heads": heads,
         "residual": residual,
+        "layerwise": layerwise,
     }
     if dual is not None:
         seen["dual"] = dual

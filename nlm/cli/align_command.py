@@ -23,6 +23,7 @@ from nlm.cli.results import METHODS
 from nlm.cli.spec_page import proof
 from nlm.cli.spec_source import open_source
 from nlm.recipe.data import open_data
+from nlm.recipe.methods import BY_WEIGHTS
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.text import headline
 
@@ -56,8 +57,8 @@ def run(
 ) -> None:
     """Aligns two sources; writes what was found and the page, and prints it.
 
-    By activations where there is data, else by weights, where no method is chosen. ``seen``:
-    options of :func:`nlm.align` by activations.
+    By activations where there is data, else by weights, where no method is chosen. ``seen``: other
+    options of :func:`nlm.align`.
     """
     method = chosen[0] if chosen else "weights" if data is None else "activations"
     if len(chosen) > 1 or (method in ("orthogonal", "dual") and data is None):
@@ -133,11 +134,14 @@ def _aligned(
 ) -> AlignmentResult:
     def progress(number: int, value: float) -> None:
         if report is not None:
-            what = f"sweep {number}: {value:.6g}" if method == "weights" else f"batch {number}"
+            what = f"sweep {number}: {value:.6g}" if method in BY_WEIGHTS else f"batch {number}"
             report(what, 0.9 - 0.8 / (number + 1))
 
-    if method == "weights":
-        return find(first.state, second.state, spec, method, seed=seed, progress=progress)
+    if method in BY_WEIGHTS:
+        return find(
+            first.state, second.state, spec, method, seed=seed, layerwise=bool(seen["layerwise"]),
+            progress=progress,
+        )  # fmt: skip
     assert data is not None and first.model is not None and second.model is not None
     return find(
         first.model, second.model, spec, method, data=data, seed=seed, progress=progress, **seen

@@ -31,6 +31,7 @@ CORRECTIONS = {
 
 METHODS = {
     "weights": "weights",
+    "frank-wolfe": "weights and Frank-Wolfe steps",
     "activations": "activations",
     "orthogonal": "orthogonal maps",
     "dual": "weights and activations",

@@ -106,6 +106,15 @@ def test_by_weights_a_planted_permutation_is_undone(capsys) -> None:
     assert "Barrier" not in page
 
 
+def test_by_weights_from_other_starts(capsys) -> None:
+    assert run(["align", "pairs:a", "pairs:b", "-o", "p.safetensors", "--frank-wolfe"]) == 0
+    assert is_undone("p.safetensors")
+    assert "Aligned by weights and Frank-Wolfe steps" in capsys.readouterr().out
+    command = ["align", "pairs:a", "pairs:b", "-o", "q.safetensors", "--layerwise"]
+    assert run(command) == 0
+    assert len(AlignmentResult.load("q.safetensors").report.descents) == 2
+
+
 def test_by_activations_with_the_barrier(capsys) -> None:
     command = ["align", "pairs:a", "pairs:b", "--data", "pairs:batches", "--quiet"]
     written = ["-o", "p.safetensors", "--html", "p.html", "--json", "p.json"]
