@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.atomic import write_text
-from nlm.checkpoint.headers import Stamp, read_config, stamp
+from nlm.checkpoint.headers import Stamp, read_config
 from nlm.checkpoint.names import file_name
+from nlm.recipe.finished import named_files
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Recipe
 from nlm.streaming import Plan, run
 from nlm.streaming.aligned import is_aligned, write_aligned
-from nlm.streaming.folder import CARD, card, complete
+from nlm.streaming.folder import CARD, card, complete, note_others
 from nlm.streaming.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Models:
 
     def plan(self, output: Path) -> Plan:
         recipe = self.recipe
-        self._stamp_files()
+        self.inputs |= named_files(recipe)
         if recipe.aligns:
             for path in recipe.foundations.values():
                 self._opened(path)
@@ -81,16 +82,6 @@ class Models:
             {**recipe.options, "seed": recipe.seed}, recipe.heads, dtype,
             recipe.output.shard_bytes, self.memory, self.inputs, fishers,
         )  # fmt: skip
-
-    def _stamp_files(self) -> None:
-        """The files beside the models by which a merge is known again."""
-        recipe = self.recipe
-        align, correct = recipe.align, recipe.correct
-        named = [] if align is None else [align.spec, align.data]
-        named += [] if correct is None else correct.data.values()
-        files = [Path(each) for each in named if each is not None]
-        files += [each.permutation for each in recipe.experts if each.permutation is not None]
-        self.inputs |= {file: stamp(file) for file in files if file.is_file()}
 
     @property
     def foundations(self) -> "Foundations":
@@ -233,7 +224,9 @@ class Models:
 
     # --- after the merge --------------------------------------------------------------------------
 
-    def complete(self, folder: Path, plan: Plan, text: str, files: dict[str, Any]) -> None:
+    def complete(
+        self, folder: Path, plan: Plan, text: str, files: dict[str, Any], identity: str
+    ) -> None:
         """All of a merged folder but its weights, and what the correction changes in these."""
         recipe = self.recipe
         unties = self._rotates and bool(self._gauged().untied)
@@ -248,7 +241,9 @@ class Models:
                     folder, experts, files, recipe.output.shard_bytes, self.like()
                 )
             )
-        write_text(folder / CARD, card(plan, text, files, self._named_models(), notes))
+        note_others(folder, files)
+        models = self._named_models()
+        write_text(folder / CARD, card(plan, text, files, models, notes, identity))
 
     def _gauged(self) -> Any:
         return next(iter(self.foundations.results.values())).gauge  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nlm._names import matches
-from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, open_checkpoint
+from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, TensorEntry, open_checkpoint
 from nlm.recipe.methods import BESIDE_WEIGHTS, DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Output, Recipe
 
@@ -68,14 +68,17 @@ def merged(recipe: Recipe, start: Checkpoint) -> list[str]:
     ]
 
 
+def written_entries(recipe: Recipe, start: Checkpoint) -> list[TensorEntry]:
+    """The entries of the result."""
+    found = start.tensors.items()
+    return [entry for name, entry in found if not matches(name, recipe.heads)]
+
+
 def written_bytes(recipe: Recipe, start: Checkpoint) -> int:
     """Bytes of the tensors of the result, and of the masks beside them."""
     dtype = DTYPES[recipe.output.dtype] if recipe.output.dtype else None
-    total = sum(
-        entry.size * ITEM_BYTES[entry.type_as(dtype)]
-        for name, entry in start.tensors.items()
-        if not matches(name, recipe.heads)
-    )
+    entries = written_entries(recipe, start)
+    total = sum(entry.size * ITEM_BYTES[entry.type_as(dtype)] for entry in entries)
     if recipe.method == "tall_mask":
         bits = sum(-(-start.tensors[name].size // 8) for name in merged(recipe, start))
         total += len(recipe.experts) * bits

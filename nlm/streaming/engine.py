@@ -37,7 +37,10 @@ _GROUP = kernels.GROUP  # a chunk begins with one
 
 @dataclass
 class Report:
-    """How a merge went: wall seconds, bytes of the inputs and of the result, file -> SHA-256."""
+    """How a merge went: wall seconds, bytes of the inputs and of the result, file -> SHA-256.
+
+    ``resumed`` are the files that were finished before; ``complete`` says that all were.
+    """
 
     seconds: float
     read: int
@@ -45,6 +48,7 @@ class Report:
     tensors: int
     files: dict[str, str | None]
     resumed: tuple[str, ...] = ()
+    complete: bool = False
 
 
 def run(
@@ -136,6 +140,7 @@ def run(
         len(plan.entries()),
         {name: each["sha256"] for name, each in written.items()},
         resumed,
+        is_whole,
     )
 
 
