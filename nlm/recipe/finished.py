@@ -12,7 +12,7 @@ from pathlib import Path
 import nlm
 from nlm.checkpoint.headers import Stamp, stamp
 from nlm.checkpoint.shards import sha256_of
-from nlm.recipe.opened import Opened, written_entries, written_bytes
+from nlm.recipe.opened import Opened, written_bytes, written_entries
 from nlm.recipe.recipe import Recipe
 from nlm.streaming import Report
 from nlm.streaming.folder import read_card
@@ -23,6 +23,7 @@ def named_files(recipe: Recipe) -> dict[Path, Stamp]:
     align, correct = recipe.align, recipe.correct
     named = [] if align is None else [align.spec, align.data]
     named += [] if correct is None else correct.data.values()
+    named += [recipe.score, *(each.data for each in recipe.experts)]
     files = [Path(each) for each in named if each is not None]
     files += [each.permutation for each in recipe.experts if each.permutation is not None]
     return {file: stamp(file) for file in files if file.is_file()}
@@ -31,7 +32,7 @@ def named_files(recipe: Recipe) -> dict[Path, Stamp]:
 def identity(recipe: Recipe, text: str, opened: Opened) -> str:
     """What a merge is known by: the recipe, its inputs by size and time, and nlm's version."""
     models = [
-        *opened.foundations.values(), *opened.experts.values(), *opened.fishers.values(),
+        *opened.foundations.values(), *opened.experts.values(), *opened.curvatures.values(),
         *([] if opened.base is None else [opened.base]),
     ]  # fmt: skip
     stamps = named_files(recipe) | {f: s for model in models for f, s in model.stamps.items()}
