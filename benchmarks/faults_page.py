@@ -24,8 +24,9 @@ that dies leaves nothing, a state that `--resume` takes up, or the whole result;
 `--force` replaces stays until the new one has its name, but for a moment between two renames,
 after which the next command brings one of them back. `--resume` reads the finished files again
 and keeps those whose digest is the noted one, of the same recipe and the same inputs (by size and
-time). Where it finds the whole result under its name there is nothing to do: it says that the
-output exists.
+time). Where it finds the whole result under its name it reads its files again, says that they are
+what the model card says, and ends with 0; it refuses another recipe's. A single file has no card:
+it is merged again beside, and compared.
 
 An error is one sentence on stderr that names the file. Exit codes: 0 done, 1 failed, 2 wrong use,
 130 stopped by the user; what a signal ends, the shell reports as 128 and its number.

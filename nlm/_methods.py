@@ -4,6 +4,8 @@
 """
 
 import hashlib
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nlm._core import DIALECTS as DIALECTS
@@ -139,6 +141,46 @@ def check_floor(floor: float) -> None:
     """The least share of the mean Fisher information; raises ValueError where it is no such."""
     if not 0 < floor < float("inf"):
         raise ValueError(f"nlm.merge: the floor of the Fisher information is positive, got {floor}")
+
+
+def check_alpha(alpha: float) -> None:
+    """RegMean's factor on off-diagonal entries; raises ValueError outside [0, 1]."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"nlm.merge.regmean: alpha lies in [0, 1], got {alpha}")
+
+
+def greedy_soup(
+    names: Iterable[str], score: Callable[[tuple[str, ...]], float]
+) -> tuple[tuple[str, ...], float, dict[str, float]]:
+    """The ingredients of a soup, found greedily, the score of their mean, and that of each alone.
+
+    ``score`` is called with the names of those that are averaged; larger is better.
+
+    Raises
+    ------
+    ValueError
+        No name, or a score that is NaN.
+    """
+
+    def scored(chosen: tuple[str, ...]) -> float:
+        found = float(score(chosen))
+        if math.isnan(found):
+            who = " and ".join(map(repr, chosen))
+            raise ValueError(f"nlm.merge: a score is a number, got NaN for {who}")
+        return found
+
+    alone = {name: scored((name,)) for name in names}
+    scores = dict(sorted(alone.items(), key=lambda item: -item[1]))
+    if not scores:
+        raise ValueError("nlm.merge: there is at least one expert, got none")
+    first, *others = scores
+    ingredients: tuple[str, ...] = (first,)
+    best = scores[first]
+    for name in others:
+        found = scored((*ingredients, name))
+        if found >= best:
+            ingredients, best = (*ingredients, name), found
+    return ingredients, best, scores
 
 
 def check_importance(number: float, name: str, task: str) -> None:

@@ -20,8 +20,8 @@ LONGEST_FILE = 400
 # `_registry` and `_native` belong to ops, `_core` to them and to streaming; `_info` reports on all.
 # Rooms that are not listed (pipeline, cli, ...) stand above all of these.
 LEAVES = {
-    "checkpoint", "_coefficients", "_functions", "_methods", "_modules", "_multitask", "_names",
-    "_random", "_results", "_sparse", "_state_dict",
+    "checkpoint", "_coefficients", "_functions", "_least_squares", "_methods",
+    "_modules", "_multitask", "_names", "_random", "_results", "_sparse", "_state_dict",
 }  # fmt: skip
 BELOW: dict[str, set[str]] = {
     **{leaf: {"_core"} for leaf in LEAVES},

@@ -307,9 +307,15 @@ def tidy(target: Path) -> None:
         if folder.is_dir():
             with suppress(RuntimeError):
                 descriptor = locked(folder)
-                if kind == ".work" or not any(folder.iterdir()):
+                if kind == ".work" or _holds_nothing(folder):
                     shutil.rmtree(folder, ignore_errors=True)
                 os.close(descriptor)
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether there is nothing in a folder, or nothing but a journal of no files."""
+    found = {each for each in folder.rglob("*") if not each.is_dir()}
+    return found <= {folder / _NOTES / _JOURNAL}
 
 
 def is_unfinished(target: Path) -> bool:

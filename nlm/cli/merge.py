@@ -25,7 +25,10 @@ def merge(
         bool, typer.Option("--dry-run", help="Check, say what would be done, and stop.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Take up what a merge that was killed had finished.")
+        bool,
+        typer.Option(
+            "--resume", help="Take up what a killed merge had finished; verify what is complete."
+        ),
     ] = False,
     sync: Annotated[
         bool, typer.Option("--sync/--no-sync", help="Flush to the disk before the end.")

@@ -73,6 +73,12 @@ def run(
     if json:
         print(json_format.dumps({"output": str(recipe.output.path), **asdict(report)}, indent=1))
         return
+    if report.complete:
+        print(
+            f"the output is complete, as the SHA-256 of {len(report.files)} files says: "
+            f"{recipe.output.path}"
+        )
+        return
     rate = readable((report.read + report.written) / report.seconds)
     print(
         f"{report.tensors} tensors, {readable(report.written)} in {report.seconds:.1f} s "

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nlm._least_squares import LeastSquares
+from nlm._methods import check_alpha
 from nlm._modules import evaluation, is_transformers_conv1d
 from nlm._names import as_patterns, matches
 from nlm._state_dict import place_of
@@ -124,8 +126,7 @@ def regmean(
     """
     from nlm.merge import merge
 
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"{_CALLER}: alpha lies in [0, 1], got {alpha}")
+    check_alpha(alpha)
     if (data is None) == (grams is None):
         given = "none" if data is None else "both"
         raise ValueError(f"{_CALLER}: there are data or Gram matrices, got {given}")
@@ -152,10 +153,10 @@ def regmean(
             continue
         has_columns = is_transformers_conv1d(layer)
         pairs = [
-            (state[name].T if has_columns else state[name], _gram(grams[task][name], alpha))
+            (state[name].T if has_columns else state[name], grams[task][name])
             for task, state in states.items()
         ]
-        solved = _solved(name, pairs)
+        solved = _solved(name, alpha, pairs)
         merged[name] = (solved.T.contiguous() if has_columns else solved).to(merged[name].dtype)
     return merged
 
@@ -180,12 +181,7 @@ def _layers(model: nn.Module, heads: str | Sequence[str]) -> dict[str, nn.Module
     return found
 
 
-def _gram(gram: Tensor, alpha: float) -> Tensor:
-    diagonal = gram.double().diagonal()
-    return gram.double() * alpha + torch.diag(diagonal * (1 - alpha))
-
-
-def _solved(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _solved(name: str, alpha: float, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """W for (W_t [outputs, inputs], G_t) of all experts, float64."""
     for weight, gram in pairs:
         if gram.shape != (weight.shape[1], weight.shape[1]):
@@ -193,17 +189,6 @@ def _solved(name: str, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
                 f"{_CALLER}: a Gram matrix is [inputs, inputs], got {list(gram.shape)} for "
                 f"{name!r} with {weight.shape[1]} inputs"
             )
-    mean = sum(weight.double() for weight, _ in pairs) / len(pairs)
-    moved = [(weight.double() - mean, gram.to(weight.device)) for weight, gram in pairs]
-    total = sum((gram for _, gram in moved), torch.zeros_like(moved[0][1]))
-    wanted = sum((weight @ gram for weight, gram in moved), torch.zeros_like(moved[0][0]))
-    silent = total.diagonal() == 0
-    total = total + torch.diag(silent.to(total))
-    factor, failed = torch.linalg.cholesky_ex(total)
-    noise = torch.finfo(total.dtype).eps * len(total) * total.diagonal().amax()
-    if failed or not factor.diagonal().amin().square() > noise:
-        raise ValueError(
-            f"{_CALLER}: inputs that depend on one another take a smaller alpha, got {len(total)} "
-            f"of {name!r} whose Gram matrices are singular in sum"
-        )
-    return mean + torch.cholesky_solve(wanted.T, factor).T
+    weights = [weight.detach().cpu().double().numpy() for weight, _ in pairs]
+    grams = [gram.cpu().double().numpy() for _, gram in pairs]
+    return torch.from_numpy(LeastSquares(name, grams, alpha).rows(weights)).to(pairs[0][0].device)

@@ -4,12 +4,12 @@ The models are sorted by their score. Each in turn is added to the mean, and sta
 of the mean does not fall. The uniform soup is ``nlm.merge(experts, method="uniform_soup")``.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from nlm import _methods
 from nlm._state_dict import state_of
 from nlm.merge.result import Merged
 
@@ -51,25 +51,11 @@ def greedy_soup(
     """
     from nlm.merge import merge
 
-    def scored(mean: Mapping[str, Tensor], who: str) -> float:
-        found = float(score(mean))
-        if math.isnan(found):
-            raise ValueError(f"nlm.merge: a score is a number, got NaN for {who}")
-        return found
-
     def mean_of(names: tuple[str, ...]) -> Merged:
         return merge({name: experts[name] for name in names}, method="uniform_soup")
 
-    alone = {name: scored(state_of(model), repr(name)) for name, model in experts.items()}
-    scores = dict(sorted(alone.items(), key=lambda item: -item[1]))
-    if not scores:
-        raise ValueError("nlm.merge: there is at least one expert, got none")
-    first, *others = scores
-    ingredients: tuple[str, ...] = (first,)
-    best = scores[first]
-    for name in others:
-        trial = (*ingredients, name)
-        found = scored(mean_of(trial), " and ".join(map(repr, trial)))
-        if found >= best:
-            ingredients, best = trial, found
+    def scored(names: tuple[str, ...]) -> float:
+        return score(state_of(experts[names[0]]) if len(names) == 1 else mean_of(names))
+
+    ingredients, best, scores = _methods.greedy_soup(experts, scored)
     return Soup(mean_of(ingredients), ingredients, best, scores)

@@ -205,7 +205,8 @@ def _files(recipe: Recipe) -> Iterator[str]:
 def _modules(recipe: Recipe, opened: Opened) -> Iterator[str]:
     """Whether what needs more than files can be done: alignment, correction and their data."""
     moves = any(is_moved(recipe, each) for each in recipe.experts)
-    if moves or recipe.aligns or recipe.correct is not None:
+    measures = recipe.score is not None or any(each.data for each in recipe.experts)
+    if moves or measures or recipe.aligns or recipe.correct is not None:
         from nlm.recipe.check_modules import problems
 
         yield from problems(recipe, opened)

@@ -14,6 +14,7 @@ from nlm.checkpoint import Checkpoint
 from nlm.correct.batch_norm import is_kept
 from nlm.recipe.aligning import spec_for
 from nlm.recipe.data import check_data
+from nlm.recipe.measuring import check_score
 from nlm.recipe.methods import BESIDE_WEIGHTS, BY_WEIGHTS
 from nlm.recipe.modules import hollow_module, names_of
 from nlm.recipe.opened import Opened, is_moved, sentence_of
@@ -34,6 +35,7 @@ def problems(recipe: Recipe, opened: Opened) -> Iterator[str]:
     yield from _alignment(recipe, opened, hollow)
     if recipe.correct is not None:
         yield from _correction(recipe, opened, hollow)
+    yield from _measured(recipe, opened, hollow)
 
 
 class _Hollow:
@@ -198,6 +200,32 @@ def _correction(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str
             yield here + sentence_of(error)
     if built:
         yield from _kept(recipe, built)
+
+
+def _measured(recipe: Recipe, opened: Opened, hollow: _Hollow) -> Iterator[str]:
+    """Whether what a method measures can be, on data that fits."""
+    for name, model in opened.experts.items():
+        if (text := recipe.expert(name).data) is not None:
+            where = recipe.where("experts", name, "data")
+            if model.folder is None:
+                yield where + (
+                    f"Gram matrices are measured on models of folders with a config.json, got the "
+                    f"file {str(model.path)!r}: write 'gram: FILE'"
+                )
+                continue
+            try:
+                if (runs := hollow.get(model.path)) is not None:
+                    check_data(text, runs, str(model.path), _CALLER)
+                    names_of(model, runs)
+            except _KNOWN as error:
+                yield where + sentence_of(error)
+    first = next(iter(opened.experts.values()), None)
+    if recipe.score is not None and first is not None:
+        try:
+            runs = None if first.folder is None else hollow.get(first.path)
+            check_score(recipe.score, runs, first.folder)
+        except _KNOWN as error:
+            yield recipe.where("score") + sentence_of(error)
 
 
 def _kept(recipe: Recipe, built: dict[str, nn.Module]) -> Iterator[str]:

@@ -8,6 +8,7 @@ in the hidden folder that becomes the output: a crash leaves the merge to be res
 
 import os
 import shutil
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 
 from nlm.checkpoint.partial import is_unfinished, own_folder, tidy
 from nlm.recipe.check import check
+from nlm.recipe.finished import check_finished, check_same_file, identity, report_of
 from nlm.recipe.models import Models, Progress
+from nlm.recipe.opened import Opened, open_all, sentence_of
 from nlm.recipe.recipe import Recipe, RecipeError
 from nlm.streaming import MEMORY, Report, run
+from nlm.streaming.folder import read_card
 from nlm.streaming.ranks import Ranks
 
 
@@ -56,10 +60,21 @@ def execute(
     if target is None:
         raise ValueError("nlm.recipe: a merge has an output, got none (output.path, or --output)")
     target = Path(os.path.realpath(target))
+    opened = open_all(recipe)
+    text = recipe.file.read_text(encoding="utf-8") if recipe.file is not None else _told(recipe)
+    known = identity(recipe, text, opened)
     work = target.parent / f".{target.name}.work"
-    if ranks.first and target.exists():
-        tidy(target)
-    if problems := check(recipe, force=force or (resume and is_unfinished(target))):
+    with ranks.together():
+        if ranks.first and target.exists():
+            tidy(target)
+    is_there = resume and not force and not opened.problems and _is_finished(target)
+    if is_there and target.is_dir():
+        with ranks.together():
+            report = _finished(recipe, target, opened, known) if ranks.first else None
+        return ranks.gather(report)[0]
+    if is_there:
+        return _compared(recipe, target, work, opened, memory, progress, ranks, how)
+    if problems := check(recipe, opened, force=force or (resume and is_unfinished(target))):
         raise RecipeError(problems)
     models = Models(recipe, work, memory, progress or (lambda what, share: None), ranks.first)
     with ExitStack() as stack:
@@ -73,14 +88,63 @@ def execute(
                 plan = models.plan(target)
         if not ranks.first:
             plan = models.plan(target)
-        text = recipe.file.read_text(encoding="utf-8") if recipe.file is not None else ""
         moved = ranks.gather(models.moved)[0]
 
         def complete(folder: Path, files: dict[str, Any]) -> None:
-            models.complete(folder, plan, text, files)
+            models.complete(folder, plan, text if recipe.file else "", files, known)
             shutil.rmtree(work, ignore_errors=True)  # nothing is left beside an output with a name
 
-        return run(
-            plan, "\n".join([text or repr(recipe), *moved]), resume=resume, force=force,
+        report = run(
+            plan, "\n".join([text, *moved]), resume=resume, force=force,
             progress=progress, ranks=ranks, write_others=complete, **how,
         )  # fmt: skip
+    if report.complete and target.is_dir():  # as they are since the correction
+        report = replace(report, files=read_card(target)[1])
+    return report
+
+
+def _told(recipe: Recipe) -> str:
+    """A recipe that was written in Python, wherever its output goes."""
+    return repr(replace(recipe, output=replace(recipe.output, path=None)))
+
+
+def _is_finished(target: Path) -> bool:
+    """Whether an output has its name, and nothing lies beside it to be taken up."""
+    is_partial = (target.parent / f".{target.name}.partial").exists()
+    return target.exists() and not is_unfinished(target) and not is_partial
+
+
+def _finished(recipe: Recipe, target: Path, opened: Opened, known: str) -> Report:
+    """The report of a folder that is there, where it is this merge's and whole."""
+    begun = time.perf_counter()
+    try:
+        digests = check_finished(target, known)
+    except FileExistsError as error:
+        raise FileExistsError(f"nlm: {recipe.where('output')}{sentence_of(error)}") from None
+    return report_of(recipe, opened, digests, begun)
+
+
+def _compared(
+    recipe: Recipe,
+    target: Path,
+    work: Path,
+    opened: Opened,
+    memory: int,
+    progress: Progress | None,
+    ranks: Ranks,
+    how: dict[str, Any],
+) -> Report:
+    """The report of a single file that is there, where the same merge gives it again."""
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.first:
+                stack.enter_context(own_folder(work))
+        again = work / target.name
+        report = execute(
+            recipe, again, memory=memory, progress=progress, ranks=ranks, **{**how, "sync": False}
+        )
+        with ranks.together():
+            if ranks.first:
+                check_same_file(again, target)
+    return report_of(recipe, opened, {target.name: next(iter(report.files.values()))}, begun)

@@ -99,20 +99,20 @@ def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
         raise RecipeError(opened.problems)
     experts = {f"expert {name!r}": _bytes(recipe, each) for name, each in opened.experts.items()}
     base = {} if opened.base is None else {"base": _bytes(recipe, opened.base)}
-    fishers = {
-        f"Fisher information of {name!r}": _bytes(recipe, each)
-        for name, each in opened.fishers.items()
-    }
+    what = "Fisher information" if recipe.method == "fisher" else "Gram matrices"
+    known = {f"{what} of {n!r}": _bytes(recipe, each) for n, each in opened.curvatures.items()}
     foundations = {f"foundation {n!r}": _bytes(recipe, f) for n, f in opened.foundations.items()}
     is_mean = METHODS[recipe.method].base and recipe.base is None
-    inputs = {**base, **experts, **fishers}
+    inputs = {**base, **experts, **known}
     if is_mean and len(foundations) > 1:  # what is merged starts from their mean
         inputs = {"base": next(iter(foundations.values())), **inputs}
     once = sum(inputs.values())
     work = work_bytes(recipe, opened)
     before = work + (sum(foundations.values()) if recipe.aligns else 0)
     untimed = [name for name, does in (
-        ("alignment", recipe.aligns), ("correction", recipe.correct is not None)
+        ("alignment", recipe.aligns), ("correction", recipe.correct is not None),
+        ("Gram matrices", any(each.data for each in recipe.experts)),
+        ("scores", recipe.score is not None),
     ) if does]  # fmt: skip
     is_global = recipe.method == "ties" and recipe.options.get("dialect") == "global"
     is_thresholded = recipe.method == "ties" or recipe.method.startswith("breadcrumbs")

@@ -49,6 +49,7 @@ NUMBERS = {
     ),
     "agreement": Number(OPTIONS["agreement"][0], 1, 255),
     "t": Number(OPTIONS["t"][0], 0, 1),
+    "alpha": Number(0.9, 0, 1),
     "floor": Number(OPTIONS["floor"][0], 0, math.inf, excluded=0),
 }
 
@@ -78,7 +79,8 @@ class Method:
     base : whether the task vectors start from a base.
     experts : the least and the largest number of experts.
     random : whether it needs a seed.
-    fisher : whether every expert has a file of Fisher information.
+    of_each : what every expert has one of, for the method alone: "fisher", a file of Fisher
+        information; "gram", a file of Gram matrices, or "data" that they are measured on.
     """
 
     parameters: tuple[str, ...]
@@ -86,7 +88,7 @@ class Method:
     base: bool = True
     experts: tuple[int, float] = (1, math.inf)
     random: bool = False
-    fisher: bool = False
+    of_each: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,7 +101,8 @@ class Method:
     @property
     def of_expert(self) -> tuple[str, ...]:
         """The keys that an expert may have for the method."""
-        return (*self.per_expert, "fisher") if self.fisher else self.per_expert
+        samples = ("samples",) if "data" in self.of_each else ()
+        return (*self.per_expert, *self.of_each, *samples)
 
 
 _SUM = ("weight", "scale")
@@ -121,16 +124,11 @@ METHODS = {
     "sce": Method(("scale", "select")),
     "tall_mask": Method(("weight", "mask_threshold")),
     "consensus": Method((*_SUM, "mask_threshold", "agreement")),
-    "fisher": Method(("weight", "floor"), base=False, fisher=True),
+    "fisher": Method(("weight", "floor"), base=False, of_each=("fisher",)),
     "slerp": Method(("t",), base=False, experts=(2, 2)),
     "model_stock": Method((), experts=(2, math.inf)),
-}
-
-#: Methods that need more than checkpoints, and what to write instead.
-IN_PYTHON = {
-    "greedy_soup": "needs a score of each mean: nlm.merge.greedy_soup in Python, or write "
-    "'uniform_soup'",
-    "regmean": "needs data: nlm.merge.regmean in Python, or write 'fisher' with files of it",
+    "regmean": Method(("alpha",), base=False, of_each=("gram", "data")),
+    "greedy_soup": Method((), base=False),
 }
 
 DTYPES = {TORCH_TYPES[dtype]: dtype for dtype in ("F32", "BF16", "F16")}

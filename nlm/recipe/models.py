@@ -1,20 +1,23 @@
 """The checkpoints of a recipe in one order of units, and what completes the merged folder."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlm._methods import greedy_soup
 from nlm.checkpoint import Checkpoint, open_checkpoint
 from nlm.checkpoint.atomic import write_text
-from nlm.checkpoint.headers import Stamp, read_config, stamp
+from nlm.checkpoint.headers import Stamp, read_config
 from nlm.checkpoint.names import file_name
+from nlm.recipe.finished import named_files
 from nlm.recipe.methods import DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Recipe
 from nlm.streaming import Plan, run
 from nlm.streaming.aligned import is_aligned, write_aligned
-from nlm.streaming.folder import CARD, card, complete
+from nlm.streaming.folder import CARD, card, complete, copy_others, note_others
 from nlm.streaming.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from nlm.recipe.correcting import Calibration
 
 Progress = Callable[[str, float], None]
+
+
+def _one(parameter: str, task: str | None, tensor: str) -> float:
+    return 1.0
 
 
 @dataclass
@@ -41,6 +48,7 @@ class Models:
     makes: bool
     inputs: dict[Path, Stamp] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)  # digests of the permutations
+    notes: list[str] = field(default_factory=list)  # for the model card
     _foundations: "Foundations | None" = None
     _calibration: "Calibration | None" = None
 
@@ -61,36 +69,30 @@ class Models:
 
     def plan(self, output: Path) -> Plan:
         recipe = self.recipe
-        self._stamp_files()
+        self.inputs |= named_files(recipe)
         if recipe.aligns:
             for path in recipe.foundations.values():
                 self._opened(path)
             if self.makes and not self.foundations.results:
                 self.foundations.align()
         experts = {each.name: self._expert(each) for each in recipe.experts}
-        fishers = {
-            each.name: self._fisher(each)
+        curvatures = {
+            each.name: self._curvature(each)
             for each in recipe.experts
-            if METHODS[recipe.method].fisher
+            if METHODS[recipe.method].of_each
         }
+        method, options = recipe.method, {**recipe.options, "seed": recipe.seed}
+        if method == "regmean":
+            options["columns"] = self._column_weights()
+        elif method == "greedy_soup":
+            method, experts = "uniform_soup", self._soup(experts)
         base = self._base() if METHODS[recipe.method].base else None
         start = base or next(iter(experts.values()))
         dtype = DTYPES[recipe.output.dtype] if recipe.output.dtype else self._dtype()
         return Plan(
-            output, experts, base, recipe.method, recipe.numbers(start.tensors),
-            {**recipe.options, "seed": recipe.seed}, recipe.heads, dtype,
-            recipe.output.shard_bytes, self.memory, self.inputs, fishers,
+            output, experts, base, method, recipe.numbers(start.tensors), options, recipe.heads,
+            dtype, recipe.output.shard_bytes, self.memory, self.inputs, curvatures,
         )  # fmt: skip
-
-    def _stamp_files(self) -> None:
-        """The files beside the models by which a merge is known again."""
-        recipe = self.recipe
-        align, correct = recipe.align, recipe.correct
-        named = [] if align is None else [align.spec, align.data]
-        named += [] if correct is None else correct.data.values()
-        files = [Path(each) for each in named if each is not None]
-        files += [each.permutation for each in recipe.experts if each.permutation is not None]
-        self.inputs |= {file: stamp(file) for file in files if file.is_file()}
 
     @property
     def foundations(self) -> "Foundations":
@@ -133,15 +135,65 @@ class Models:
             return self._moved(checkpoint, expert.foundation, name)
         return self._permuted(checkpoint, self._permutation(expert), name)
 
-    def _fisher(self, expert: Expert) -> Checkpoint:
-        """An expert's Fisher information, permuted as the expert is."""
-        if expert.fisher is None:
+    def _curvature(self, expert: Expert) -> Checkpoint:
+        """An expert's Fisher information, permuted as the expert is, or its Gram matrices."""
+        like, file = self._opened(expert.path), expert.fisher or expert.gram
+        if file is not None:
+            permutation = self._permutation(expert) if expert.fisher else {}
+            return self._permuted(self._opened(file), permutation, f"known of {expert.name}", like)
+        if expert.data is None:
             raise ValueError(
-                f"nlm.recipe: {self.recipe.method!r} has Fisher information of every expert, got "
-                f"none for {expert.name!r}"
+                f"nlm.recipe: {self.recipe.method!r} has "
+                f"{' or '.join(METHODS[self.recipe.method].of_each)} of every expert, got none for "
+                f"{expert.name!r}"
             )
-        checkpoint, like = self._opened(expert.fisher), self._opened(expert.path)
-        return self._permuted(checkpoint, self._permutation(expert), f"fisher {expert.name}", like)
+        made = self._file(f"grams {expert.name}")
+        if self.makes:
+            from nlm.recipe.measuring import write_grams
+
+            model = self._module(expert)
+            self.progress(f"measuring expert {expert.name}", 0.0)
+            write_grams(expert.path, model, expert.data, expert.samples, self.recipe.heads, made)
+        return open_checkpoint(made)
+
+    def _column_weights(self) -> tuple[str, ...]:
+        """The weights that are [inputs, outputs], of models that have a configuration."""
+        if (folder := self.like()) is None or not (folder / "config.json").is_file():
+            return ()
+        from nlm.recipe.measuring import column_weights
+
+        return column_weights(folder)
+
+    def _soup(self, experts: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
+        """Those whose mean scores best, found greedily."""
+        chosen, trial = self.work / "soup.json", self.work / "soup"
+        if self.makes:
+            from nlm.recipe.measuring import open_score
+
+            assert self.recipe.score is not None
+            score_of = open_score(self.recipe.score, self.like())
+
+            def score(names: tuple[str, ...]) -> float:
+                self.progress(f"scoring {' and '.join(names)}", 0.0)
+                shutil.rmtree(trial, ignore_errors=True)
+                some = {name: experts[name] for name in names}
+                folder = trial if self.like() else trial.with_suffix(".safetensors")
+                plan = Plan(folder, some, None, "uniform_soup", _one, memory=self.memory)
+                run(plan, sync=False, digest=False, force=True)
+                if self.like():
+                    copy_others(self.like(), trial)
+                return score_of(folder)
+
+            names, best, scores = greedy_soup(experts, score)
+            told = ", ".join(f"{name!r} {each:.6g}" for name, each in scores.items())
+            self.notes.append(
+                f"A greedy soup of {', '.join(map(repr, names))}, of score {best:.6g} by "
+                f"`{self.recipe.score}`; alone: {told}."
+            )
+            write_text(chosen, json.dumps(names))
+        found = json.loads(chosen.read_text())
+        self.moved.append(f"soup: {', '.join(found)}")
+        return {name: experts[name] for name in found}
 
     def _permutation(self, expert: Expert) -> "Mapping[str, Tensor]":
         """What brings an expert into the first foundation's order."""
@@ -226,14 +278,16 @@ class Models:
             return open_checkpoint(folder)
         mean = Plan(
             folder, foundations, None, "linear",
-            lambda parameter, task, tensor: 1.0, heads=recipe.heads, memory=self.memory,
+            _one, heads=recipe.heads, memory=self.memory,
         )  # fmt: skip
         run(mean, sync=False, digest=False, progress=self.progress)
         return open_checkpoint(folder)
 
     # --- after the merge --------------------------------------------------------------------------
 
-    def complete(self, folder: Path, plan: Plan, text: str, files: dict[str, Any]) -> None:
+    def complete(
+        self, folder: Path, plan: Plan, text: str, files: dict[str, Any], identity: str
+    ) -> None:
         """All of a merged folder but its weights, and what the correction changes in these."""
         recipe = self.recipe
         unties = self._rotates and bool(self._gauged().untied)
@@ -241,6 +295,7 @@ class Models:
         complete(folder, plan, self.like(), settings)
         self._write_head_configs(folder)
         notes = [] if self._foundations is None else list(self._foundations.notes)
+        notes += self.notes
         if self._calibration is not None:
             experts = {each.name: self._module(each) for each in recipe.experts}
             notes.append(
@@ -248,7 +303,9 @@ class Models:
                     folder, experts, files, recipe.output.shard_bytes, self.like()
                 )
             )
-        write_text(folder / CARD, card(plan, text, files, self._named_models(), notes))
+        note_others(folder, files)
+        models = self._named_models()
+        write_text(folder / CARD, card(plan, text, files, models, notes, identity))
 
     def _gauged(self) -> Any:
         return next(iter(self.foundations.results.values())).gauge  # type: ignore[attr-defined]

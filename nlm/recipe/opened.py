@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nlm._names import matches
-from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, open_checkpoint
+from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, TensorEntry, open_checkpoint
 from nlm.recipe.methods import BESIDE_WEIGHTS, DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Output, Recipe
 
@@ -22,7 +22,7 @@ class Opened:
     base: Checkpoint | None = None
     experts: dict[str, Checkpoint] = field(default_factory=dict)
     foundations: dict[str, Checkpoint] = field(default_factory=dict)
-    fishers: dict[str, Checkpoint] = field(default_factory=dict)
+    curvatures: dict[str, Checkpoint] = field(default_factory=dict)  # Fisher or Gram
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -34,16 +34,16 @@ class Opened:
 
 def open_all(recipe: Recipe) -> Opened:
     """Reads the headers of all that a recipe names; each file once."""
-    found, known = Opened(), dict[Path, Checkpoint | None]()
+    found, seen = Opened(), dict[Path, Checkpoint | None]()
 
     def opened(path: Path, where: str) -> Checkpoint | None:
-        if path not in known:
-            known[path] = None
+        if path not in seen:
+            seen[path] = None
             try:
-                known[path] = open_checkpoint(path)
+                seen[path] = open_checkpoint(path)
             except (OSError, ValueError) as error:
                 found.problems.append(where + sentence_of(error))
-        return known[path]
+        return seen[path]
 
     for name, path in recipe.foundations.items():
         if (foundation := opened(path, recipe.where("foundations", name))) is not None:
@@ -53,9 +53,10 @@ def open_all(recipe: Recipe) -> Opened:
     for expert in recipe.experts:
         if (one := opened(expert.path, recipe.where("experts", expert.name))) is not None:
             found.experts[expert.name] = one
-        where = recipe.where("experts", expert.name, "fisher")
-        if expert.fisher is not None and (fisher := opened(expert.fisher, where)) is not None:
-            found.fishers[expert.name] = fisher
+        where = recipe.where("experts", expert.name, "fisher" if expert.fisher else "gram")
+        file = expert.fisher or expert.gram
+        if file is not None and (known := opened(file, where)) is not None:
+            found.curvatures[expert.name] = known
     return found
 
 
@@ -68,14 +69,17 @@ def merged(recipe: Recipe, start: Checkpoint) -> list[str]:
     ]
 
 
+def written_entries(recipe: Recipe, start: Checkpoint) -> list[TensorEntry]:
+    """The entries of the result."""
+    found = start.tensors.items()
+    return [entry for name, entry in found if not matches(name, recipe.heads)]
+
+
 def written_bytes(recipe: Recipe, start: Checkpoint) -> int:
     """Bytes of the tensors of the result, and of the masks beside them."""
     dtype = DTYPES[recipe.output.dtype] if recipe.output.dtype else None
-    total = sum(
-        entry.size * ITEM_BYTES[entry.type_as(dtype)]
-        for name, entry in start.tensors.items()
-        if not matches(name, recipe.heads)
-    )
+    entries = written_entries(recipe, start)
+    total = sum(entry.size * ITEM_BYTES[entry.type_as(dtype)] for entry in entries)
     if recipe.method == "tall_mask":
         bits = sum(-(-start.tensors[name].size // 8) for name in merged(recipe, start))
         total += len(recipe.experts) * bits
@@ -94,20 +98,34 @@ def work_bytes(recipe: Recipe, opened: Opened) -> int:
     made = [
         each[expert.name]
         for expert in recipe.experts
-        for each in (opened.experts, opened.fishers)
+        for each in (opened.experts, opened.curvatures)
         if expert.name in each and (recipe.rotates or is_moved(recipe, expert))
     ]
-    total = 0
+    total = measured_bytes(recipe, opened)
     if METHODS[recipe.method].base and recipe.base is None:
         first, *others = opened.foundations.values()
         made += others if recipe.aligns else []
         made += [first] if recipe.rotates else []
-        total = written_bytes(replace(recipe, output=Output()), first) if others else 0
+        total += written_bytes(replace(recipe, output=Output()), first) if others else 0
     elif METHODS[recipe.method].base and recipe.rotates and opened.base is not None:
         made.append(opened.base)
     if recipe.rotates:
         return total + sum(map(module_bytes, made))
     return total + sum(entry.bytes for each in made for entry in each.tensors.values())
+
+
+def measured_bytes(recipe: Recipe, opened: Opened) -> int:
+    """Bytes of what is measured before the merge: Gram matrices, and the mean that is scored."""
+    if recipe.method == "greedy_soup" and opened.start is not None:
+        return written_bytes(replace(recipe, output=Output()), opened.start)
+    own = [opened.experts[e.name] for e in recipe.experts if e.data and e.name in opened.experts]
+    return sum(map(_gram_bytes, own))
+
+
+def _gram_bytes(model: Checkpoint) -> int:
+    """Bytes of the Gram matrices of a model at most."""
+    shapes = (entry.shape for entry in model.tensors.values() if entry.is_weight)
+    return sum(8 * shape[1] ** 2 for shape in shapes if len(shape) == 2)
 
 
 def beside_bytes(recipe: Recipe, opened: Opened) -> int:
@@ -142,7 +160,22 @@ def memory_bytes(recipe: Recipe, opened: Opened) -> int:
         from nlm.recipe.check_modules import cost_bytes
 
         costs = cost_bytes(recipe, opened)
-    return max(sum(aligned) + costs, sum(corrected), _ranked_bytes(recipe, opened.start))
+    known = _measuring_bytes(recipe, opened)
+    return max(sum(aligned) + costs, sum(corrected), known, _ranked_bytes(recipe, opened.start))
+
+
+def _measuring_bytes(recipe: Recipe, opened: Opened) -> int:
+    """By RegMean the largest expert that is run, with its Gram matrices, or all of one layer; by a
+    greedy soup the model that is scored."""
+    if opened.start is None or recipe.method not in ("regmean", "greedy_soup"):
+        return 0
+    if recipe.method == "greedy_soup":
+        return module_bytes(opened.start)
+    own = [opened.experts[e.name] for e in recipe.experts if e.data and e.name in opened.experts]
+    run = max((module_bytes(model) + _gram_bytes(model) for model in own), default=0)
+    shapes = [opened.start.tensors[name].shape for name in merged(recipe, opened.start)]
+    widest = max((shape[1] for shape in shapes if len(shape) == 2), default=0)
+    return max(run, 8 * widest**2 * (2 * len(recipe.experts) + 2))
 
 
 def _ranked_bytes(recipe: Recipe, start: Checkpoint | None) -> int:

@@ -18,8 +18,9 @@ A recipe of nlm with every key (``docs/recipes.md`` has them in a table)::
     heads: [classifier]
     output: {path: merged, dtype: bfloat16, shard: 5GB, per_task: folded}
 
-An expert of the method ``fisher`` has a ``fisher: FILE`` beside its path. Only ``experts`` and
-``method`` are needed, ``seed`` where something is random, and a base or a
+An expert of the method ``fisher`` has a ``fisher: FILE`` beside its path, one of ``regmean`` a
+``gram: FILE``, or ``data`` and ``samples``; the method ``greedy_soup`` has a ``score``. Only
+``experts`` and ``method`` are needed, ``seed`` where something is random, and a base or a
 foundation where the method starts from one. An expert or output that is nothing but a path may be
 written as one. Relative paths are relative to the recipe's folder.
 """
@@ -38,7 +39,6 @@ from nlm.recipe.methods import (
     CHOICES,
     CORRECTIONS,
     DTYPES,
-    IN_PYTHON,
     METHODS,
     NUMBERS,
     PER_TASK,
@@ -51,9 +51,10 @@ from nlm.recipe.values import Values
 
 _KEYS = (
     "foundations", "base", "experts", "method", "parameters", "seed", "align", "correct", "heads",
-    "output",
+    "output", "score",
 )  # fmt: skip
 _EXPERT = ("path", "foundation", "permutation")
+_KNOWN = ("fisher", "gram", "data", "samples")  # of an expert, by methods that have of_each
 _ALIGN = ("method", "spec", "data", "samples")
 _CORRECT = ("method", "data", "samples")
 _OUTPUT = ("path", "dtype", "shard", "per_task")
@@ -101,12 +102,13 @@ class _Own:
         seed = reader.whole(keys["seed"], "a seed", 0) if "seed" in keys else None
         correct = self._correct()
         heads, output = self._heads(), self._output()
+        score = self._named(keys["score"], "the score") if "score" in keys else None
         if name is not None:
             self._check(name, experts, foundations, align)
         reader.raise_problems()
         return Recipe(
             experts, str(name), foundations, base, values, options, seed, align, correct, heads,
-            output, file=reader.file, lines=reader.lines,
+            score, output, file=reader.file, lines=reader.lines,
         )  # fmt: skip
 
     def _check(
@@ -131,12 +133,21 @@ class _Own:
         if finds and len(foundations) < 2:
             note(keys["align"], f"several foundations are aligned, got {len(foundations)}")
         first = next(iter(foundations), None)
+        if (name == "greedy_soup") != ("score" in keys):
+            at = keys.get("score", here)
+            note(at, f"greedy_soup alone has a score, got {'one' if 'score' in keys else 'none'} "
+                 f"for {name}: write 'score: package.module:function', or a file of labelled "
+                 "inputs")  # fmt: skip
         is_said = finds or (align is None and "align" in keys)
         for expert in experts:
             line, own = self._lines[expert.name], expert.foundation
-            if method.fisher and expert.fisher is None:
-                note(line, f"{name} has Fisher information of every expert, got none for "
-                     f"{expert.name!r}: write 'fisher: FILE'")  # fmt: skip
+            given = [key for key in method.of_each if getattr(expert, key) is not None]
+            if method.of_each and len(given) != 1:
+                known = " or ".join(f"'{key}: FILE'" for key in method.of_each)
+                found = "both" if given else "none"
+                what = "Fisher information" if name == "fisher" else "Gram matrices"
+                note(line, f"{name} has {what} of every expert, got {found} "
+                     f"for {expert.name!r}: write {known}")  # fmt: skip
             if own is None and expert.permutation is None and len(foundations) > 1:
                 note(line, f"expert {expert.name!r} is of one of {', '.join(foundations)}, got no "
                      "foundation: write 'foundation: NAME'")  # fmt: skip
@@ -147,9 +158,6 @@ class _Own:
 
     def _method(self) -> str | None:
         if (node := self.keys.get("method")) is None:
-            return None
-        if isinstance(node, ScalarNode) and node.value in IN_PYTHON:
-            self.reader.problem(node, f"{node.value} {IN_PYTHON[node.value]}")
             return None
         return self.reader.choice(node, "a method", METHODS)
 
@@ -202,7 +210,7 @@ class _Own:
     ) -> Expert | None:
         reader, what = self.reader, f"expert {name!r}"
         own = tuple(n for n, of in NUMBERS.items() if of.per_expert)
-        allowed = (*own, "fisher") if method is None else method.of_expert
+        allowed = (*own, *_KNOWN) if method is None else method.of_expert
         keys = reader.mapping(node, what, (*_EXPERT, *allowed))
         for key, value in keys.items():
             reader.mark(f"experts.{name}.{key}", value)
@@ -216,19 +224,24 @@ class _Own:
                            f"{described(keys['foundation'])} and none named")  # fmt: skip
         elif "foundation" in keys:
             foundation = reader.choice(keys["foundation"], f"the foundation of {what}", foundations)
-        permutation = None
-        if "permutation" in keys:
-            permutation = self._path(keys["permutation"], f"the permutation of {what}")
-        fisher = None
-        if "fisher" in keys:
-            fisher = self._path(keys["fisher"], f"the Fisher information of {what}")
+        files = {
+            key: self._path(keys[key], f"the {key} of {what}")
+            for key in ("permutation", "fisher", "gram")
+            if key in keys
+        }
+        data = self._named(keys["data"], f"the data of {what}") if "data" in keys else None
+        samples = None
+        if "samples" in keys:
+            samples = reader.whole(keys["samples"], f"the samples of {what}", 1)
         values = {
             key: values
             for key in keys
             if key in NUMBERS
             and (values := reader.values(keys[key], f"{key} of {what}", NUMBERS[key])) is not None
         }
-        return None if path is None else Expert(name, path, foundation, permutation, values, fisher)
+        if path is None:
+            return None
+        return Expert(name, path, foundation, values=values, data=data, samples=samples, **files)
 
     def _parameters(
         self, name: str | None, method: Method | None

@@ -33,6 +33,9 @@ class Expert:
     permutation : a file of ``nlm align`` that brings it into the first foundation's order.
     values : parameter -> its numbers for this expert, such as "weight" and "density".
     fisher : a file of the Fisher information of its entries, for Fisher averaging.
+    gram : a file of the Gram matrices of what its linear layers read, for RegMean.
+    data, samples : inputs that these are measured on, as :mod:`nlm.recipe.data` reads them, and the
+        most that are used.
     """
 
     name: str
@@ -41,6 +44,9 @@ class Expert:
     permutation: Path | None = None
     values: Mapping[str, Values] = field(default_factory=dict)
     fisher: Path | None = None
+    gram: Path | None = None
+    data: str | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,8 @@ class Recipe:
         for a method that has no base.
     method, values, options : a method, its numbers and its choices: see :mod:`nlm.recipe.methods`.
     heads : patterns of entries that are never merged.
+    score : of a greedy soup: a function, or a file of labelled inputs; see
+        :mod:`nlm.recipe.measuring`.
     layers : how many layers the models have, where the recipe says so.
     form : "nlm" or "mergekit", whose rules it was written by.
     file, lines : where it was read from, and the lines of "base", "experts.digits", ...
@@ -121,6 +129,7 @@ class Recipe:
     align: Alignment | None = None
     correct: Correction | None = None
     heads: tuple[str, ...] = ()
+    score: str | None = None
     output: Output = Output()
     layers: int | None = None
     form: str = "nlm"

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from nlm._methods import check_agreement, check_ranked
 from nlm.checkpoint.headers import Checkpoint
-from nlm.recipe.opened import Opened, merged, sentence_of
+from nlm.recipe.opened import Opened, is_moved, merged, sentence_of
 from nlm.recipe.recipe import Recipe
-from nlm.streaming.plan import without_fisher
+from nlm.streaming.plan import without_fisher, without_gram
 
 _OF_RANKS = "density", "epsilon"
 
@@ -21,7 +21,11 @@ def broken_rules(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[
         yield from _masks(recipe)
     elif recipe.method == "fisher":
         yield from _fishers(recipe, opened, start)
-    if recipe.method in ("tall_mask", "fisher") and recipe.rotates:
+    elif recipe.method == "regmean":
+        yield from _grams(recipe, opened, start)
+    elif recipe.method == "greedy_soup":
+        yield from _soup(recipe)
+    if recipe.method in ("tall_mask", "fisher", "regmean") and recipe.rotates:
         yield recipe.where("align", "method") + (
             f"{recipe.method} goes with permutations, got {recipe.align and recipe.align.method!r}"
         )
@@ -75,6 +79,27 @@ def _masks(recipe: Recipe) -> Iterator[str]:
 
 def _fishers(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
     names = merged(recipe, start)
-    for name, fisher in opened.fishers.items():
+    for name, fisher in opened.curvatures.items():
         for sentence in without_fisher(start, names, name, fisher):
             yield recipe.where("experts", name, "fisher") + sentence
+
+
+def _grams(recipe: Recipe, opened: Opened, start: Checkpoint) -> Iterator[str]:
+    for name, grams in opened.curvatures.items():
+        where = recipe.where("experts", name, "gram")
+        if is_moved(recipe, recipe.expert(name)):
+            yield where + (
+                f"the Gram matrices of an expert that is permuted are measured as it is merged, "
+                f"got a file for {name!r}: write 'data: FILE'"
+            )
+        for sentence in without_gram(start, name, grams):
+            yield where + sentence
+
+
+def _soup(recipe: Recipe) -> Iterator[str]:
+    if recipe.heads:
+        yield recipe.where("heads") + "a soup is of models of one task, got heads of their own"
+    if recipe.correct is not None:
+        yield recipe.where("correct") + (
+            "a soup is of models of one task, got a correction for each: leave 'correct' out"
+        )

@@ -37,7 +37,10 @@ _GROUP = kernels.GROUP  # a chunk begins with one
 
 @dataclass
 class Report:
-    """How a merge went: wall seconds, bytes of the inputs and of the result, file -> SHA-256."""
+    """How a merge went: wall seconds, bytes of the inputs and of the result, file -> SHA-256.
+
+    ``resumed`` are the files that were finished before; ``complete`` says that all were.
+    """
 
     seconds: float
     read: int
@@ -45,6 +48,7 @@ class Report:
     tensors: int
     files: dict[str, str | None]
     resumed: tuple[str, ...] = ()
+    complete: bool = False
 
 
 def run(
@@ -91,7 +95,7 @@ def run(
     method = method_of(plan.method, plan.value, plan.options)
     if method.needs_base and plan.base is None:
         raise ValueError(f"nlm.streaming: {plan.method!r} starts from a base, got none")
-    models = [*plan.experts.values(), *plan.fishers.values()]
+    models = [*plan.experts.values(), *plan.curvatures.values()]
     models = models if plan.base is None else [plan.base, *models]
     stamps = {str(file.resolve()): stamp[2:] for file, stamp in plan.stamps().items()}
     facts = (plan.method, plan.options, plan.heads, stamps, nlm.__version__, kernels.isa())
@@ -136,6 +140,7 @@ def run(
         len(plan.entries()),
         {name: each["sha256"] for name, each in written.items()},
         resumed,
+        is_whole,
     )
 
 
@@ -332,7 +337,7 @@ class _Merge:
         """Tensors in the address space; their pages are given back at the end."""
         models = self.plan.experts if only is None else {"only": only}
         base = self.plan.base if only is None else None
-        fishers = self.plan.fishers if only is None else {}
+        known = self.plan.curvatures if only is None else {}
         copies: list[np.ndarray] = []  # of tensors that do not lie as their type wants
         opened: list[TensorEntry] = []
 
@@ -352,7 +357,7 @@ class _Merge:
                 entry.shape,
                 None if base is None else block(base, entry.name),
                 {task: block(model, entry.name) for task, model in models.items()},
-                {t: block(f, entry.name) for t, f in fishers.items() if entry.name in f.tensors},
+                {t: block(f, entry.name) for t, f in known.items() if entry.name in f.tensors},
             )
             for entry in entries
         ]

@@ -15,7 +15,7 @@ from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.names import file_name
-from nlm.checkpoint.shards import ShardFile, lay_out
+from nlm.checkpoint.shards import ShardFile, lay_out, sha256_of
 from nlm.streaming.plan import Plan
 
 _WEIGHTS = {
@@ -23,31 +23,23 @@ _WEIGHTS = {
     ".ot", ".pkl",
 }  # fmt: skip
 CARD = "README.md"
-
-
-def write_others(
-    folder: Path, plan: Plan, recipe: str, files: Mapping[str, Any], like: Path | None = None
-) -> None:
-    """Completes the folder of a merged checkpoint.
-
-    The files of the start's folder that hold no weights are copied, with the type in config.json
-    as it is now; each expert's heads go to ``heads/TASK.safetensors``; a model card says what was
-    merged, and how.
-
-    Parameters
-    ----------
-    like : the folder to copy from instead.
-    recipe : as it was given, YAML.
-    files : name -> {"sha256": digest or None} of the weights.
-    """
-    complete(folder, plan, like)
-    write_text(folder / CARD, card(plan, recipe, files))
+_FILES, _NOT_TAKEN = "## Files", "not taken"
+_KNOWN = "`nlm merge --resume` knows this merge as "
 
 
 def complete(
     folder: Path, plan: Plan, like: Path | None = None, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """All of :func:`write_others` but the model card; ``settings`` replace those of config.json."""
+    """Completes the folder of a merged checkpoint, but for its model card.
+
+    The files of the start's folder that hold no weights are copied, with the type in config.json
+    as it is now; each expert's heads go to ``heads/TASK.safetensors``.
+
+    Parameters
+    ----------
+    like : the folder to copy from instead.
+    settings : what replaces those of config.json.
+    """
     copy_others(like or plan.start.folder, folder)
     if (config := read_config(folder)) is not None:
         changed = dict(settings or {})
@@ -97,13 +89,17 @@ def card(
     files: Mapping[str, Any],
     models: Mapping[str, Path] | None = None,
     notes: Iterable[str] = (),
+    identity: str = "",
 ) -> str:
     """The model card: Hugging Face's front matter, then what was merged.
 
     Parameters
     ----------
+    recipe : as it was given, YAML.
+    files : name -> {"sha256": digest or None} of the files of tensors.
     models : who -> the checkpoint that a user named, where the plan reads copies of them.
     notes : what else was done, a paragraph each.
+    identity : what the merge is known by when it is resumed.
     """
     if models is None:
         models = {f"expert {task!r}": each.path for task, each in plan.experts.items()}
@@ -119,9 +115,33 @@ def card(
     ]  # fmt: skip
     if recipe:
         lines += ["## Recipe", "", *(f"    {line}" for line in recipe.splitlines()), ""]
-    lines += ["## Files", "", "| file | SHA-256 |", "|---|---|"]
-    lines += [f"| {name} | {each['sha256'] or 'not taken'} |" for name, each in files.items()]
+    lines += [_FILES, "", "| file | SHA-256 |", "|---|---|"]
+    lines += [f"| {name} | {each['sha256'] or _NOT_TAKEN} |" for name, each in files.items()]
+    lines += ["", f"{_KNOWN}`{identity}`."] if identity else []
     return "\n".join(lines) + "\n"
+
+
+def read_card(folder: Path) -> tuple[str | None, dict[str, str | None]]:
+    """What a folder's card says: the merge's identity, and file -> SHA-256; nothing where there is
+    no card of nlm's."""
+    try:
+        lines = (folder / CARD).read_text(encoding="utf-8").splitlines()
+        table = lines[len(lines) - lines[::-1].index(_FILES) + 3 :]
+    except (OSError, ValueError):
+        return None, {}
+    rows = (line[2:-2].rsplit(" | ", 1) for line in table if line.startswith("| "))
+    files = {name: None if digest == _NOT_TAKEN else digest for name, digest in rows}
+    known = [line[len(_KNOWN) :].strip("`.") for line in table if line.startswith(_KNOWN)]
+    return (known[0], files) if known else (None, {})
+
+
+def note_others(folder: Path, files: dict[str, Any]) -> None:
+    """Notes the other files of tensors in a folder, heads and masks, as those that were written."""
+    is_taken = all(each["sha256"] for each in files.values())
+    for file in sorted(folder.rglob("*.safetensors")):
+        name = file.relative_to(folder).as_posix()
+        if name not in files:
+            files[name] = {"sha256": sha256_of(file) if is_taken else None}
 
 
 def _cell(text: str) -> str:

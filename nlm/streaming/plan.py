@@ -30,7 +30,8 @@ class Plan:
     memory : bytes that the buffers may take.
     inputs : the files by which the merge is known again, as they were when they were read, where
         they are not the models' own: of those that a permuted copy was made of.
-    fishers : task -> the Fisher information of its expert's entries, for Fisher averaging.
+    curvatures : task -> the Fisher information of its expert's entries, for Fisher averaging, or
+        the Gram matrices of what its linear layers read, for RegMean.
     """
 
     output: Path
@@ -44,11 +45,11 @@ class Plan:
     shard_bytes: int = SHARD_BYTES
     memory: int = MEMORY
     inputs: Mapping[Path, Stamp] = field(default_factory=dict)
-    fishers: Mapping[str, Checkpoint] = field(default_factory=dict)
+    curvatures: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     def stamps(self) -> Mapping[Path, Stamp]:
         """The files by which the merge is known again."""
-        models = [self.start, *self.experts.values(), *self.fishers.values()]
+        models = [self.start, *self.experts.values(), *self.curvatures.values()]
         own = {file: stamp for model in models for file, stamp in model.stamps.items()}
         return self.inputs or own
 
@@ -102,7 +103,10 @@ def problems(plan: Plan) -> Iterator[str]:
     if plan.method == "fisher":
         merged = [name for name, entry in plan.entries().items() if plan.is_merged(entry)]
         for task in plan.experts:
-            yield from without_fisher(plan.start, merged, task, plan.fishers.get(task))
+            yield from without_fisher(plan.start, merged, task, plan.curvatures.get(task))
+    if plan.method == "regmean":
+        for task in plan.experts:
+            yield from without_gram(plan.start, task, plan.curvatures.get(task))
 
 
 def without_fisher(
@@ -119,5 +123,22 @@ def without_fisher(
             yield (
                 f"the Fisher information of an entry is a number for each of its weights, got "
                 f"{seen} for {name!r} {list(own.shape)} of {task!r} in {str(fisher.path)!r}"
+            )
+            return
+
+
+def without_gram(start: Checkpoint, task: str, grams: Checkpoint | None) -> Iterator[str]:
+    """What is wrong with the Gram matrices of an expert."""
+    if grams is None:
+        yield f"regmean has Gram matrices of every expert, got none of {task!r}"
+        return
+    for name, found in grams.tensors.items():
+        own = start.tensors.get(name)
+        fits = own is not None and len(own.shape) == 2 and found.is_float
+        if not fits or len(set(found.shape)) != 1 or found.shape[0] not in own.shape:
+            what = "no weight" if own is None else f"a weight {list(own.shape)}"
+            yield (
+                f"a Gram matrix is [inputs, inputs] of a linear layer's weight, got {found.dtype} "
+                f"{list(found.shape)} for {name!r}, {what}, of {task!r} in {str(grams.path)!r}"
             )
             return

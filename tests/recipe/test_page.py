@@ -18,7 +18,7 @@ def test_the_table_has_every_key():
     found = re.findall(r"^\| `([\w.*]+)` \|", PAGE, flags=re.MULTILINE)
     wanted = {
         *read._KEYS,
-        *(f"experts.*.{key}" for key in read._EXPERT),
+        *(f"experts.*.{key}" for key in (*read._EXPERT, *read._KNOWN)),
         *(f"align.{key}" for key in read._ALIGN),
         *(f"correct.{key}" for key in read._CORRECT),
         *(f"output.{key}" for key in read._OUTPUT),

@@ -149,10 +149,10 @@ WRONG = [
     ("experts: {a: a}\nmethod: linaer\n",
      ["2: a method is one of linear, uniform_soup, task_arithmetic, ties, dare, dare_ties, "
       "breadcrumbs, breadcrumbs_ties, della, della_linear, sce, tall_mask, consensus, fisher, "
-      "slerp, model_stock, got 'linaer'"]),
+      "slerp, model_stock, regmean, greedy_soup, got 'linaer'"]),
     ("experts: {a: a}\nmethod: greedy_soup\n",
-     ["2: greedy_soup needs a score of each mean: nlm.merge.greedy_soup in Python, or write "
-      "'uniform_soup'"]),
+     ["2: greedy_soup alone has a score, got none for greedy_soup: write 'score: "
+      "package.module:function', or a file of labelled inputs"]),
     ("experts:\n  a: {path: a, fisher: f.safetensors}\n  b: b\nmethod: fisher\n",
      ["3: fisher has Fisher information of every expert, got none for 'b': write 'fisher: FILE'"]),
     ("base: b\nexperts: {a: {path: a, fisher: f, gamma: 1}}\nmethod: breadcrumbs\n",
@@ -165,7 +165,7 @@ WRONG = [
       "'experts: ...'"]),
     ("experts: {a: a}\nmethod: linear\nzebra: 1\n",
      ["3: a recipe has no 'zebra': it has foundations, base, experts, method, parameters, seed, "
-      "align, correct, heads, output"]),
+      "align, correct, heads, output, score"]),
     ("experts:\n  a: {path: a, wieght: 1}\nmethod: linear\n",
      ["2: expert 'a' has no 'wieght': write 'weight'"]),
     ("experts:\n  a: {weight: 1}\nmethod: linear\n",

@@ -1,10 +1,12 @@
 """Plans for the checkpoints of the tests. Imports no torch: children start fast."""
 
 from pathlib import Path
+from typing import Any
 
 from nlm.checkpoint import open_checkpoint
 from nlm.recipe.methods import NUMBERS
 from nlm.streaming import Plan
+from nlm.streaming.folder import CARD, card, complete
 
 
 def plan_of(
@@ -27,3 +29,9 @@ def plan_of(
         None if base is None else open_checkpoint(base),
         method, value, options, **given,
     )  # fmt: skip
+
+
+def completed(folder: Path, plan: Plan, recipe: str, files: dict[str, Any]) -> None:
+    """All of a merged folder but its weights."""
+    complete(folder, plan)
+    (folder / CARD).write_text(card(plan, recipe, files))

@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from streaming._checkpoints import write
-from streaming._plans import plan_of
+from streaming._plans import completed, plan_of
 
 from nlm.checkpoint import open_checkpoint
 from nlm.checkpoint.shards import sha256_of
 from nlm.streaming import run
-from nlm.streaming.folder import write_others
 
 MERGE = """
 import signal, sys
@@ -25,7 +24,6 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from streaming._plans import plan_of
 from nlm.streaming import run
-from nlm.streaming.folder import write_others
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 root = Path({root!r})
 experts = {{task: root / task for task in ("one", "two", "three")}}
@@ -234,7 +232,7 @@ def test_names_of_tasks_are_names_of_files(models, tmp_path):
     _, _, base_path, paths = models()
     named = {"a/b": paths["one"], "a_b": paths["two"], "..": paths["three"]}
     plan = plan_of(tmp_path / "out", base_path, named, "linear", heads=("norm",))
-    run(plan, write_others=lambda to, files: write_others(to, plan, "", files))
+    run(plan, write_others=lambda to, files: completed(to, plan, "", files))
     heads = [load_file(file)["norm.weight"] for file in (tmp_path / "out" / "heads").iterdir()]
     assert len(heads) == 3 and not torch.equal(heads[0], heads[1])
     for name in ("x" * 300, "x\0y", ""):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from streaming._checkpoints import write
-from streaming._plans import plan_of
+from streaming._plans import completed, plan_of
 
 import nlm
 from nlm.checkpoint import open_checkpoint
@@ -177,10 +177,8 @@ def test_the_folder_is_complete(models, tmp_path):
             file.unlink()
         save_file(own, paths[task] / "model.safetensors")
     plan = plan_of(tmp_path / "out", base_path, paths, "linear", heads=("head",), dtype="F16")
-    from nlm.streaming.folder import write_others
-
     recipe = "method: linear | yes"
-    run(plan, recipe, write_others=lambda to, files: write_others(to, plan, recipe, files))
+    run(plan, recipe, write_others=lambda to, files: completed(to, plan, recipe, files))
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"model.safetensors", "config.json", "tokenizer.json", "README.md", "heads"}
     for task in experts:

@@ -2,8 +2,8 @@
 :func:`nlm.merge`.
 
 :mod:`.method` says what a method is, :mod:`.sums` those that are sums, :mod:`.ties` TIES,
-:mod:`.sparse` what drops entries before (DARE, breadcrumbs, DELLA), :mod:`.selected` SCE and
-:mod:`.masks` those with a bit for each entry.
+:mod:`.sparse` what drops entries before (DARE, breadcrumbs, DELLA), :mod:`.selected` SCE,
+:mod:`.solved` RegMean and :mod:`.masks` those with a bit for each entry.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from nlm._methods import OPTIONS, RESCALES, check_dropping
 from nlm.streaming.methods.masks import Consensus, TallMask
 from nlm.streaming.methods.method import Buffers, Method, Piece, Value
 from nlm.streaming.methods.selected import Sce
+from nlm.streaming.methods.solved import RegMean
 from nlm.streaming.methods.sparse import Breadcrumbs, Dare, Della
 from nlm.streaming.methods.sums import (
     Fisher,
@@ -35,7 +36,7 @@ _SIMPLE: dict[str, type[Method]] = {
 _SPARSE = ("dare", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear")
 _ELECTS = ("dare_ties", "breadcrumbs_ties", "della")
 _ARE_MEANS = ("linear", "uniform_soup")
-STREAMED = (*_SIMPLE, "ties", *_SPARSE)
+STREAMED = (*_SIMPLE, "ties", *_SPARSE, "regmean")
 
 
 def method_of(name: str, value: Value, options: Mapping[str, Any]) -> Method:
@@ -44,7 +45,8 @@ def method_of(name: str, value: Value, options: Mapping[str, Any]) -> Method:
     Parameters
     ----------
     value : the numbers that may differ from tensor to tensor: weight, scale, density, drop, ...
-    options : "normalize", "dialect", "rescale" and "seed".
+    options : "normalize", "dialect", "rescale", "seed", and "columns", the weights that RegMean
+        takes as [inputs, outputs].
 
     Raises
     ------
@@ -63,6 +65,8 @@ def method_of(name: str, value: Value, options: Mapping[str, Any]) -> Method:
     normalize = bool(options.get("normalize", name in _ARE_MEANS))
     if name in _SIMPLE:
         return _SIMPLE[name](value, normalize)
+    if name == "regmean":
+        return RegMean(value, True, columns=options.get("columns", ()))
     if name == "ties":
         return Ties(value, dialect=dialect)
     ties = Ties(value, dialect=dialect, trims=False) if name in _ELECTS else None

@@ -28,14 +28,15 @@ class Piece:
     Attributes
     ----------
     shape : of the tensor.
-    fishers : task -> the Fisher information of its entries, for Fisher averaging.
+    curvatures : task -> what is known of its entries: Fisher information, for Fisher averaging, or
+        the Gram matrix of what a linear layer reads, for RegMean.
     """
 
     name: str
     shape: tuple[int, ...]
     base: Block | None
     experts: Mapping[str, Block]
-    fishers: Mapping[str, Block] = field(default_factory=dict)
+    curvatures: Mapping[str, Block] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -99,7 +99,7 @@ class Fisher(Linear):
     def begin(self, piece: Piece, buffers: Buffers) -> None:
         super().begin(piece, buffers)
         check_floor(self.value("floor", None, piece.name))
-        if missing := [task for task in piece.experts if task not in piece.fishers]:
+        if missing := [task for task in piece.experts if task not in piece.curvatures]:
             raise ValueError(
                 f"nlm.merge: Fisher averaging has the Fisher information of every expert, got none "
                 f"for {', '.join(map(repr, missing))}"
@@ -113,14 +113,14 @@ class Fisher(Linear):
         total = Total(1)
         wide = self._wide(piece)
         for begin, size in chunks(piece, buffers):
-            part = wide_array(piece.fishers[task].at(begin), "fisher", wide, size, buffers)
+            part = wide_array(piece.curvatures[task].at(begin), "fisher", wide, size, buffers)
             check_importance(float(part.min()), piece.name, task)
             total.add(part)
         check_importance(total.value, piece.name, task)
         return total.value
 
     def _wide(self, piece: Piece) -> str:
-        return wide_type(*piece.experts.values(), *piece.fishers.values())
+        return wide_type(*piece.experts.values(), *piece.curvatures.values())
 
     def fill(self, piece: Piece, begin: int, size: int, target: Block, buffers: Buffers) -> None:
         wide = self._wide(piece)
@@ -132,7 +132,7 @@ class Fisher(Linear):
         weights = [WIDE[wide].type(weight) for weight in self._weights(piece)]
         merged = buffers.array("merged", wide, size)
         merged[:] = importance_mean(
-            each(piece.experts, "expert"), each(piece.fishers, "fisher"), weights, self._unit,
+            each(piece.experts, "expert"), each(piece.curvatures, "fisher"), weights, self._unit,
             self.value("floor", None, piece.name),
         )  # fmt: skip
         kernels.converted(buffers.block("merged", wide), target, size)
