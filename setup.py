@@ -5,7 +5,9 @@ Neither links torch, so a build needs no torch, takes seconds, and serves every 
     NLM_NO_EXT=1   no compiler: nlm runs on its PyTorch references
     NLM_CUDA=1|0   require, or leave out, the CUDA module (default: built where nvcc is found)
     NLM_WERROR=1   warnings are errors
-    NLM_SANITIZE=1 nlm._C with address and undefined-behaviour sanitizers (.ci/sanitize)
+    NLM_SANITIZE=1 nlm._C with address and undefined-behaviour sanitizers (.ci/sanitize), or
+                 =thread with ThreadSanitizer on std::thread (.ci/races)
+    NLM_PLAIN=1    nlm._C without any instruction set of its own (.ci/valgrind)
     CXX, NVCC      the compilers
 
 A kernel file csrc/<stem>.cpp is compiled once per instruction set (csrc/core/isa.h). The flags
@@ -28,11 +30,14 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-ISA_FLAGS = {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)} if X86 else {"plain": []}
+PLAIN = not X86 or os.environ.get("NLM_PLAIN") == "1"
+ISA_FLAGS = {"plain": []} if PLAIN else {f"v{n}": [f"-march=x86-64-v{n}"] for n in (2, 3, 4)}
 AMX_FLAGS = [*ISA_FLAGS.get("v4", []), "-mamx-tile", "-mamx-bf16"]
 CUDA_ARCHITECTURES = (80, 90, 100)
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
-SANITIZERS += ["-fno-omit-frame-pointer", "-g1", "-Og"]
+SANITIZERS = {
+    "1": ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-Og"],
+    "thread": ["-fsanitize=thread", "-DNLM_STD_THREADS", "-O1"],
+}
 
 
 COMPILERS = ThreadPoolExecutor(os.cpu_count())
@@ -70,7 +75,7 @@ def compile_if_stale(job: tuple[list[str], Path, Path]) -> Path:
 
 def instruction_sets(source: Path) -> dict[str, list[str]]:
     """Flags by instruction set; AMX for what its header declares with NLM_KERNEL_AMX."""
-    has_amx = X86 and "NLM_KERNEL_AMX(" in source.with_suffix(".h").read_text()
+    has_amx = not PLAIN and "NLM_KERNEL_AMX(" in source.with_suffix(".h").read_text()
     return {**ISA_FLAGS, "amx": AMX_FLAGS} if has_amx else ISA_FLAGS
 
 
@@ -143,11 +148,12 @@ class BuildCore(build_ext):
         # -Wno-maybe-uninitialized: GCC 12 reports its own AVX-512 header.
         flags += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", f"-I{CSRC}"]
         flags += ["-Werror"] if os.environ.get("NLM_WERROR") == "1" else []
-        sanitizers = SANITIZERS if os.environ.get("NLM_SANITIZE") == "1" else []
-        flags += sanitizers
+        sanitizers = SANITIZERS.get(os.environ.get("NLM_SANITIZE", ""), [])
+        flags += [*sanitizers, *(["-fno-omit-frame-pointer", "-g1"] if sanitizers else [])]
+        flags += ["-DNLM_PLAIN", "-g1"] if X86 and PLAIN else []
         folders = (*self.include_dirs, pybind11.get_include())
         includes = [part for folder in folders for part in ("-isystem", folder)]
-        openmp = ["-fopenmp"] if has_openmp() else []
+        openmp = ["-fopenmp"] if has_openmp() and "-fsanitize=thread" not in sanitizers else []
 
         if ext.name == "nlm._C":
             say(f"nlm._C with {shlex.join(compiler)}, instruction sets {', '.join(ISA_FLAGS)}")

@@ -10,6 +10,9 @@
 #include <cstdlib>
 #include <optional>
 #include <string>
+#if defined(NLM_STD_THREADS)
+#include <thread>
+#endif
 #include <tuple>
 #include <vector>
 
@@ -36,6 +39,15 @@ namespace py = pybind11;
 namespace nlm {
 
 int active_isa = -1;
+
+#if defined(NLM_STD_THREADS)
+void run_team(int threads, void (*body)(void*, int), void* context) {
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(body, context, thread);
+  body(context, 0);
+  for (auto& each : others) each.join();
+}
+#endif
 
 namespace {
 
@@ -297,7 +309,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isa") = nlm::kIsaNames[nlm::active_isa];
   m.attr("runnable_isas") =
       std::vector<std::string>(nlm::kIsaNames, nlm::kIsaNames + nlm::best_isa() + 1);
-#if defined(_OPENMP)
+#if defined(_OPENMP) || defined(NLM_STD_THREADS)
   m.attr("openmp") = true;
 #else
   m.attr("openmp") = false;

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from nlm import _core
+
 _LIBRARY = torch.library.Library("nlm", "DEF")
 _OPERATIONS: dict[str, "Operation"] = {}
 
@@ -96,10 +98,12 @@ def register(
         As in ``torch.library.register_autograd``.
     """
     name = schema.partition("(")[0]
-    given = {"cpu": cpu} if cuda is None else {"cpu": cpu, "cuda": _on_its_device(cuda)}
+    given = {"cpu": _alone_if_forked(cpu)}
+    given |= {} if cuda is None else {"cuda": _on_its_device(cuda)}
     reasons = {device: reason for device in given if (reason := missing.get(device)) is not None}
     kernels = {device: kernel for device, kernel in given.items() if device not in reasons}
 
+    @_alone_if_forked
     @functools.wraps(reference)
     def checked_reference(*args: Any) -> Any:
         out(*args)
@@ -135,6 +139,23 @@ def register(
     )
     _OPERATIONS[name] = operation
     return operation
+
+
+def _alone_if_forked(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` with what it asks of PyTorch on one thread in a forked child: PyTorch's own loops
+    wait there for threads that only the parent has."""
+
+    @functools.wraps(kernel)
+    def guarded(*args: Any) -> Any:
+        if not _core.forked() or (threads := torch.get_num_threads()) == 1:
+            return kernel(*args)
+        torch.set_num_threads(1)
+        try:
+            return kernel(*args)
+        finally:
+            torch.set_num_threads(threads)
+
+    return guarded
 
 
 def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:

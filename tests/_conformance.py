@@ -51,11 +51,16 @@ def has_kernels(name: str, isa: str) -> bool:
     return isa != "amx" or "NLM_KERNEL_AMX(" in header.read_text()
 
 
-def call(operation: Operation, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+def call(
+    operation: Operation,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    copy: Callable[[Tensor], Tensor] = torch.clone,
+) -> list[Tensor]:
     """The results: what is returned, and the arguments that the schema marks as written to."""
     written = [argument.alias_info is not None for argument in operation.default._schema.arguments]
     private = tuple(
-        map_tensors(torch.clone, value) if write else value
+        map_tensors(copy, value) if write else value
         for value, write in zip(args, written, strict=True)
     )
     returned = function(*private)

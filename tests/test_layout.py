@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     "kernels": set(),
     "_core": set(),
     "_native": {"_core"},
-    "_registry": {"ops"},
+    "_registry": {"ops", "_core"},
     "ops": {"_registry", "_core", "_native", "_random", "kernels"},
     "_info": {"_registry", "_native"},
     "streaming": {"_core", "symmetry"},

@@ -26,7 +26,7 @@
 
 #define NLM_INLINE inline __attribute__((always_inline))
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(NLM_PLAIN)
 // Must agree with setup.py. v2 is SSE4.2, v3 is AVX2 + FMA + F16C, v4 is AVX-512 F/BW/CD/DQ/VL, amx
 // is v4 with bfloat16 matrix tiles: for kernels that NLM_KERNEL_AMX declares, v4 for all others.
 #define NLM_ISA_NAMES {"v2", "v3", "v4", "amx"}
@@ -75,7 +75,7 @@ Function select(const Function (&clones)[kIsaCount]) {
   return clones[active_isa];
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(NLM_PLAIN)
 // Whether the processor has AMX for bfloat16, and Linux lets this process use it: it hands out the
 // tiles' 8 KB of state only to those who ask.
 inline bool has_amx() {

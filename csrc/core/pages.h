@@ -47,7 +47,10 @@ inline void provide_pages(std::vector<std::pair<uintptr_t, int64_t>> blocks, int
     }
   }
   const auto count = static_cast<int64_t>(pieces.size());
+  (void)threads;
+#if defined(_OPENMP)
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+#endif
   for (int64_t i = 0; i < count; ++i) {
     const uintptr_t bytes = pieces[i].end - pieces[i].begin;
     const uintptr_t middle = pieces[i].begin + bytes / 2 / kSmall * kSmall;

@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <new>
 
-#if defined(_OPENMP)
+#if defined(_OPENMP) && !defined(NLM_STD_THREADS)
 #include <omp.h>
 #endif
 #if defined(__linux__)
@@ -18,6 +18,15 @@
 #endif
 
 #include "isa.h"
+
+#if defined(NLM_STD_THREADS)
+namespace nlm {
+// body(context, thread) on `threads` threads of the standard library, this one among them; returns
+// when all are done. For ThreadSanitizer, to which libgomp's locks are unknown (NLM_SANITIZE=thread
+// in setup.py); in bind.cpp, once for all instruction sets.
+void run_team(int threads, void (*body)(void*, int), void* context);
+}  // namespace nlm
+#endif
 
 namespace nlm::NLM_ISA {
 
@@ -28,7 +37,24 @@ NLM_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 // body(task, thread) for every task in [0, tasks), 0 <= thread < threads. The body must not throw.
 template <class Body>
 inline void parallel_for(int64_t tasks, int threads, const Body& body) {
-#if defined(_OPENMP)
+#if defined(NLM_STD_THREADS)
+  if (threads > 1 && tasks > 1) {
+    struct Work {
+      const Body& body;
+      int64_t tasks, next;
+    } work{body, tasks, 0};
+    const auto run = [](void* context, int thread) {
+      Work& shared = *static_cast<Work*>(context);
+      for (;;) {
+        const int64_t task = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+        if (task >= shared.tasks) return;
+        shared.body(task, thread);
+      }
+    };
+    run_team(static_cast<int>(smaller(threads, tasks)), run, &work);
+    return;
+  }
+#elif defined(_OPENMP)
   if (threads > 1 && tasks > 1) {
     const int team = static_cast<int>(smaller(threads, tasks));
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1)

@@ -46,7 +46,7 @@ from nlm.align.variants import restricted
 from nlm.align.weights import compared, weight_matching
 from nlm.statistics import Data
 from nlm.symmetry import AxisGroup, PermutationSpec
-from nlm.symmetry.permutation import Permutation, compose, inverse
+from nlm.symmetry.permutation import Permutation, check, compose, inverse
 
 STRATEGIES = ("universe", "mean", "reference")
 _BY_WEIGHTS = ("weights", "frank-wolfe")
@@ -125,21 +125,27 @@ class JointAlignment:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "JointAlignment":
-        """Reads what :meth:`save` wrote."""
+        """Reads what :meth:`save` wrote.
+
+        Raises
+        ------
+        DamagedFileError, ValueError
+            The file is damaged, or holds something else.
+        """
         from nlm.checkpoint import read_kind
+        from nlm.checkpoint.texts import build, parse_json, whole
 
         tensors, metadata = read_kind(path, cls.__name__, "nlm.align_many")
-        text = json.loads(metadata["report"])
-        alignments = [AlignmentReport(**each) for each in text.pop("alignments")]
-        report = JointReport(**text, alignments=alignments)
-        groups = {
-            each["id"]: AxisGroup(**{**each, "parents": tuple(each["parents"])})
-            for each in json.loads(metadata["groups"])
-        }
-        permutations: list[Permutation] = [
-            {group: tensors[f"{number}.{group}"] for group in groups}
-            for number in range(len(report.products))
-        ]
+        with whole(path, cls.__name__, "nlm.align_many"):
+            report = build(JointReport, parse_json(metadata["report"]))
+            found = [build(AxisGroup, each) for each in parse_json(metadata["groups"])]
+            groups = {each.id: each for each in found}
+            permutations: list[Permutation] = [
+                {group: tensors[f"{number}.{group}"] for group in groups}
+                for number in range(len(report.products))
+            ]
+            for permutation in permutations:
+                check(groups, permutation)
         return cls(permutations, groups, report)
 
 

@@ -27,11 +27,13 @@ from nlm.align.activations import activation_matching
 from nlm.align.assignment import best_assignment, matched
 from nlm.align.result import AlignmentReport, AlignmentResult, Move
 from nlm.checkpoint import read_kind, write_tensors
+from nlm.checkpoint.texts import build, parse_json, whole
 from nlm.gauge import Gauge, Rotation
 from nlm.gauge.gauge import around_ones, complement_of_ones
 from nlm.statistics import CrossMoments, Data, Forward, Mask, attention_mask, collect_cross_moments
 from nlm.symmetry import Permutation, PermutationSpec
 from nlm.symmetry.blocks import Block, blocks
+from nlm.symmetry.permutation import check
 
 
 @dataclass
@@ -83,14 +85,23 @@ class OrthogonalAlignment(AlignmentResult):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "OrthogonalAlignment":
-        """Reads what :meth:`save` wrote."""
+        """Reads what :meth:`save` wrote.
+
+        Raises
+        ------
+        DamagedFileError, ValueError
+            The file is damaged, or holds something else.
+        """
         tensors, metadata = read_kind(path, cls.__name__, "nlm.align")
         parts: dict[str, dict[str, Tensor]] = {"permutation": {}, "rotation": {}}
-        for name, tensor in tensors.items():
-            part, _, group = name.partition(".")
-            parts[part][group] = tensor
-        report = AlignmentReport(**json.loads(metadata["report"]))
-        gauge = Gauge.from_mapping(json.loads(metadata["gauge"]))
+        with whole(path, cls.__name__, "nlm.align"):
+            for name, tensor in tensors.items():
+                part, _, group = name.partition(".")
+                parts[part][group] = tensor
+            report = build(AlignmentReport, parse_json(metadata["report"]))
+            gauge = Gauge.from_mapping(parse_json(metadata["gauge"]))
+            check(gauge.spec.groups, parts["permutation"])
+            gauge.check(parts["rotation"])
         return cls(parts["permutation"], report, parts["rotation"], gauge)
 
 

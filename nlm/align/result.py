@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from nlm.symmetry import PermutationSpec
-from nlm.symmetry.permutation import Permutation
+from nlm.symmetry.permutation import Permutation, check_rows
 
 Move = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -89,8 +89,15 @@ class AlignmentResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AlignmentResult":
-        """Reads what :meth:`save` wrote."""
+        """Reads what :meth:`save` wrote.
+
+        Raises
+        ------
+        DamagedFileError, ValueError
+            The file is damaged, or holds something else.
+        """
         from nlm.checkpoint import read_kind
+        from nlm.checkpoint.texts import build, parse_json, whole
 
         tensors, metadata = read_kind(path, cls.__name__, "nlm.align")
         similarity = {
@@ -98,7 +105,9 @@ class AlignmentResult:
             for name in list(tensors)
             if name.startswith(_SIMILARITY)
         }
-        report = AlignmentReport(**json.loads(metadata["report"]))
+        with whole(path, cls.__name__, "nlm.align"):
+            check_rows(tensors)
+            report = build(AlignmentReport, parse_json(metadata["report"]))
         return cls(tensors, report, similarity=similarity)
 
 

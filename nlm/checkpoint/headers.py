@@ -19,13 +19,14 @@ from typing import Any
 from nlm.checkpoint import pickles
 from nlm.checkpoint.atomic import naming
 from nlm.checkpoint.entries import ITEM_BYTES, TensorEntry
-from nlm.checkpoint.tensors import DamagedFileError
+from nlm.checkpoint.texts import DamagedFileError, parse_json
 
 __all__ = ["ITEM_BYTES", "Checkpoint", "TensorEntry", "open_checkpoint", "read_header"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _PREFIX = 8
+_LARGEST = 1 << 63
 
 
 Stamp = tuple[int, ...]
@@ -164,11 +165,13 @@ def _entry(name: str, value: Mapping[str, Any], file: Path, start: int) -> Tenso
     dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     if dtype not in ITEM_BYTES:
         raise ValueError(f"an unknown type {dtype!r} of {name!r}")
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+    if not all(type(number) is int and 0 <= number < _LARGEST for number in (*shape, begin, end)):
         raise ValueError(f"sizes of {name!r} that are no whole numbers")
-    expected = ITEM_BYTES[dtype]
+    expected = 0 if 0 in shape else ITEM_BYTES[dtype]
     for number in shape:
         expected *= number
+        if expected >= _LARGEST:
+            raise ValueError(f"a shape of {name!r} of more than {_LARGEST - 1} bytes")
     if end - begin != expected:
         raise ValueError(f"{end - begin} bytes for {expected} of {name!r}")
     return TensorEntry(name, dtype, shape, file, start + begin, start + end)
@@ -256,7 +259,7 @@ def read_config(folder: Path) -> Mapping[str, Any] | None:
         return None
     try:
         with naming(file):
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(config, dict):

@@ -148,8 +148,12 @@ class PartialCheckpoint:
     def _take_up(self) -> None:
         """Keeps the notes of those files whose bytes are still what they were.
 
-        Nothing is known of a file without a digest: it is written anew.
+        Nothing is known of a file without a digest: it is written anew. A link leads to what is not
+        nlm's to write to.
         """
+        for each in self.folder.rglob("*"):
+            if each.is_symlink():
+                each.unlink()
         self.read_finished()
         for shard in self.shards:
             entry, file = self.finished.get(shard.name, {}), self.folder / shard.name
@@ -265,6 +269,8 @@ def locked(folder: Path) -> int:
         raise FileNotFoundError(
             f"nlm: the folder of an output must exist, got {str(folder.parent)!r}"
         )
+    if folder.is_symlink():
+        raise FileExistsError(f"nlm: a folder of half a checkpoint is no link, got {str(folder)!r}")
     while True:
         folder.mkdir(exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)

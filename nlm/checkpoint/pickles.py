@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlm.checkpoint.atomic import naming
 from nlm.checkpoint.entries import TORCH_TYPES, TensorEntry
-from nlm.checkpoint.tensors import DamagedFileError
+from nlm.checkpoint.texts import DamagedFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +93,11 @@ def _loaded(file: Path, mode: Any = None) -> Any:
                 f"nlm: a PyTorch file is read where it holds tensors and nothing to run, got "
                 f"{what} in {str(file)!r}; nothing of it was run"
             ) from error
-        except (RuntimeError, ValueError, KeyError, EOFError, TypeError) as error:
-            raise _damaged(file, str(error).strip().partition("\n")[0]) from error
+        except OSError:
+            raise
+        except Exception as error:  # PyTorch's reader of pickles raises whatever a file leads to
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise _damaged(file, said) from error
 
 
 def _weights(file: Path, loaded: Any) -> "Mapping[str, Tensor]":
@@ -157,10 +160,12 @@ def _places(file: Path) -> dict[int, int]:
     places = {}
     try:
         archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise _damaged(file, str(error)) from error
     with archive, file.open("rb") as opened:
         for record in archive.infolist():
+            if record.header_offset < 0:
+                raise _damaged(file, f"{record.filename!r} before its beginning")
             opened.seek(record.header_offset)
             head = opened.read(_LOCAL.size)
             if len(head) == _LOCAL.size and record.compress_type == zipfile.ZIP_STORED:

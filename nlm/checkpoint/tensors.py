@@ -12,10 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from nlm.checkpoint.atomic import atomic_path
-
-
-class DamagedFileError(ValueError):
-    """A file that is truncated, corrupt, or of another format."""
+from nlm.checkpoint.texts import DamagedFileError
 
 
 def write_tensors(

@@ -65,9 +65,15 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         complete = isinstance(report["machine"], str) and all(
-            {*_KEY, "provider", "median_s"} <= row.keys() for row in report["rows"]
+            {*_KEY, "provider"} <= row.keys()
+            and all(isinstance(row[name], (str, int)) for name in _KEY)
+            and isinstance(row["median_s"], (int, float))
+            and isinstance(row.get("fraction_of_limit", 0.0), (int, float))
+            and row["median_s"] > 0
+            and row.get("fraction_of_limit", 1.0) > 0
+            for row in report["rows"]
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         complete = False
     if not complete:
         raise ValueError(

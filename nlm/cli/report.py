@@ -1,6 +1,5 @@
 """``nlm report``: results as one page that needs nothing else."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlm.checkpoint import atomic_path, refuse_existing
+from nlm.checkpoint.texts import parse_json
 from nlm.cli import figures
 from nlm.cli.page import page
 from nlm.cli.results import (
@@ -84,7 +84,7 @@ def read(file: Path) -> Results:
     if not file.is_file():
         raise FileNotFoundError(f"nlm report: results are a file, got {str(file)!r}")
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        found: Any = parse_json(file.read_text(encoding="utf-8"))
         results = TypeAdapter(Report).validate_python(found)
         numbers_of_tasks(results)
     except ValueError as error:  # what JSON, pydantic and texts raise

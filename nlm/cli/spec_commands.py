@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from nlm.checkpoint import atomic_path, read_shapes, refuse_existing
+from nlm.checkpoint.plain_yaml import parse_yaml
 from nlm.cli.progress import progress_bar
 from nlm.cli.spec_page import proof, render, tables
 from nlm.cli.spec_source import Source, open_source
@@ -123,8 +124,8 @@ def _read_table(path: Path) -> dict[str, Any]:
     if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"nlm spec: a table is a file, got {str(path)!r}")
     try:
-        content = yaml.safe_load(path.read_text())  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(path.read_text())  # JSON is YAML
+    except ValueError as error:
         raise ValueError(
             f"nlm spec: a table is YAML or JSON, got {str(path)!r} ({' '.join(str(error).split())})"
         ) from error

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from nlm._functions import is_place
 from nlm._modules import OutputHook, channel_count, lock_of, output_hooks, stop_nesting
 from nlm._multitask import MultiTaskModel, Wrapper, network_of
 from nlm.checkpoint import read_kind
+from nlm.checkpoint.texts import build, parse_json
 from nlm.correct.folding import Readers, fold_points, unfoldable
 from nlm.correct.inline import Inlined
 from nlm.correct.sequential import Fitted, corrector
@@ -210,14 +212,16 @@ class Correction(Wrapper):
         """
         tensors, metadata = read_kind(path, cls._kind, "nlm.correct")
         try:
-            points, rows = json.loads(metadata["points"]), json.loads(metadata["rows"])
-            readers = json.loads(metadata.get("readers", "{}"))
-            apart = json.loads(metadata.get("apart", "false"))
+            named = [name for name in _FACTS if name in metadata]
+            facts = build(_Facts, {name: parse_json(metadata[name]) for name in named})
+            points, rows = facts.points, facts.rows
             tables = {p: (tensors[f"{p}.scale"], tensors[f"{p}.shift"]) for p in points}
+            for point, both in tables.items():
+                _check_tables(point, *both, rows)
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"nlm.correct: a file of corrections names its points and rows and has tables for "
-                f"every point, got none of {error} in {os.fspath(path)!r}"
+                f"every point, got {error} in {os.fspath(path)!r}"
             ) from error
         modules = dict(network_of(model).named_modules())
         if unknown := [point for point in points if point.partition(":")[0] not in modules]:
@@ -237,7 +241,7 @@ class Correction(Wrapper):
             {p: (scale[row].to(home), shift[row].to(home)) for p, (scale, shift) in tables.items()}
             for row in range(1 + max(rows.values()))
         ]
-        return cls(model, points, rows, fitted, readers, apart)
+        return cls(model, points, rows, fitted, facts.readers, facts.apart)
 
     def _plain(self, task: str | int | None) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
         """A copy of the network with a task's weights, and the task's corrections, [channels]."""
@@ -298,6 +302,33 @@ class Correction(Wrapper):
             if moved.dtype not in (torch.float32, torch.float64):
                 self._buffers[name] = table.to(moved.device, torch.float32)
         return self
+
+
+@dataclass
+class _Facts:
+    """What the header of a file says."""
+
+    points: dict[str, int]
+    rows: dict[str, int]
+    readers: dict[str, list[str]] = field(default_factory=dict)
+    apart: bool = False
+
+
+_FACTS = tuple(each.name for each in fields(_Facts))
+
+
+def _check_tables(point: str, scale: Tensor, shift: Tensor, rows: Mapping[str, int]) -> None:
+    """Raises ValueError where a point's scales and shifts are not [rows, channels], and finite."""
+    if scale.dim() != 2 or scale.shape != shift.shape or scale.dtype != shift.dtype:
+        raise ValueError(
+            f"{scale.dtype} {list(scale.shape)} and {shift.dtype} {list(shift.shape)} at {point!r}"
+        )
+    if scale.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{scale.dtype} at {point!r}")
+    if not rows or not all(0 <= row < len(scale) for row in rows.values()):
+        raise ValueError(f"rows {dict(rows)} of {len(scale)} at {point!r}")
+    if not (scale.isfinite().all() and shift.isfinite().all()):
+        raise ValueError(f"NaN or infinity at {point!r}")
 
 
 def check_channels(caller: str, point: str, counts: Sequence[int]) -> None:

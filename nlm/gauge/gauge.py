@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm._state_dict import place_of
+from nlm.checkpoint.texts import build
 from nlm.gauge.flow import Norm, Read, Scale
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry import permutation as permutations
@@ -176,34 +177,20 @@ class Gauge:
 
     @classmethod
     def from_mapping(cls, text: Mapping[str, Any]) -> "Gauge":
-        """The gauge that :meth:`to_mapping` described."""
+        """The gauge that :meth:`to_mapping` described.
 
-        def reads(of: Iterable[Mapping[str, Any]]) -> tuple[Read, ...]:
-            return tuple(Read(**each) for each in of)
-
-        streams = {
-            group: Stream(
-                **{
-                    **of,
-                    "norms": tuple(
-                        Norm(**{**norm, "reads": [*reads(norm["reads"])]}) for norm in of["norms"]
-                    ),
-                    "reads": reads(of["reads"]),
-                    "shown": tuple(of["shown"]),
-                    "scales": tuple(Scale(**each) for each in of["scales"]),
-                }
+        Raises
+        ------
+        KeyError, ValueError
+            A part is missing or has another form than it should.
+        """
+        plain = build(cls, {**text, "spec": {"groups": {}, "params": {}}})
+        found = replace(plain, spec=from_mapping(text["spec"], "a gauge"))
+        if strangers := set(found.groups) - set(found.spec.groups):
+            raise ValueError(
+                f"nlm.gauge: a gauge rotates groups of its specification, got {min(strangers)!r}"
             )
-            for group, of in text["streams"].items()
-        }
-        shifts = tuple(
-            Shift(each["bias"], each["block"], each["into"] and Read(**each["into"]))
-            for each in text["shifts"]
-        )
-        untied, shared = (tuple(map(tuple, text[name])) for name in ("untied", "shared"))
-        return cls(
-            from_mapping(text["spec"], "a gauge"), streams, tuple(text["inner"]), shifts, untied,
-            shared, text["error"], text["dtype"],
-        )  # fmt: skip
+        return found
 
     # --- on float64 entries, stacks joined --------------------------------------------------------
 

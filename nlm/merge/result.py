@@ -98,13 +98,28 @@ class Merged(dict[str, Tensor]):
             The file holds something else or is damaged.
         """
         from nlm.checkpoint import read_kind
+        from nlm.checkpoint.texts import parse_json, whole
 
         tensors, metadata = read_kind(path, "Merged", "nlm.merge")
         if "tasks" not in metadata:
             raise ValueError(
                 f"nlm.merge: a file of Merged names its tasks, got {os.fspath(path)!r} without them"
             )
-        return _assembled(json.loads(metadata["tasks"]), tensors)
+        with whole(path, "Merged", "nlm.merge"):
+            tasks = parse_json(metadata["tasks"])
+            if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+                raise ValueError("tasks that are no list of names")
+            found = _assembled(tasks, tensors)
+            found._check_masks()
+        return found
+
+    def _check_masks(self) -> None:
+        """Raises ValueError where masks are not those of the merged entries."""
+        for task, masks in self.masks.items():
+            for name, mask in masks.items():
+                tall_mask_apply(mask, self.base[name], self[name])
+                if task not in self.heads:
+                    raise ValueError(f"a mask of the unknown task {task!r}")
 
     def _with_mask(self, task: str) -> dict[str, Tensor]:
         """The entries that a task's mask changes, kept until one of their sources changes."""

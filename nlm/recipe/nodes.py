@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from nlm.checkpoint.plain_yaml import Loader
 from nlm.recipe.methods import Number
 from nlm.recipe.recipe import RecipeError
 from nlm.recipe.values import Rule, Values
@@ -170,7 +171,7 @@ class Reader:
         """
         try:
             text = self.file.read_text(encoding="utf-8")
-            node = yaml.SafeLoader(text).get_single_node()
+            node = Loader(text).get_single_node()
         except OSError as error:
             raise RecipeError([f"{self.file}: a recipe is a file, got {error.strerror}"]) from error
         except UnicodeDecodeError as error:

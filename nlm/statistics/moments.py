@@ -11,6 +11,7 @@ Everything is kept in float64 and centred, so that a large mean does not eat the
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -46,8 +47,16 @@ class _Summable:
             The file holds something else, or is damaged.
         """
         from nlm.checkpoint import read_kind
+        from nlm.checkpoint.texts import whole
 
-        return cls(**read_kind(path, cls.__name__, "nlm.statistics")[0])
+        with whole(path, cls.__name__, "nlm.statistics"):
+            found = cls(**read_kind(path, cls.__name__, "nlm.statistics")[0])
+            found.check()
+        return found
+
+    def check(self) -> None:
+        """Raises ValueError where the tensors are not those of one set of moments."""
+        raise NotImplementedError
 
     def all_reduce(self: _Self, process_group: Any = None) -> _Self:
         """The moments of all processes of a torch.distributed group, the same on each of them."""
@@ -82,6 +91,9 @@ class Moments(_Summable):
     count: Tensor
     mean: Tensor
     m2: Tensor
+
+    def check(self) -> None:
+        _check(self.tensors(), {"mean": self.mean.shape[:1], "m2": self.mean.shape[:1]})
 
     @classmethod
     def of(cls, x: Tensor, dim: int = 1, mask: Tensor | None = None) -> Moments:
@@ -122,6 +134,13 @@ class CrossMoments(_Summable):
     comoment: Tensor
     mean_y: Tensor | None = None
     m2_y: Tensor | None = None
+
+    def check(self) -> None:
+        x, y = self.mean_x.shape[:1], self.y.mean.shape[:1]
+        own = {"mean_x": x, "m2_x": x, "mean_y": y, "m2_y": y, "comoment": (*x, *y)}
+        if (self.mean_y is None) != (self.m2_y is None):
+            raise ValueError("mean_y and m2_y stand together, got one of them")
+        _check(self.tensors(), own)
 
     @classmethod
     def zeros(
@@ -190,3 +209,16 @@ class CrossMoments(_Summable):
         found[~live_x] = 0.0
         found[:, ~live_y] = 0.0
         return found
+
+
+def _check(tensors: dict[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError where tensors are no count beside float64 sums of these shapes."""
+    for name, tensor in tensors.items():
+        dtype = torch.int64 if name == "count" else torch.float64
+        shape = list(shapes.get(name, ()))
+        if tensor.dtype != dtype or list(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} is {dtype} of shape {shape}, got {tensor.dtype} of {list(tensor.shape)}"
+            )
+    if tensors["count"] < 0:
+        raise ValueError(f"a count is 0 or more, got {int(tensors['count'])}")

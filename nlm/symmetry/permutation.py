@@ -14,6 +14,8 @@ from torch import Tensor
 
 Permutation = dict[str, Tensor]
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @dataclass(frozen=True)
 class AxisGroup:
@@ -77,17 +79,13 @@ def check(groups: Groups, permutation: Mapping[str, Tensor]) -> Permutation:
             continue
         index = torch.as_tensor(permutation[group]).cpu()
         expected = identity(groups, group)
-        if index.dtype.is_floating_point or index.shape != expected.shape:
+        if index.dtype not in _INTEGERS or index.shape != expected.shape:
             raise ValueError(
                 f"nlm.symmetry: the index array of group {group!r} must be int64 of shape "
                 f"{list(expected.shape)}, got {index.dtype} of shape {list(index.shape)}"
             )
         index = index.long()
-        if not _is_permutation(index):
-            raise ValueError(
-                f"nlm.symmetry: the index array of group {group!r} must hold each of 0 to "
-                f"{groups[group].size - 1} once, got {_first_lines(index)}"
-            )
+        _check_rows(group, index)
         if groups[group].fixed and not torch.equal(index, expected):
             raise ValueError(
                 f"nlm.symmetry: a fixed group stays in order, got {_first_lines(index)} for "
@@ -95,6 +93,25 @@ def check(groups: Groups, permutation: Mapping[str, Tensor]) -> Permutation:
             )
         full[group] = index
     return full
+
+
+def check_rows(permutation: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where something is no permutation of any group."""
+    for group, index in permutation.items():
+        if index.dtype not in _INTEGERS or not index.dim():
+            raise ValueError(
+                f"nlm.symmetry: the index array of group {group!r} must be int64 of shape "
+                f"[*parent sizes, size], got {index.dtype} of shape {list(index.shape)}"
+            )
+        _check_rows(group, index.long())
+
+
+def _check_rows(group: str, index: Tensor) -> None:
+    if not _is_permutation(index):
+        raise ValueError(
+            f"nlm.symmetry: the index array of group {group!r} must hold each of 0 to "
+            f"{index.shape[-1] - 1} once, got {_first_lines(index)}"
+        )
 
 
 def _is_permutation(index: Tensor) -> bool:

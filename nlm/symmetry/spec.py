@@ -68,6 +68,11 @@ class PermutationSpec:
                     f"nlm.symmetry: a group's name is made of letters, digits, '_', '.' and '-' "
                     f"and starts with a letter or '_', got {name!r}"
                 )
+            if group.size < 0 or name in group.parents or _repeat(group.parents):
+                raise ValueError(
+                    f"nlm.symmetry: a group has 0 or more units and other groups as parents, each "
+                    f"once, got {name!r} of {group.size} with parents {list(group.parents)}"
+                )
             missing = [parent for parent in group.parents if parent not in self.groups]
             if name != group.id or missing:
                 raise ValueError(
@@ -381,6 +386,10 @@ class PermutationSpec:
         from nlm.symmetry.axes_to_perm import import_table
 
         return import_table(table, state_dict)
+
+
+def _repeat(names: tuple[str, ...]) -> bool:
+    return len(set(names)) < len(names)
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 import yaml
 
 from nlm.checkpoint import atomic_path
+from nlm.checkpoint.plain_yaml import parse_yaml
+from nlm.checkpoint.texts import build, parse_json
 from nlm.symmetry import shipped
 from nlm.symmetry.layout import Layout, parse
 from nlm.symmetry.permutation import AxisGroup
@@ -26,6 +28,19 @@ from nlm.symmetry.proof import Verification
 from nlm.symmetry.spec import PermutationSpec, Site
 
 _VERSION = 1
+
+
+@dataclasses.dataclass
+class _Rest:
+    """What a file holds as a specification does."""
+
+    outputs: tuple[str, ...] = ()
+    opaque_ops: dict[str, int] = dataclasses.field(default_factory=dict)
+    pinned: dict[str, str] = dataclasses.field(default_factory=dict)
+    stacks: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+_REST = {field.name for field in dataclasses.fields(_Rest)}
 
 
 def to_mapping(spec: PermutationSpec) -> dict[str, Any]:
@@ -63,25 +78,16 @@ def from_mapping(text: Mapping[str, Any], name: str = "a mapping") -> Permutatio
         proof = text.get("verified")
         spec = PermutationSpec(
             groups={
-                str(group): AxisGroup(
-                    str(group),
-                    int(of["size"]),
-                    tuple(of.get("parents", ())),
-                    of.get("origin", ""),
-                    bool(of.get("fixed", False)),
-                )
+                str(group): build(AxisGroup, {"id": str(group), **of})
                 for group, of in text["groups"].items()
             },
             params={str(key): _layouts(dims) for key, dims in text["params"].items()},
             sites={
-                str(module): Site(int(dim), parse(str(layout)))
+                str(module): Site(_whole(dim), _layout(layout))
                 for module, (dim, layout) in text.get("sites", {}).items()
             },
-            outputs=tuple(text.get("outputs", ())),
-            opaque_ops=dict(text.get("opaque_ops", {})),
-            pinned=dict(text.get("pinned", {})),
-            verified=None if proof is None else Verification(**proof),
-            stacks={str(stack): tuple(of) for stack, of in text.get("stacks", {}).items()},
+            verified=None if proof is None else build(Verification, proof),
+            **dataclasses.asdict(build(_Rest, {name: text[name] for name in _REST & text.keys()})),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if str(error).startswith("nlm."):  # it says what is wrong, and not where
@@ -138,8 +144,8 @@ def read(path: str | os.PathLike[str]) -> PermutationSpec:
         path = file = named
     try:
         text = file.read_text()
-        content = yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_yaml(text) if _is_yaml(path) else parse_json(text)
+    except ValueError as error:
         raise ValueError(
             f"nlm.symmetry: a specification is JSON or YAML, got {os.fspath(path)!r} "
             f"({' '.join(str(error).split())})"
@@ -152,7 +158,19 @@ def _layouts(dims: Any) -> tuple[Layout, ...]:
         raise ValueError(
             f"nlm.symmetry: a parameter has a list of one layout per dimension, got {dims!r}"
         )
-    return tuple(parse(str(layout)) for layout in dims)
+    return tuple(_layout(layout) for layout in dims)
+
+
+def _layout(text: Any) -> Layout:
+    if type(text) not in (str, int):
+        raise ValueError(f"a layout is a text or a number, got a {type(text).__name__}")
+    return parse(str(text))
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int:
+        raise ValueError(f"a dimension is a whole number, got a {type(number).__name__}")
+    return number
 
 
 def _is_yaml(path: str | os.PathLike[str]) -> bool:

@@ -278,7 +278,7 @@ def test_a_stale_proof_is_none(capsys) -> None:
         ('{"version": 1, "groups": {"a b": {"size": 2}}, "params": {}}', "a group's name is made"),
         ('{"version": 1, "groups": {}, "params": {"w": ["g0:"]}}', "a layout is written like"),
         ('{"version": 1, "groups": {}, "params": {"w": "g0:2"}}', "one layout per dimension"),
-        ('{"version": 1, "groups": {"g0": {}}, "params": {}}', "(KeyError: 'size')"),
+        ('{"version": 1, "groups": {"g0": {}}, "params": {}}', "AxisGroup has size, got none"),
         ("[1]", "a specification is a mapping with version, groups and params"),
         ("{", "a specification is JSON or YAML"),
     ],

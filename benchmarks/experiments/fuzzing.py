@@ -1,0 +1,135 @@
+"""The readers of files, fuzzed with guidance by coverage (atheris, libFuzzer): what do they do?
+
+    python benchmarks/experiments/fuzzing.py [--seconds 40] [--seed 0] [--json FILE] [KIND ...]
+
+Each kind of file that nlm reads (``tests/_readers.py``) has a process of its own in which the
+package, PyYAML, zipfile and safetensors' Python are instrumented. The fuzzer's bytes are the
+choices of ``tests/_mutations.py``, which change parts of a good file, or the file itself. A finding
+is anything but a result or an error of nlm's own in one sentence, within 20 s and 1 GiB; it is
+counted by its place, and the fuzzing goes on. Needs ``pip install atheris``.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+ROOMS = [HERE, HERE.parent, HERE.parents[1] / "tests"]
+_COVERED = re.compile(rb"cov: (\d+) ft: (\d+)")
+
+
+def fuzz(name: str, seconds: float, seed: int, output: Path) -> None:
+    """Fuzzes one kind in this process, which ends with it."""
+    import atheris
+
+    with atheris.instrument_imports(include=["nlm", "yaml", "zipfile", "safetensors"]):
+        from _mutations import mutated
+        from _readers import Examiner, Foreign
+
+    examiner, findings = Examiner(name), dict[str, dict[str, Any]]()
+    end, tried = time.perf_counter() + seconds, 0
+
+    def once(data: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        provider = atheris.FuzzedDataProvider(data)
+        if provider.ConsumeIntInRange(0, 7) == 0:
+            content = provider.ConsumeBytes(len(data))
+        else:
+            content = mutated(examiner.good, examiner.kind.form, provider.ConsumeIntInRange)
+        try:
+            examiner.examine(content)
+        except Foreign as error:
+            assert error.__cause__ is not None
+            last = traceback.extract_tb(error.__cause__.__traceback__)[-1]
+            place = f"{type(error.__cause__).__name__} at {Path(last.filename).name}:{last.lineno}"
+            found = findings.setdefault(place, {"said": str(error)[:300], "times": 0})
+            found["times"] += 1
+        if time.perf_counter() > end:
+            text = {"tried": tried, **examiner.counts, "findings": findings}
+            output.write_text(json.dumps(text))
+            examiner.close()
+            os._exit(0)
+
+    with tempfile.TemporaryDirectory() as corpus:
+        draw = random.Random(seed)
+        for number in range(16):
+            (Path(corpus) / str(number)).write_bytes(draw.randbytes(64))
+        (Path(corpus) / "good").write_bytes(examiner.good + b"\x00")
+        options = [f"-seed={seed + 1}", "-handle_alrm=0", "-rss_limit_mb=0", "-timeout=0"]
+        atheris.Setup([sys.argv[0], *options, f"-max_len={4 * len(examiner.good)}", corpus], once)
+        atheris.Fuzz()
+
+
+def run(name: str, seconds: float, seed: int) -> dict[str, Any]:
+    """Fuzzes one kind in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        command = [sys.executable, __file__, "--child", str(output), "--seed", str(seed)]
+        path = os.pathsep.join([*map(str, ROOMS), os.environ.get("PYTHONPATH", "")])
+        start = time.perf_counter()
+        done = subprocess.run(
+            [*command, "--seconds", str(seconds), name], stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path}, timeout=seconds + 300,
+        )  # fmt: skip
+        if not output.exists():
+            said = done.stderr.decode(errors="replace")
+            return {"kind": name, "tried": 0, "findings": {"the process died": {"said": said}}}
+        covered = _COVERED.findall(done.stderr)[-1:] or [(b"0", b"0")]
+        found = json.loads(output.read_text())
+        edges, features = map(int, covered[0])
+        return {
+            "kind": name, "seconds": round(time.perf_counter() - start, 1), **found,
+            "edges": edges, "features": features,
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("kinds", nargs="*", metavar="KIND")
+    parser.add_argument("--seconds", type=float, default=40.0, help="for each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=RESULTS / "fuzzing.json")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        fuzz(options.kinds[0], options.seconds, options.seed, options.child)
+        return
+    sys.path[:0] = map(str, ROOMS)
+    from _readers import KINDS
+
+    import nlm
+
+    rows = []
+    for name in options.kinds or KINDS:
+        rows.append(run(name, options.seconds, options.seed))
+        print(json.dumps({k: v for k, v in rows[-1].items() if v != {}}), flush=True)
+    findings = sum(len(row["findings"]) for row in rows)
+    report = {
+        "versions": {**nlm.info()["versions"], "atheris": _version()}, "seed": options.seed,
+        "seconds": options.seconds, "tried": sum(row["tried"] for row in rows),
+        "findings": findings, "rows": rows,
+    }  # fmt: skip
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{report['tried']} files tried, {findings} findings")
+    sys.exit(1 if findings else 0)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("atheris")
+
+
+if __name__ == "__main__":
+    main()
