@@ -2,6 +2,8 @@
 
 import math
 
+import foundation_questions
+import many_models
 import pytest
 import size_questions
 
@@ -30,3 +32,15 @@ def test_sizes(monkeypatch):
             assert list(each["rows"]) == list(size_questions.CORRECTIONS)
     assert len(found["depth 6"]["settings"]["local"]["variance_ratio"]) == 3
     assert finite(found)
+
+
+def test_foundations_and_drift(monkeypatch):
+    monkeypatch.setattr(many_models, "IMAGES", 400)
+    monkeypatch.setattr(foundation_questions, "COUNTS", (1, 3))
+    found = foundation_questions.run(0, small=True)
+    assert finite(found)
+    assert list(found["foundations"]["1"]) == ["as they are"]
+    assert list(found["foundations"]["3"]) == list(foundation_questions.ALIGNMENTS)
+    distances = [each["distance"] for each in found["drift"].values()]
+    assert distances == sorted(distances) and distances[0] > 0
+    assert all(-1 <= each["cosine"] <= 1 for each in found["drift"].values())
