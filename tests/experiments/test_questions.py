@@ -1,11 +1,16 @@
 """The open questions, each in small, and the page that is made of their results."""
 
+import itertools
 import math
 
 import foundation_questions
 import many_models
 import pytest
 import size_questions
+import survey_questions
+import torch
+
+from nlm.demo.world import load_glyphs
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +49,22 @@ def test_foundations_and_drift(monkeypatch):
     distances = [each["distance"] for each in found["drift"].values()]
     assert distances == sorted(distances) and distances[0] > 0
     assert all(-1 <= each["cosine"] <= 1 for each in found["drift"].values())
+
+
+def test_neighbours_of_merging(monkeypatch):
+    monkeypatch.setattr(many_models, "IMAGES", 400)
+    monkeypatch.setattr(survey_questions, "ASKED", ("upper", "arrows"))
+    monkeypatch.setattr(survey_questions, "FACTORS", (0.5, 1.0))
+    monkeypatch.setattr(survey_questions, "PARTINGS", (0.0, 1.0))
+    found = survey_questions.run(0, small=True)
+    assert finite(found)
+    for rows in found["negation"].values():
+        assert rows["nothing"]["factor"] == 0 and len(rows) == 5
+    assert all(0 <= share <= 1 for each in found["units"].values() for share in each.values())
+    parted, same = (found["children"][at] for at in ("0.0", "1.0"))
+    assert len(set(same["as they are"])) == 1  # they never part
+    assert len(parted["as they are"]) == survey_questions.POINTS
+    world, glyphs = survey_questions.prepare(0, load_glyphs(), True), load_glyphs()
+    pairs = [[survey_questions.child(world, glyphs, n, at, 256) for n in (0, 1)] for at in (0, 0.5)]
+    starts = [child.state_dict()["trunk.fc1.weight"] for pair in pairs for child in pair]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(starts, 2))
