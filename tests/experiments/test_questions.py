@@ -8,8 +8,10 @@ import many_models
 import pytest
 import size_questions
 import survey_questions
+import text_questions
 import torch
 
+from nlm.demo.training import Recipe
 from nlm.demo.world import load_glyphs
 
 
@@ -68,3 +70,32 @@ def test_neighbours_of_merging(monkeypatch):
     pairs = [[survey_questions.child(world, glyphs, n, at, 256) for n in (0, 1)] for at in (0, 0.5)]
     starts = [child.state_dict()["trunk.fc1.weight"] for pair in pairs for child in pair]
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(starts, 2))
+
+
+def test_text(monkeypatch):
+    monkeypatch.setattr(text_questions, "TEXT_TASKS", ("kind",))
+    monkeypatch.setattr(text_questions, "NETWORKS", (0, 1))
+    monkeypatch.setattr(text_questions, "TUNING", Recipe(1, 1e-3, 0.1, batch=20))
+    found = text_questions.run(0, small=True)
+    assert finite(found)
+    [widths], [pair] = found["widths"].values(), found["calibration"]
+    assert len(widths) == 1
+    assert len(pair) == len(text_questions.KINDS) + len(text_questions.AMOUNTS) - 1
+    [[lines]] = found["fine_tuned"].values()
+    raw, rotated = lines.values()
+    assert len(raw) == text_questions.POINTS and raw[1:-1] != rotated[1:-1]
+    assert raw[0] == pytest.approx(rotated[0], rel=1e-4)  # the ends compute the same
+    assert raw[-1] == pytest.approx(rotated[-1], rel=1e-4)
+
+
+def test_kinds_of_text():
+    settings = text_questions.settings_of(16, True)
+    drawn = {
+        kind: torch.cat(text_questions.calibration(kind, 150, settings))
+        for kind in text_questions.KINDS
+    }
+    assert all(each.shape == (150, settings.length) for each in drawn.values())
+    code, shuffled = drawn["code"], drawn["words shuffled"]
+    assert not torch.equal(code, shuffled)
+    counts = [torch.bincount(each.flatten(), minlength=100) for each in (code, shuffled)]
+    assert (counts[0] - counts[1]).abs().sum() <= 0.05 * code.numel()
