@@ -2,15 +2,19 @@
 
     OMP_NUM_THREADS=1 python benchmarks/experiments/foundation_questions.py --seeds 0 1 2
 
-First: eight tasks, whose experts come from one to four foundations in turn, brought into one order
-in several ways. Second, the other kind of non-locality: four experts of one foundation, fine-tuned
-for longer and at higher rates until they are some thirty times further away. One JSON beside this
-file, of which ``python benchmarks/questions_page.py`` makes docs/questions.md.
+foundations  eight tasks, whose experts come from one to four foundations in turn, brought into one
+             order in several ways
+tasks        two to eight tasks, whose experts come from one or two foundations
+drift        the other kind of non-locality: four experts of one foundation, fine-tuned for longer
+             and at higher rates until they are some thirty times further away
+
+One JSON beside this file, of which ``python benchmarks/questions_page.py`` makes docs/questions.md.
 """
 
 import argparse
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from question_networks import (
     variances,
     write,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 import nlm
@@ -44,7 +48,6 @@ ALIGNMENTS = {
     "activations, each with the first": ("activations", "reference"),
     "activations, all together": ("activations", "universe"),
 }
-CORRECTIONS = ("plain", "tact", "refit_tact")
 DRIFTING = 4  # tasks
 DRIFTS = {
     "1 epoch at 0.0001": Recipe(1, 1e-4, 0.01),
@@ -55,36 +58,77 @@ DRIFTS = {
 }
 
 
-def several(
-    network: str, models: Sequence[nn.Sequential], data: Mapping[str, Task], seed: int, own: Any
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class World:
+    """Foundations, what may be permuted in them, and the tasks."""
+
+    network: str
+    seed: int
+    models: Sequence[nn.Sequential]
+    data: Mapping[str, Task]
+    spec: nlm.PermutationSpec
+    images: list[Tensor]
+    recipe: Recipe | None = None
+
+    def experts(self, count: int, tasks: int) -> dict[str, tuple[int, nn.Module]]:
+        """The experts of the first tasks, of so many foundations in turn."""
+        return {
+            name: (
+                place % count,
+                expert(
+                    self.network, self.models[place % count], self.data[name], self.seed,
+                    recipe=self.recipe,
+                ),
+            )
+            for place, name in enumerate(list(self.data)[:tasks])
+        }  # fmt: skip
+
+    def aligned(self, count: int, tasks: int, method: str | None, strategy: str) -> Aligned:
+        given = {"data": self.images} if method == "activations" else {}
+        experts = self.experts(count, tasks)
+        return align_experts(
+            self.models[:count], experts, self.spec, method, strategy=strategy, **given
+        )
+
+    def scores(self, aligned: Aligned, corrections: Sequence[str]) -> dict[str, Any]:
+        """Normalised accuracies, and the ratios of variances of the merge as it is."""
+        data = {name: self.data[name] for name in aligned.experts}
+        own = {
+            name: accuracy(model, data[name].test.batches())
+            for name, model in aligned.experts.items()
+        }
+        rows, choices = score(aligned, data, corrections, own)
+        ratios = variances(choices["plain"].model, aligned, data)
+        return {"rows": rows, "variance_ratio": ratios}
+
+
+def several(world: World) -> dict[str, Any]:
     """Number of foundations -> alignment -> scores of all tasks."""
-    before = make_pretraining(load_glyphs(), seed, Sizes())
-    images = [before.calibration]
-    spec = nlm.trace(models[0], images[0][:32])
     found: dict[str, Any] = {}
     for count in COUNTS:
-        experts = {
-            name: (place % count, expert(network, models[place % count], task, seed, **own))
-            for place, (name, task) in enumerate(data.items())
-        }
-        alone = {
-            name: accuracy(model, data[name].test.batches()) for name, (_, model) in experts.items()
-        }
         rows = found[str(count)] = {}
         for title, (method, strategy) in ALIGNMENTS.items():
             if (count == 1 and method) or (count == 2 and strategy == "universe"):
                 continue  # there is nothing to align, or no more than two models
-            given = {"data": images} if method == "activations" else {}
-            aligned = align_experts(
-                models[:count], experts, spec, method, strategy=strategy, **given
-            )
-            scores, choices = score(aligned, data, CORRECTIONS, alone)
-            ratios = variances(choices["plain"].model, aligned, data)
-            rows[title] = {"rows": scores, "variance_ratio": ratios}
-            told = {row: round(each["average"], 3) for row, each in scores.items()}
-            print(f"seed {seed}, {count} foundations, {title}: {told}", flush=True)
+            aligned = world.aligned(count, len(world.data), method, strategy)
+            rows[title] = world.scores(aligned, ("plain", "tact", "refit_tact"))
+            told = {row: round(each["average"], 3) for row, each in rows[title]["rows"].items()}
+            print(f"seed {world.seed}, {count} foundations, {title}: {told}", flush=True)
     return found
+
+
+def counted(world: World) -> dict[str, Any]:
+    """Number of foundations, aligned -> number of tasks -> scores."""
+    return {
+        str(count): {
+            str(tasks): world.scores(
+                world.aligned(count, tasks, "activations" if count > 1 else None, "reference"),
+                ("plain", "repair", "tact"),
+            )
+            for tasks in range(2, len(world.data) + 1)
+        }
+        for count in (1, 2)
+    }
 
 
 def apart(experts: Mapping[str, nn.Module], foundation: nn.Module) -> dict[str, float]:
@@ -98,7 +142,7 @@ def apart(experts: Mapping[str, nn.Module], foundation: nn.Module) -> dict[str, 
     }
 
 
-def _flat(network: nn.Module) -> torch.Tensor:
+def _flat(network: nn.Module) -> Tensor:
     trunk = network.get_submodule("trunk")
     return torch.cat([each.detach().flatten() for each in trunk.parameters()])
 
@@ -129,14 +173,18 @@ def drifting(
 
 
 def run(seed: int, small: bool = False) -> dict[str, Any]:
-    """Both questions, for one seed."""
+    """All questions, for one seed."""
     network, glyphs = default(small), load_glyphs()
     data = tasks(TASKS[: 4 if small else 8], glyphs, seed, SMALL if small else Sizes())
-    own = {"recipe": Recipe(2, 1e-3, 0.01, batch=20)} if small else {}
     models = foundations(network, glyphs, seed, max(COUNTS))
+    images = make_pretraining(glyphs, seed, Sizes()).calibration
+    spec = nlm.trace(models[0], images[:32])
+    recipe = Recipe(2, 1e-3, 0.01, batch=20) if small else None
+    world = World(network, seed, models, data, spec, [images], recipe)
     few = {name: data[name] for name in list(data)[:DRIFTING]}
     return {
-        "foundations": several(network, models, data, seed, own),
+        "foundations": several(world),
+        "tasks": counted(world),
         "drift": drifting(network, models[0], few, seed, small),
     }
 

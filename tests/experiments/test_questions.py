@@ -48,6 +48,7 @@ def test_foundations_and_drift(monkeypatch):
     assert finite(found)
     assert list(found["foundations"]["1"]) == ["as they are"]
     assert list(found["foundations"]["3"]) == list(foundation_questions.ALIGNMENTS)
+    assert list(found["tasks"]["2"]) == ["2", "3", "4"]
     distances = [each["distance"] for each in found["drift"].values()]
     assert distances == sorted(distances) and distances[0] > 0
     assert all(-1 <= each["cosine"] <= 1 for each in found["drift"].values())
