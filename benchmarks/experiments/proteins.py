@@ -21,6 +21,8 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import nlm
-from nlm.align import activation_matching, weight_matching
+from nlm.align import activation_matching
 from nlm.checkpoint import cache_folder
 from nlm.correct import Repair, expert_moments
 from nlm.demo import cache
@@ -48,13 +50,19 @@ PAIRS = (
 COPIES = ("1mr1D_failing", "wrong_hydrogens")  # of another chain, and of two residues
 
 
+RIDGES = (0.03, 0.1)  # of the refit; the chains of the validation choose
+TOGETHER = 4  # chains in a batch
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How many chains everything is fitted to, and scored on; ``ridge`` is that of the refit."""
+    """How many chains a refit is fitted to, alignments and REPAIR, the ridge, and scores."""
 
-    calibration: int = 6
-    evaluation: int = 12
-    ridge: float | None = None
+    calibration: int = 32
+    alignment: int = 16
+    validation: int = 4
+    evaluation: int = 14
+    ridges: tuple[float, ...] = RIDGES
     seed: int = 0
 
 
@@ -78,9 +86,15 @@ class Comparison:
     """What pairs of networks are merged and scored with."""
 
     spec: nlm.PermutationSpec
-    calibration: Batch
+    calibration: list[Batch]
+    validation: Batch
     evaluation: Batch
     settings: Settings
+
+    @property
+    def few(self) -> list[Batch]:
+        """What is enough for alignments and for means and deviations."""
+        return self.calibration[: math.ceil(self.settings.alignment / TOGETHER)]
 
     def logits(self, network: nn.Module) -> Tensor:
         with torch.no_grad():
@@ -98,26 +112,28 @@ class Comparison:
     def aligned(self, a: ProteinMPNN, b: ProteinMPNN) -> Iterator[tuple[str, ProteinMPNN, float]]:
         """Alignment, B as it is aligned, seconds."""
         yield "none", b, 0.0
-        started = time.process_time()
-        found = weight_matching(a.state_dict(), b.state_dict(), self.spec)
-        yield "weights", self.moved(b, found.permutation), time.process_time() - started
-        started = time.process_time()
-        found = activation_matching(a, b, self.spec, [self.calibration])
-        yield "activations", self.moved(b, found.permutation), time.process_time() - started
+        for method in ("weights", "activations", "dual"):
+            started = time.process_time()
+            data = None if method == "weights" else self.few
+            found = nlm.align(a, b, self.spec, method, data=data)
+            yield method, self.moved(b, found.permutation), time.process_time() - started
 
     def corrections(
         self, a: ProteinMPNN, b: ProteinMPNN, average: ProteinMPNN, alignment: str
-    ) -> dict[str, Callable[[], nn.Module]]:
-        """Correction -> what makes the corrected network."""
-        found: dict[str, Callable[[], nn.Module]] = {"average": lambda: average}
+    ) -> dict[str, Callable[[], tuple[nn.Module, float | None]]]:
+        """Correction -> what makes the corrected network and says the ridge that was chosen."""
+        found: dict[str, Callable[[], tuple[nn.Module, float | None]]] = {
+            "average": lambda: (average, None)
+        }
+        if alignment in ("none", "dual"):
+            found["repair"] = lambda: (self.repaired(a, b, average), None)
         if alignment != "weights":
-            found["repair"] = lambda: self.repaired(a, b, average)
             found["refit"] = lambda: self.refitted(a, b, average)
         return found
 
     def repaired(self, a: ProteinMPNN, b: ProteinMPNN, average: ProteinMPNN) -> nn.Module:
         """REPAIR of a plain network: means and deviations are halfway between the members'."""
-        data = [self.calibration]
+        data = self.few
         own = expert_moments({"a": a, "b": b}, {"a": data, "b": data}, max_samples=None)
         halfway = {}
         for point, of_a in own["a"].items():
@@ -129,12 +145,22 @@ class Comparison:
             average, {"both": a}, {"both": data}, moments={"both": halfway}, max_samples=None
         )
 
-    def refitted(self, a: ProteinMPNN, b: ProteinMPNN, average: ProteinMPNN) -> nn.Module:
-        """Layerwise least squares to the mean of what the members compute."""
-        return nlm.refit(
-            average, {"a": a, "b": b}, [self.calibration], ridge=self.settings.ridge,
-            max_samples=None,
-        )  # fmt: skip
+    def refitted(
+        self, a: ProteinMPNN, b: ProteinMPNN, average: ProteinMPNN
+    ) -> tuple[nn.Module, float]:
+        """Layerwise least squares to the mean of what the members compute, logits included."""
+
+        def perplexity(network: nn.Module) -> float:
+            with torch.no_grad():
+                logits = network(**self.validation)
+            return scored(logits, self.validation["residues"])["perplexity"]
+
+        refit = partial(
+            nlm.refit, average, {"a": a, "b": b}, self.calibration, outputs=True, max_samples=None
+        )
+        tried = {ridge: refit(ridge=ridge) for ridge in self.settings.ridges}
+        best = min(tried, key=lambda ridge: perplexity(tried[ridge]))
+        return tried[best], best
 
     def pair(self, a: ProteinMPNN, b: ProteinMPNN) -> dict[str, Any]:
         """The scores of two networks, of their ensemble and of their merges."""
@@ -150,9 +176,12 @@ class Comparison:
             rows = found["merged"][alignment] = {}
             for correction, make in self.corrections(a, moved, average, alignment).items():
                 started = time.process_time()
-                network = make()
-                spent = seconds + time.process_time() - started
+                network, ridge = make()
+                fitted = time.process_time() - started
+                spent = seconds + fitted / (1 if ridge is None else len(self.settings.ridges))
                 rows[correction] = {**self.score(self.logits(network)), "seconds": spent}
+                if ridge is not None:
+                    rows[correction]["ridge"] = ridge
                 print(alignment, correction, rows[correction], flush=True)
         found["scrambled"] = self.score(self.logits(self.back(a)))
         return found
@@ -160,7 +189,7 @@ class Comparison:
     def back(self, network: ProteinMPNN) -> ProteinMPNN:
         """The average of a network and a scrambled copy of it that was aligned with it again."""
         copied = self.moved(network, self.spec.random(self.settings.seed))
-        found = activation_matching(network, copied, self.spec, [self.calibration])
+        found = activation_matching(network, copied, self.spec, self.few)
         return halfway_between(network, self.moved(copied, found.permutation))
 
 
@@ -188,13 +217,21 @@ def run(settings: Settings, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
     known = chains()
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(known), generator=generator).tolist()
-    fitted = [known[place] for place in order[: settings.calibration]]
-    others = [known[place] for place in order[settings.calibration :]][: settings.evaluation]
+    counts = settings.calibration, settings.validation, settings.evaluation
+    ends = list(accumulate(counts))
+    fitted, chosen, others = (
+        [known[place] for place in order[end - count : end]]
+        for count, end in zip(counts, ends, strict=True)
+    )
     first = load(pairs[0][0])
     comparison = Comparison(
         nlm.trace(first, side_by_side([fitted[0].start(NEIGHBOURS)], 0)),
-        side_by_side(fitted, 1),
-        side_by_side(others, 2),
+        [
+            side_by_side(fitted[start : start + TOGETHER], 1 + start)
+            for start in range(0, len(fitted), TOGETHER)
+        ],
+        side_by_side(chosen, 1000),
+        side_by_side(others, 2000),
         settings,
     )
 
@@ -206,7 +243,11 @@ def run(settings: Settings, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
         "settings": asdict(settings),
         "chains": {
             what: {"chains": len(those), "residues": sum(map(len, those))}
-            for what, those in (("calibration", fitted), ("evaluation", others))
+            for what, those in (
+                ("calibration", fitted),
+                ("validation", chosen),
+                ("evaluation", others),
+            )
         },
         "groups": len(comparison.spec.free),
         "parameters": sum(each.numel() for each in first.parameters()),
@@ -224,7 +265,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="the JSON file")
     parser.add_argument("--quick", action="store_true", help="written to --results alone")
     chosen = parser.parse_args()
-    settings = Settings(2, 2) if chosen.quick else Settings()
+    settings = Settings(4, 4, 2, 2) if chosen.quick else Settings()
     found = run(settings, PAIRS[: 1 if chosen.quick else None])
     path = chosen.results or (None if chosen.quick else RESULTS)
     if path is not None:

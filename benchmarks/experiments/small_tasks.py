@@ -52,7 +52,7 @@ def task(kind: str, name: str, seed: int, sizes: Sizes, length: int, files: int 
         for number, (which, both) in enumerate(sources.items()):
             at = labels == number
             drawn = windows(both[held_out], int(at.sum()), length, generator)
-            inputs[at] = _reordered(which, drawn, generator, files)
+            inputs[at] = reordered(which, drawn, generator, files)
         return Split(inputs, labels)
 
     return Task(
@@ -65,7 +65,7 @@ def task(kind: str, name: str, seed: int, sizes: Sizes, length: int, files: int 
     )
 
 
-def _reordered(which: str, drawn: Tensor, generator: torch.Generator, files: int | None) -> Tensor:
+def reordered(which: str, drawn: Tensor, generator: torch.Generator, files: int | None) -> Tensor:
     """Windows whose words were shuffled (spaces stay), or which were reversed."""
     if which == "reversed":
         return drawn.flip(1)
