@@ -75,12 +75,7 @@ def _eliminated(gram: Tensor, cross: Tensor, block: int, count: int, name: str) 
         more = min(more, -(-total // _UPDATES))
         near = _prices(inverse, weight, block).argsort(stable=True)[: _NEAR * more]
         at = entries_of(near, block)
-        part, own, left = inverse[at][:, at], weight[at], near
-        for _ in range(more):  # among the candidates, where an update costs next to nothing
-            rest = torch.ones_like(left, dtype=torch.bool)
-            rest[_prices(part, own, block).argmin()] = False
-            part, own = _without(part, own, block, rest)
-            left = left[rest]
+        left = near[_dearest(inverse[at][:, at], weight[at], block, more)]
         rest = torch.ones_like(kept, dtype=torch.bool)
         rest[near] = False
         rest[left] = True
@@ -89,18 +84,44 @@ def _eliminated(gram: Tensor, cross: Tensor, block: int, count: int, name: str) 
     return kept
 
 
+def _dearest(inverse: Tensor, weight: Tensor, block: int, count: int) -> Tensor:
+    """The blocks that are left when ``count`` have been dropped one by one, ascending.
+
+    What it is given is written into: among a few candidates an update costs next to nothing.
+    """
+    left = torch.ones(len(inverse) // block, dtype=torch.bool, device=inverse.device)
+    for _ in range(count):
+        prices = _prices(inverse, weight, block).masked_fill_(~left, math.inf)
+        gone = int(prices.argmin())
+        left[gone] = False
+        at = slice(gone * block, (gone + 1) * block)
+        share = _divided(inverse[at, at], inverse[at]).T
+        weight.addmm_(share, weight[at].clone(), alpha=-1)
+        inverse.addmm_(share, inverse[at].clone(), alpha=-1)
+        inverse[at, at] = torch.eye(block, dtype=inverse.dtype, device=inverse.device)
+    return left.nonzero().flatten()
+
+
 def _prices(inverse: Tensor, weight: Tensor, block: int) -> Tensor:
     """By how much the least squares are worse without each block."""
+    if block == 1:
+        return weight.square().sum(1) / inverse.diagonal()
     grid = inverse.unflatten(0, (-1, block)).unflatten(2, (-1, block))
     own = grid.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [blocks, block, block]
     rows = weight.unflatten(0, (-1, block))
     return (torch.linalg.solve(own, rows) * rows).sum((1, 2))
 
 
+def _divided(matrix: Tensor, by: Tensor) -> Tensor:
+    """matrix^-1 by, of a matrix that is a number as a rule."""
+    return by / matrix if len(matrix) == 1 else torch.linalg.solve(matrix, by)
+
+
 def _without(inverse: Tensor, weight: Tensor, block: int, rest: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse and the least squares of the rest of the blocks."""
     numbers = torch.arange(len(rest), device=rest.device)
     stay, gone = (entries_of(numbers[where], block) for where in (rest, ~rest))
-    share = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stay]).T
+    half = inverse[gone]
+    share = torch.linalg.solve(half[:, gone], half[:, stay]).T
     weight = weight[stay] - share @ weight[gone]
-    return inverse[stay][:, stay] - share @ inverse[gone][:, stay], weight
+    return inverse[stay][:, stay].addmm_(share, half[:, stay], alpha=-1), weight

@@ -139,7 +139,7 @@ def refit(
         if select:
             chosen = select if isinstance(select, Selection) else Selection()
             spec = chosen.find_spec(network, few, forward)
-            trial = MergedPass(merged, call, steps, None)
+            trial = partial(MergedPass, merged, call, steps)
             walk = SelectingWalk(fitted, ridge, mask, experts, chosen, spec, steps, trial)
         side_by_side = None if recompute else stack
         for task, batch, own in batches:

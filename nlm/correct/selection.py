@@ -1,9 +1,10 @@
 """Pool and select: whole units and attention heads of several networks instead of means of them.
 
-Where a mean of two units that hardly correlate is like neither, the units of all experts and their
-means stand side by side before the layers that read them, and the best are kept, as many as one
-network has (:mod:`nlm.correct.elimination`), never worse ones than the means. Each expert's units
-are fitted to what they are in the expert, from the merged network's own inputs.
+Where a mean of two units that hardly correlate is like neither, the units of all experts stand side
+by side before the layers that read them, and the best are kept, as many as one network has
+(:mod:`nlm.correct.elimination`), or their means where these explain more. Heads and other units of
+several channels are chosen from the means too. Each expert's units are fitted to what they are in
+the expert, from the merged network's own inputs.
 
 That takes units that the layers of one step make and those of another one read, and nothing else:
 hidden units, attention heads, groups of heads with one key and value. The specification tells them.
@@ -15,6 +16,7 @@ means, of the heads half are. Without means to choose from it leaves .114 and .1
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,11 +27,14 @@ from torch import Tensor, nn
 from nlm._modules import is_transformers_conv1d, submodule
 from nlm._state_dict import state_of
 from nlm.correct.elimination import entries_of, select_blocks
+from nlm.correct.normal_equations import NormalEquations
 from nlm.correct.passes import MergedPass
 from nlm.correct.solving import CALLER, Stream, Walk
 from nlm.correct.walk import CONVOLUTIONS, Step
 from nlm.statistics import Forward, Mask
 from nlm.symmetry import Family, Layout, PermutationSpec, Product, Ref, Sum, trace
+
+Trial = Callable[[ExitStack], MergedPass]
 
 MEANS = "mean of all"
 _APART = 1e-3  # of the largest activation: units that differ by less do not depend on others
@@ -83,15 +88,18 @@ class Pool:
     made: Tensor
     read: Tensor
 
-    def side_by_side(self, tensors: Sequence[Tensor], dim: int) -> Tensor:
-        """What the reader's inputs are along, of several networks: by unit, then by network."""
-        dim %= tensors[0].dim()
-        size = *self.read.shape[:1], -1
-        index = entries_of(self.read.flatten(), tensors[0].shape[dim] // self.read.numel())
-        parts = [
-            each.index_select(dim, index.to(each.device)).unflatten(dim, size) for each in tensors
-        ]
-        return torch.stack(parts, dim + 1).flatten(dim, dim + 2)
+    @property
+    def is_single(self) -> bool:
+        """Whether a unit is one channel."""
+        return self.read.shape[1] == 1
+
+    def order(self, networks: int, size: int) -> Tensor:
+        """What the reader's inputs of several networks, one after the other, are by unit.
+
+        ``size`` is the number of inputs for each channel, which a convolution's taps are.
+        """
+        start = torch.arange(networks, device=self.read.device)[:, None] * self.read.numel()
+        return entries_of((self.read[:, None] + start).flatten(), size)
 
 
 # --- which units can be selected ------------------------------------------------------------------
@@ -101,28 +109,31 @@ def find_pools(
     network: nn.Module,
     steps: Sequence[Step],
     spec: PermutationSpec,
-    are_apart: Callable[[Pool], bool],
+    find_apart: Callable[[Sequence[Pool]], set[str]],
 ) -> tuple[list[Pool], dict[str, str]]:
     """Groups that the layers of one step make and those of another read; why others are not.
 
-    ``are_apart`` tells whether the units of a pool depend on nothing but their own weights.
+    ``find_apart`` finds the groups of which each unit depends on nothing but its own weights.
     """
+    found = {
+        group: _pool(network, steps, spec, group)
+        for group in spec.free
+        if not spec.groups[group].parents  # else it goes with its parent
+    }
+    apart = find_apart([pool for pool in found.values() if isinstance(pool, Pool)])
     pools: list[Pool] = []
     left: dict[str, str] = {}
     taken: set[Step] = set()
-    for group in spec.free:
-        if spec.groups[group].parents:  # goes with its parent
-            continue
-        found = _pool(network, steps, spec, group)
-        if isinstance(found, Pool) and taken & {found.maker, found.reader}:
-            found = "its layers make or read other units that are selected"
-        if isinstance(found, Pool) and not are_apart(found):
-            found = "its units depend on one another"
-        if isinstance(found, Pool):
-            pools.append(found)
-            taken |= {found.maker, found.reader}
+    for group, pool in found.items():
+        if not isinstance(pool, Pool):
+            left[group] = pool
+        elif taken & {pool.maker, pool.reader}:
+            left[group] = "its layers make or read other units that are selected"
+        elif group not in apart:
+            left[group] = "its units depend on one another"
         else:
-            left[group] = found
+            pools.append(pool)
+            taken |= {pool.maker, pool.reader}
     return pools, left
 
 
@@ -186,13 +197,27 @@ def _units_along(layout: Layout, group: str) -> Tensor:
 # --- selecting them -------------------------------------------------------------------------------
 
 
+def _twice(pool: Pool) -> Tensor:
+    return torch.arange(len(pool.made)) // 2 * 2
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The units that were chosen and the layers that read them, which explain so much."""
+
+    kept: Tensor
+    weight: Tensor
+    bias: Tensor
+    explained: float
+
+
 class SelectingWalk(Walk):
     """A walk that selects units of some experts where it can.
 
     Parameters
     ----------
     selection : with a specification.
-    trial : a pass of the model over a few samples.
+    trial : makes a pass of the model over a few samples, in lockstep.
     """
 
     def __init__(
@@ -204,15 +229,15 @@ class SelectingWalk(Walk):
         selection: Selection,
         spec: PermutationSpec,
         steps: Sequence[Step],
-        trial: MergedPass,
+        trial: Trial,
     ) -> None:
         super().__init__(model, ridge, mask)
         self._networks = {name: state_of(expert) for name, expert in experts.items()}
         self._networks[MEANS] = self.weights
         self.passes = len(self._networks)
         self._selection = selection
-        are_apart = partial(self._are_apart, trial)
-        pools, selection.left = find_pools(self.network, steps, spec, are_apart)
+        find_apart = partial(self._find_apart, trial, steps)
+        pools, selection.left = find_pools(self.network, steps, spec, find_apart)
         selection.kept = {}
         self._pools = {step: pool for pool in pools for step in (pool.maker, pool.reader)}
         self._offered: dict[str, tuple[Tensor, Tensor]] = {}
@@ -226,13 +251,22 @@ class SelectingWalk(Walk):
         else:
             self._choose(pool)
 
-    def inputs(self, step: Step, stream: Stream) -> tuple[Tensor, Tensor | None]:
-        """As for any walk; the units of all networks side by side where they are selected."""
+    def inputs(self, step: Step, stream: Stream) -> tuple[list[Tensor], Tensor | None]:
+        """As for any walk; where units are selected those of all networks, one after the other.
+
+        Means that are not chosen among stand alone.
+        """
         pool = self._pools.get(step)
         if pool is None or step is pool.maker:
             return super().inputs(step, stream)
         found = [each.at(step, CALLER) for each in stream.merged]
-        return pool.side_by_side([each.x for each in found], self.dim(step)), found[0].held
+        pooled = found[: self._pooled(pool)]
+        alone = [each.x for each in found[len(pooled) :]]
+        return [torch.cat([each.x for each in pooled], self.dim(step)), *alone], found[0].held
+
+    def _pooled(self, pool: Pool) -> int:
+        """The networks whose units are chosen among: the means too where there are few units."""
+        return self.passes - pool.is_single
 
     def target(self, step: Step, stream: Stream) -> Tensor:
         """As for any walk; those of all networks side by side where units are made."""
@@ -241,20 +275,44 @@ class SelectingWalk(Walk):
             return super().target(step, stream)
         return torch.cat(self.targets(step, stream), self.dim(step))
 
-    def _are_apart(self, trial: MergedPass, pool: Pool) -> bool:
-        """Whether each unit is made from its own rows alone: it is the same wherever it stands."""
-        twice = torch.arange(len(pool.made)) // 2
+    def _find_apart(self, trial: Trial, steps: Sequence[Step], pools: Sequence[Pool]) -> set[str]:
+        """The groups whose units are each made from their own rows: the same wherever they stand.
+
+        Where a trial's step makes units, each second one is made like the one before it; where they
+        are read they are compared, and the trial goes on with what it would have read.
+        """
+        found: set[str] = set()
+        tried: dict[Step, list[tuple[Pool, MergedPass]]] = {}
+        with ExitStack() as stack:
+            plain, free = trial(stack), []
+            for step in steps:
+                x = plain.at(step, CALLER).x
+                for pool, each in tried.pop(step, []):
+                    if self._is_apart(pool, x, each.at(step, CALLER).x):
+                        found.add(pool.group)
+                    each.read(x)
+                    each.use({name: self.weights[name] for name in self._doubled(pool)})
+                    free.append(each)
+                for pool in pools:
+                    if pool.maker is step:
+                        each = free.pop() if free else trial(stack)
+                        each.at(step, CALLER)
+                        each.use(self._doubled(pool))
+                        tried.setdefault(pool.reader, []).append((pool, each))
+        return found
+
+    def _doubled(self, pool: Pool) -> dict[str, Tensor]:
+        """Weights and biases with which each unit of an odd number is the one before it."""
         rows = torch.empty(pool.made.numel(), dtype=torch.int64)
-        rows[pool.made] = pool.made[twice]
+        rows[pool.made] = pool.made[_twice(pool)]
         weight = torch.cat([self.matrix(name) for name in pool.maker.layers])
-        entries = self.entries(pool.maker, weight[rows], self.biases(pool.maker)[rows])
-        x = trial.at(pool.reader, CALLER).x
-        with_others = trial.use(entries).at(pool.reader, CALLER).x
-        trial.use({name: self.weights[name] for name in entries})
+        return self.entries(pool.maker, weight[rows], self.biases(pool.maker)[rows])
+
+    def _is_apart(self, pool: Pool, x: Tensor, with_others: Tensor) -> bool:
         dim = self.dim(pool.reader)
         was, now = (
             each.index_select(dim, read.flatten().to(x.device))
-            for each, read in ((x, pool.read[twice]), (with_others, pool.read))
+            for each, read in ((x, pool.read[_twice(pool)]), (with_others, pool.read))
         )
         return bool((was - now).abs().max() <= _APART * x.abs().max())
 
@@ -271,37 +329,24 @@ class SelectingWalk(Walk):
 
     def _choose(self, pool: Pool) -> None:
         """Keeps the best units, and solves the layers that read them."""
-        [equations] = self.equations(pool.reader)
-        names, count, units = list(self._networks), self.passes, len(pool.read)
-        matrices = [
-            torch.cat([self.matrix(name, own) for name in pool.reader.layers])
-            for own in self._networks.values()
-        ]
-        start = pool.side_by_side(matrices, 1).double() / count
-        gram, cross, pull = equations.system(self.ridge, self.is_biased(pool.reader))
-        block = len(gram) // (units * count)
-        means = torch.arange(units) * count + count - 1
-        kept, solved = select_blocks(
-            gram, cross + pull * start.T, block, means, pool.reader.layers[0]
-        )
-        kept = kept.cpu()
-        bias = equations.xy.y.mean - equations.xx.mean_x[entries_of(kept, block)] @ solved
-        weight = torch.empty_like(solved.T)
-        weight[:, entries_of(pool.read.flatten(), block // pool.read.shape[1])] = solved.T
-        self.write(pool.reader, weight, bias)
-        unit, network = kept // count, kept % count
+        names, count = list(self._networks), self._pooled(pool)
+        equations, *of_means = self.equations(pool.reader)
+        found = self._best(pool, equations, list(self._networks.values())[:count])
+        unit, network = found.kept // count, found.kept % count
+        for alone in of_means:
+            means = self._best(pool, alone, [self.weights])
+            if means.explained > found.explained:
+                found, unit, network = means, means.kept, torch.full_like(means.kept, count)
+        self.write(pool.reader, found.weight, found.bias)
         weight, bias = (
             offered[network[:, None], pool.made[unit]].flatten(0, 1)[pool.made.flatten().argsort()]
             for offered in self._offered.pop(pool.group)
         )
         self.write(pool.maker, weight, bias)
-        order = torch.empty_like(pool.read.flatten())
-        order[pool.read.flatten()] = entries_of(kept, pool.read.shape[1])
         own = {name: self.weights[name] for name in self.entries(pool.maker, weight, bias)}
         for stream in self.streams:
             if stream.merged[0].in_lockstep:
-                x, _ = self.inputs(pool.reader, stream)
-                x = x.index_select(self.dim(pool.reader), order.to(x.device))
+                x = self._chosen(pool, stream, unit, network)
                 for each in stream.merged:
                     each.read(x)
             for each in stream.merged:
@@ -309,3 +354,41 @@ class SelectingWalk(Walk):
         self._selection.kept[", ".join(pool.reader.layers)] = {
             name: unit[network == number].tolist() for number, name in enumerate(names)
         }
+
+    def _chosen(self, pool: Pool, stream: Stream, unit: Tensor, network: Tensor) -> Tensor:
+        """What the reader is given by the units that are kept."""
+        dim, found = (
+            self.dim(pool.reader),
+            [each.at(pool.reader, CALLER).x for each in stream.merged],
+        )
+        x = torch.empty_like(found[0])
+        for number, own in enumerate(found):
+            here = network == number
+            to, source = (
+                each.flatten().to(x.device) for each in (pool.read[here], pool.read[unit[here]])
+            )
+            x.index_copy_(dim, to, own.index_select(dim, source))
+        return x
+
+    def _best(
+        self, pool: Pool, equations: NormalEquations, networks: Sequence[Mapping[str, Tensor]]
+    ) -> _Best:
+        """As many units as one network has, of those that networks have one after the other."""
+        count, units = len(networks), len(pool.read)
+        matrices = [
+            torch.cat([self.matrix(name, own) for name in pool.reader.layers]) for own in networks
+        ]
+        gram, cross, pull = equations.system(self.ridge, self.is_biased(pool.reader))
+        block = len(gram) // (units * count)
+        taps = block // pool.read.shape[1]
+        order = pool.order(count, taps).to(gram.device)
+        start = torch.cat(matrices, 1)[:, order].double() / self.passes
+        gram, cross = gram[order][:, order], cross[order] + pull * start.T
+        # with the means among them the means, else the units of one network
+        known = torch.arange(units) * count + count - 1
+        kept, solved = select_blocks(gram, cross, block, known, pool.reader.layers[0])
+        at = entries_of(kept, block)
+        weight = torch.empty_like(solved.T)
+        weight[:, pool.order(1, taps).to(gram.device)] = solved.T
+        bias = equations.xy.y.mean - equations.xx.mean_x[order[at]] @ solved
+        return _Best(kept.cpu(), weight, bias, float((solved * cross[at]).sum()))

@@ -75,10 +75,13 @@ class Walk:
         if step.layers:
             self.write(step, *self.solved(step, self.equations(step), [self.weights]))
 
-    def inputs(self, step: Step, stream: Stream) -> tuple[Tensor, Tensor | None]:
-        """What the layers of a step read, and what the stream holds that they write to."""
+    def inputs(self, step: Step, stream: Stream) -> tuple[list[Tensor], Tensor | None]:
+        """What the layers of a step read, and what the stream holds that they write to.
+
+        Each of several inputs has equations of its own.
+        """
         found = stream.merged[0].at(step, CALLER)
-        return found.x, found.held
+        return [found.x], found.held
 
     def targets(self, step: Step, stream: Stream) -> list[Tensor]:
         """What the experts have where a step ends, and last the mean of it."""
@@ -97,11 +100,14 @@ class Walk:
         return self.targets(step, stream)[-1]
 
     def equations(self, step: Step) -> list[NormalEquations]:
-        """The normal equations of a step over all samples, one for each group of channels."""
+        """The normal equations of a step over all samples, one for each group of channels.
+
+        Those of one input stand beside those of the next one.
+        """
         found: list[NormalEquations] = []
         layer, dim = submodule(self.network, step.layers[0]), self.dim(step)
         for stream in self.streams:
-            x, held = self.inputs(step, stream)
+            read, held = self.inputs(step, stream)
             y = self.target(step, stream)
             if held is not None:
                 y = y - held
@@ -109,15 +115,20 @@ class Walk:
                 along = (-1, *[1] * (y.dim() - 2))
                 scale, shift, _ = (part.reshape(along).to(y) for part in self._affine(step.norm))
                 y = (y - shift) / scale
-            x = x if x.itemsize >= 4 else x.float()
             self._positions.begin(stream.batch)
             mask = self._positions.of(y, dim)
-            for group, ins, outs, on, counted in as_linear(layer, x, y.to(x.dtype), mask):
-                if group == len(found):
-                    found.append(NormalEquations(ins.shape[on], outs.shape[on], x.device))
-                found[group].update(ins, outs, on, counted)
+            first = 0
+            for x in read:
+                x = x if x.itemsize >= 4 else x.float()
+                group = 0
+                for group, ins, outs, on, counted in as_linear(layer, x, y.to(x.dtype), mask):
+                    if first + group == len(found):
+                        found.append(NormalEquations(ins.shape[on], outs.shape[on], x.device))
+                    found[first + group].update(ins, outs, on, counted)
+                first += group + 1
             if not all(equations.finite for equations in found):
-                check_activation(CALLER, step.layers[0], x)
+                for x in read:
+                    check_activation(CALLER, step.layers[0], x)
                 check_activation(CALLER, step.ends[0], y, dim, mask)
         return found
 
