@@ -78,8 +78,8 @@ class Subject:
             self.model = _copied(model, dtype).eval()
             self._examples = [_to(dtype, example) for example in examples]
             try:
-                outputs, narrowest = self._watched(dtype)
-                if _size(outputs) < math.inf or dtype == list(types)[-1]:
+                found, narrowest = self._watched(dtype)
+                if _size(found) < math.inf or dtype == list(types)[-1]:
                     break
             except (RuntimeError, TypeError, ValueError):
                 if dtype == list(types)[-1]:
