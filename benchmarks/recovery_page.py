@@ -24,7 +24,9 @@ a tensor's standard deviations on every tensor: the share of units that come bac
 means over {seeds} seeds with their standard errors. Peers are `rebasin` 0.0.47 with its own loop,
 Git Re-Basin's loop written out with PyTorch and SciPy, and one pass from the input to the output.
 They know of no heads: of the transformer they match the feed-forward layers, and nlm does so beside
-them; "all groups" is nlm's alone. "Layerwise" is `nlm.align(..., layerwise=True)`."""
+them; "all groups" is nlm's alone. "Layerwise" is `nlm.align(..., layerwise=True)`. Where not all
+come back, noise has moved the optimum off what was planted: a higher objective may then be a unit
+or two fewer in their places."""
 
 
 def page() -> str:
