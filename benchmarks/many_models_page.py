@@ -28,14 +28,15 @@ batches each, are brought into one order by `nlm.align_many`; then the mean of a
 scored on held-out images in their own 240-way task. "Each with the mean of the others" is Git
 Re-Basin's way to merge many models (arXiv:2209.04836, section 5); "all together" by weights is
 C2M3's (arXiv:2405.17897), refined. Any map between two models goes through the shared order: round
-every cycle the maps cancel. Means over the seeds with their standard errors; seconds of one
-processor core, beside other work."""
+every cycle the maps cancel. Means over the seeds with their standard errors; seconds are those
+that one processor core worked, of the runs that counted them."""
 
 
 def load() -> list[dict[str, Any]]:
-    """A run for each network and seed."""
-    files = sorted(RESULTS.glob("many_models_*_seed*.json"))
-    return [json.loads(file.read_text()) for file in files]
+    """A run for each network and seed; the first results are a list of them."""
+    files = sorted(RESULTS.glob("many_models_*.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    return [run for each in found for run in (each if isinstance(each, list) else [each])]
 
 
 def page() -> str:
@@ -49,11 +50,13 @@ def page() -> str:
         seeds = ", ".join(str(run["seed"]) for run in found)
         parts += [f"## {network}", f"Seeds {seeds}. The models themselves score {told}."]
         for count in found[0]["counts"]:
-            parts += [f"### {count} models", table([run["counts"][count] for run in found])]
+            parts += [f"### {count} models", table(found, count)]
     return "\n\n".join(parts) + "\n"
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(runs: list[dict[str, Any]], count: str) -> str:
+    found = [run["counts"][count] for run in runs]
+    timed = [run["counts"][count] for run in runs if "threads" in run]
     lines = [
         "| alignment | accuracy of the mean | its loss | objective | seconds |",
         "|---|--:|--:|--:|--:|",
@@ -67,10 +70,10 @@ def table(found: list[dict[str, Any]]) -> str:
             rows = [each[method][strategy] for each in found if strategy in each[method]]
             if rows:
                 reached = mean(row["objective"][-1] for row in rows)
-                seconds = mean(row["seconds"] for row in rows)
+                seconds = [each[method][strategy]["seconds"] for each in timed]
                 lines.append(
                     f"| {method}, {told} | {_spread(rows, 'accuracy', 3)} | "
-                    f"{_spread(rows, 'loss', 2)} | {reached:.1f} | {seconds:.0f} |"
+                    f"{_spread(rows, 'loss', 2)} | {reached:.1f} | {mean(seconds):.0f} |"
                 )
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nlm._state_dict import state_of
 from nlm.align.activations import activation_matching
 from nlm.align.dual import dual_matching
+from nlm.align.learned import sinkhorn_matching, straight_through_matching
 from nlm.align.many import JointAlignment, JointReport, align_many
 from nlm.align.orthogonal import OrthogonalAlignment, orthogonal_matching
 from nlm.align.partial import partial_matching
@@ -32,6 +33,8 @@ __all__ = [
     "align_many",
     "orthogonal_matching",
     "partial_matching",
+    "sinkhorn_matching",
+    "straight_through_matching",
     "weight_matching",
     "without_heads",
     "zip_matching",

@@ -59,9 +59,9 @@ def activation_matching(
         the order of heads is kept; "identity": that of their units too. Experts alike.
     residual : where residual streams are seen, which many modules write and read: "last" (what
         ``observe`` would be), "first" or "all" of their norms (the mean correlation); "identity":
-        they stay in order. A permuted copy of a model comes back only with them; of transformers
-        trained apart the average was better without (barrier 1.6 against 1.9, 2.1 unaligned),
-        and better still with them rotated (:func:`orthogonal_matching`).
+        they stay in order. A permuted copy of a model comes back only with them. Of transformers
+        trained apart (docs/barriers.md) "all" was the best of these, "last" mostly better than
+        "identity", and of pre-norm ones rotations were better still (:func:`orthogonal_matching`).
     forward, max_samples, device : how a batch is run, ``forward(model, batch)``, how many samples
         are used, and where.
     mask : ``mask(batch)`` says which positions count (:mod:`nlm.statistics.positions`); by default

@@ -190,7 +190,7 @@ def _held(place: Place, order: Gathers) -> list[Gather]:
     """How the axes of the second model are gathered whose groups do not move."""
     block, found = place.block, []
     for number, axis in enumerate(block.axes):
-        if axis.group not in order.moved or number in place.chains:
+        if axis.group is None or axis.group not in order.moved or number in place.chains:
             continue
         parents = order.groups[axis.group].parents
         index = order.moved[axis.group][

@@ -78,8 +78,8 @@ class Subject:
             self.model = _copied(model, dtype).eval()
             self._examples = [_to(dtype, example) for example in examples]
             try:
-                outputs, narrowest = self._watched(dtype)
-                if _size(outputs) < math.inf or dtype == list(types)[-1]:
+                found, narrowest = self._watched(dtype)
+                if _size(found) < math.inf or dtype == list(types)[-1]:
                     break
             except (RuntimeError, TypeError, ValueError):
                 if dtype == list(types)[-1]:
@@ -88,8 +88,8 @@ class Subject:
         for other in others:
             if len(self._examples) < len(examples) + _OTHER_SHAPES:
                 self._add(_to(dtype, other))
-        narrow = narrowest != dtype
-        self.text = f"{narrowest}{' inside' if narrow else ''}".removeprefix("torch.")
+        inside = " inside" if narrowest != dtype else ""
+        self.text = f"{narrowest}{inside}".removeprefix("torch.")
         self.tolerance = TOLERANCE[narrowest]
         if self.text != "float64":
             self.tolerance = max(self.tolerance, min(8 * self._noise(), _MOST_NOISE))
@@ -124,8 +124,7 @@ class Subject:
             again = self.model.state_dict()
             self._in_place = all(self._live[n].data_ptr() == again[n].data_ptr() for n in again)
             self.aliases = _aliases(self._live)
-            self.state = {**before}
-            self.state.update(perturb({name: before[name] for name in before}))
+            self.state = {**before, **perturb(before)}
             for name, names in self.aliases.items():
                 self.state[name] = self.state[names[0]]
             self._outputs = [self._expected(example) for example in self._examples]
@@ -198,13 +197,10 @@ class Subject:
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         if not self._in_place:
-            state = {**self.state, **state}
-        state = separated(self._stacks, state)
-        if not self._in_place:
-            self.model.load_state_dict(state)
+            self.model.load_state_dict(separated(self._stacks, {**self.state, **state}))
             return
         with torch.no_grad():
-            for name, tensor in state.items():
+            for name, tensor in separated(self._stacks, state).items():
                 self._live[name].copy_(tensor)
 
     def _run(self, example: Example) -> list[Tensor]:
