@@ -28,6 +28,7 @@
 #include "group_similarity.h"
 #include "inner_products.h"
 #include "magnitude_threshold.h"
+#include "magprune.h"
 #include "permute.h"
 #include "scale_shift.h"
 #include "sign_merge.h"
@@ -274,6 +275,23 @@ void bind_dare(py::module_& m) {
       Released());
 }
 
+void bind_magprune(py::module_& m) {
+  m.def(
+      "magprune",
+      [](Address x, Address out, int dtype, int64_t rows, int64_t length, int64_t segment,
+         int64_t offset, uint64_t seed, std::pair<Address, Address> whole,
+         std::pair<Address, Address> last, int threads) {
+        const auto chances = [](std::pair<Address, Address> of) {
+          return RankChances{pointer<uint32_t>(of.first), pointer<double>(of.second)};
+        };
+        select(magprune_clones)(
+            {pointer<void>(x), pointer<void>(out), static_cast<DType>(dtype), rows, length, segment,
+             offset, seed, chances(whole), chances(last)},
+            threads);
+      },
+      Released());
+}
+
 void bind_inner_products(py::module_& m) {
   m.def(
       "inner_products",
@@ -329,6 +347,7 @@ PYBIND11_MODULE(_C, m) {
   nlm::bind_scale_shift(m);
   nlm::bind_sign_merge(m);
   nlm::bind_dare(m);
+  nlm::bind_magprune(m);
   nlm::bind_tall_mask(m);
   nlm::bind_inner_products(m);
   nlm::bind_weighted_sum(m);

@@ -1,6 +1,7 @@
 // Drops entries of a task vector at random and rescales the others. See dare.cpp.
 #pragma once
 
+#include "core/philox_constants.h"
 #include "core/view.h"
 
 namespace nlm {
@@ -14,10 +15,6 @@ struct Drop {
   uint32_t threshold;
   double scale;
 };
-
-inline constexpr int kPhiloxRounds = 10;
-inline constexpr uint32_t kPhiloxMultiplier0 = 0xd2511f53u, kPhiloxMultiplier1 = 0xcd9e8d57u;
-inline constexpr uint32_t kPhiloxWeyl0 = 0x9e3779b9u, kPhiloxWeyl1 = 0xbb67ae85u;
 
 // out[i] = base[i] where entry i is dropped, else base[i] + scale * (expert[i] - base[i]).
 NLM_KERNEL(void, dare,

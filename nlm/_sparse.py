@@ -1,4 +1,4 @@
-"""What is kept of task vectors, on arrays: by rank (DELLA), variance (SCE), importance (Fisher).
+"""What is kept of task vectors, on arrays: by variance (SCE), importance (Fisher).
 
 :mod:`nlm.merge` applies these to tensors and :mod:`nlm.streaming` to chunks of files. Functions
 that say so take arrays of NumPy or tensors of PyTorch: every operation is of single entries and
@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nlm._random import LOW, philox
-
 _GROUP = 64  # entries of which one partial sum is taken
 _LEAST = 1e-37  # a smaller mean importance is none: its inverse is no float32
-_BLOCK = 1 << 16  # entries whose ranks are found together, in the cache
+_BLOCK = 1 << 16  # entries that are summed together, in the cache
 
 
 class Total:
@@ -46,76 +44,6 @@ def middle_ranks(density: float, gamma: float, entries: int) -> tuple[int, int]:
     """How many entries breadcrumbs keeps, and how many larger ones it drops."""
     kept = int(density * entries)
     return kept, min(int(gamma * entries), entries - kept)
-
-
-def rank_shares(length: int, density: float, epsilon: float) -> np.ndarray:
-    """The probability to be kept, from the smallest entry of a row to its largest."""
-    if density >= 1:
-        return np.ones(length)
-    return np.linspace(density - epsilon, density + epsilon, length)
-
-
-def rank_multipliers(
-    length: int, density: float, epsilon: float, rescale: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Per rank: words below the first, int64, are dropped; the others are multiplied by the second.
-
-    ``rescale`` is "expected", 1 over the probability to be kept, or another, for 1.
-    """
-    shares = rank_shares(length, density, epsilon)
-    factors = 1 / shares if rescale == "expected" else np.ones(length)
-    return ((1 - shares) * 2.0**32).astype(np.int64), factors
-
-
-def random_words(seed: int, offset: int, count: int) -> np.ndarray:
-    """The random words of positions, int64 ``[count]``, as :mod:`nlm.ops.dare` draws them."""
-    counters = np.arange(offset // 4, (offset + count + 3) // 4)
-    zero = np.zeros_like(counters)
-    words = philox((counters & LOW, counters >> 32, zero, zero), (seed & LOW, seed >> 32))
-    return np.stack(words, -1).reshape(-1)[offset % 4 :][:count]
-
-
-def ascending(magnitude: np.ndarray) -> np.ndarray:
-    """The order of each row ``[rows, length]`` from its smallest entry; of equal ones the first.
-
-    Of float32 it is a sort of (bits, place) as one integer, four times as fast as a stable argsort.
-    """
-    if magnitude.dtype != np.float32 or magnitude.shape[1] > LOW:
-        return np.argsort(magnitude, axis=1, kind="stable")
-    bits = np.ascontiguousarray(magnitude).view(np.uint32).astype(np.uint64)
-    bits <<= np.uint64(32)
-    bits |= np.arange(magnitude.shape[1], dtype=np.uint64)
-    bits.sort(axis=1)
-    bits &= np.uint64(LOW)
-    return bits.astype(np.int64)
-
-
-def multipliers_by_rank(
-    rows: np.ndarray, first: int, density: float, epsilon: float, seed: int, rescale: str
-) -> np.ndarray:
-    """What DELLA multiplies task vectors by: 0 where an entry is dropped.
-
-    Parameters
-    ----------
-    rows : task vectors, ``[rows, length]``, the first of which is row ``first`` of its tensor. The
-        word of rank r in row i is that of position i * length + r.
-
-    Returns
-    -------
-    array of the rows' shape and dtype
-    """
-    count, length = rows.shape
-    least, factors = rank_multipliers(length, density, epsilon, rescale)
-    factors = factors.astype(rows.dtype)
-    found = np.empty(rows.shape, rows.dtype)
-    together = max(1, _BLOCK // length)
-    for begin in range(0, count, together):
-        part = rows[begin : begin + together]
-        words = random_words(seed, (first + begin) * length, part.size).reshape(part.shape)
-        values = np.where(words >= least, factors, factors.dtype.type(0))
-        places = ascending(np.abs(part)) + np.arange(begin, begin + len(part))[:, None] * length
-        found.reshape(-1)[places.reshape(-1)] = values.reshape(-1)
-    return found
 
 
 def variance(vectors: Sequence[Any]) -> Any:

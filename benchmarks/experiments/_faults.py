@@ -224,7 +224,8 @@ def serve() -> None:
     """Starts and awaits processes, as the lines of stdin say; in the process with the library."""
     from nlm.cli.app import run
 
-    import_module("nlm.cli.merge_command")  # before the processes part
+    for name in ("nlm.cli.merge_command", "nlm.recipe.aligning", "nlm.streaming.permuted"):
+        import_module(name)  # before the processes part
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
     library.nlm_calls.restype = ctypes.c_long
     for line in sys.stdin:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from _fault_list import FAULTS, Fault
-from _faults import PROGRAM, Programs, World, contents
+from _faults import PROGRAM, Ended, Programs, World, contents
 
 import nlm
 
@@ -45,16 +45,18 @@ def after(
     return None if code == 0 else f"--resume said {said!r}"
 
 
-def kill_at_moments(world: World, recipe: str, kills: int, draw: random.Random) -> dict[str, Any]:
-    """Kills whole processes, interpreter and imports and all. How long an undisturbed one takes is
-    known from the latest five, as the machine has other work too."""
+def kill_at_moments(
+    world: World, programs: Programs, recipe: str, kills: int, draw: random.Random
+) -> dict[str, Any]:
+    """Kills processes at random moments from their command's start to its end, as many as are not
+    over when the signal comes. How long an undisturbed one takes is known from the latest five, as
+    the machine has other work too."""
     world.expect(recipe)
     times: list[float] = []
 
-    def whole(*more: str) -> subprocess.CompletedProcess:
+    def whole(*more: str) -> Ended:
         start = time.perf_counter()
-        command = [*PROGRAM, *world.arguments(recipe, *more)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = programs.run(world.arguments(recipe, *more))
         times.append(time.perf_counter() - start)
         return done
 
@@ -62,29 +64,30 @@ def kill_at_moments(world: World, recipe: str, kills: int, draw: random.Random) 
         world.clear()
         whole()
     states: collections.Counter[str] = collections.Counter()
-    wrong = []
-    for _ in range(kills):
+    wrong, late = [], 0
+    while sum(states.values()) < kills:
         world.clear()
-        moment = draw.uniform(0, 1.05 * statistics.median(times[-5:]))
-        process = subprocess.Popen(
-            [*PROGRAM, *world.arguments(recipe)], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        ended = "killed" if process.wait() == -signal.SIGKILL else "ended"
+        moment = draw.uniform(0, statistics.median(times[-5:]))
+        process = programs.start(world.arguments(recipe))
+        time.sleep(moment)
+        os.kill(process, signal.SIGKILL)  # nobody waits for it before: the number is still its own
+        is_late = programs.wait(process).code != -signal.SIGKILL
         state = world.state(recipe)
-        states[f"{ended}, {state}"] += 1
         done = whole("--resume")
         if state != "nothing":
             times.pop()
-        found = after(world, recipe, done.returncode, done.stderr)
+        found = after(world, recipe, done.code, done.said)
+        if is_late:
+            late += 1
+        else:
+            states[state] += 1
         if state == "corrupt" or found is not None:
             wrong.append({"moment": moment, "state": state, "what": found})
     seconds = statistics.median(times)
-    return {"recipe": recipe, "seconds": seconds, "kills": kills, "states": states, "wrong": wrong}
+    return {
+        "recipe": recipe, "seconds": seconds, "kills": kills, "late": late, "states": states,
+        "wrong": wrong,
+    }  # fmt: skip
 
 
 def kill_at_calls(
@@ -202,7 +205,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where models and results are written")
-    parser.add_argument("--width", type=int, default=2048, help="of the killed models")
+    parser.add_argument("--width", type=int, default=512, help="of the killed models")
     parser.add_argument("--json", type=Path, default=RESULTS / "faults.json")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -232,12 +235,13 @@ def main() -> None:
                 tell("one of many killed", kill_one_of(world, programs, size, victim))
                 for size, victim in ((2, 0), (2, 1), (4, 0), (4, 2))
             ]
-        world = World(large, options.width, "4MB")
+        world = World(large, options.width, f"{options.width**2 // 2}B")
         counts = {"ties": options.kills // 2, "dare": options.kills - options.kills // 2}
-        report["kills"] = [
-            tell("killed", kill_at_moments(world, recipe, count, draw))
-            for recipe, count in counts.items()
-        ]
+        with Programs(large) as programs:
+            report["kills"] = [
+                tell("killed", kill_at_moments(world, programs, recipe, count, draw))
+                for recipe, count in counts.items()
+            ]
     report["wrong"] = wrong
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{len(FAULTS)} faults and {options.kills} kills, {wrong} wrong")

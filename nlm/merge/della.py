@@ -13,21 +13,20 @@ rescale       the entries that are kept are multiplied by
 ============  =====================================================================
 
 Then signs are elected (``della``), or the rest is summed (``della_linear``). What is drawn follows
-from the seed, the task, the name of the tensor, the row and the rank alone, by the generator of
-:mod:`nlm.ops.dare`. Rows of mergekit run along the second dimension: the same but for convolutions.
+from the seed, the task, the name of the tensor, the row and the rank alone, as
+:mod:`nlm.ops.magprune` has it, which cuts rows of more than 2^20 entries. Rows of mergekit run
+along the second dimension: the same but for convolutions.
 """
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from nlm import ops
 from nlm._methods import check_dropping, check_ranked, tensor_seed
-from nlm._sparse import multipliers_by_rank, rank_multipliers
 from nlm._state_dict import StateDict
 from nlm.merge.dare import rescaled, wide
 from nlm.merge.linear import alike
-from nlm.ops.dare import random_words
 
 
 def magprune(
@@ -57,30 +56,8 @@ def magprune(
             if vector.numel():
                 rows = vector.reshape(vector.shape[0] if vector.dim() > 1 else 1, -1)
                 key = tensor_seed(seed, task, name)
-                kept = rows * by_rank(rows, density, epsilon, key, rescale)
+                kept = ops.magprune(rows, density, epsilon, key, rescale=rescale == "expected")
                 kept = rescaled(kept, vector) if rescale == "l1" else kept
                 vector = kept.reshape(vector.shape)
             found[task][name] = vector + origin
     return found
-
-
-def by_rank(rows: Tensor, density: float, epsilon: float, key: int, rescale: str) -> Tensor:
-    """What MagPrune multiplies rows ``[rows, length]`` by: 0 where an entry is dropped."""
-    if not rows.is_cpu:
-        return by_rank_where_it_lies(rows, density, epsilon, key, rescale)
-    array = rows.detach().contiguous().numpy()  # sorted by NumPy, with vector instructions
-    return torch.from_numpy(multipliers_by_rank(array, 0, density, epsilon, key, rescale))
-
-
-def by_rank_where_it_lies(
-    rows: Tensor, density: float, epsilon: float, key: int, rescale: str
-) -> Tensor:
-    """The same by PyTorch, on any device."""
-    least, factors = (
-        torch.from_numpy(each).to(rows.device)
-        for each in rank_multipliers(rows.shape[1], density, epsilon, rescale)
-    )
-    words = random_words(key, 0, rows.numel(), rows.device).view(rows.shape)
-    values = torch.where(words >= least, factors, 0.0).to(rows.dtype)
-    order = rows.abs().sort(dim=1, stable=True).indices
-    return torch.empty_like(rows).scatter_(1, order, values)

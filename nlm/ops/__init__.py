@@ -11,6 +11,7 @@ from nlm.ops.dare import dare
 from nlm.ops.group_similarity import group_similarity_
 from nlm.ops.inner_products import inner_products
 from nlm.ops.magnitude_threshold import magnitude_threshold
+from nlm.ops.magprune import magprune
 from nlm.ops.permute import permute, permute_add_
 from nlm.ops.scale_shift import scale_shift
 from nlm.ops.sign_merge import sign_merge
@@ -26,6 +27,7 @@ __all__ = [
     "group_similarity_",
     "inner_products",
     "magnitude_threshold",
+    "magprune",
     "permute",
     "permute_add_",
     "scale_shift",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nlm._names import matches
+from nlm._random import RANKED
 from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, TensorEntry, open_checkpoint
 from nlm.recipe.methods import BESIDE_WEIGHTS, DTYPES, METHODS
 from nlm.recipe.recipe import Expert, Output, Recipe
@@ -147,7 +148,7 @@ def memory_bytes(recipe: Recipe, opened: Opened) -> int:
     """Bytes that are held at once beside activations and the buffers of the merge.
 
     By alignment two foundations and cost matrices; by correction the merged model, its corrected
-    copy and all experts; by DELLA the longest row of a tensor, which is ranked as a whole.
+    copy and all experts; by DELLA the longest row of a tensor, of 2^20 entries at most.
     """
     aligned = sorted(map(module_bytes, opened.foundations.values()))[-2:] if recipe.aligns else []
     if recipe.rotates:
@@ -179,12 +180,12 @@ def _measuring_bytes(recipe: Recipe, opened: Opened) -> int:
 
 
 def _ranked_bytes(recipe: Recipe, start: Checkpoint | None) -> int:
-    """What DELLA holds of the longest row: of each expert, and its ranks and probabilities."""
+    """What DELLA holds of the longest row that is ranked: of each expert, and its ranks."""
     if start is None or recipe.method not in ("della", "della_linear"):
         return 0
     shapes = [start.tensors[name].shape for name in merged(recipe, start)]
     longest = max((math.prod(s[1:]) if len(s) > 1 else math.prod(s) for s in shapes), default=0)
-    return (8 * len(recipe.experts) + 80) * longest
+    return (8 * len(recipe.experts) + 64) * min(longest, RANKED)
 
 
 def sentence_of(error: Exception) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from nlm import _core
 from nlm._core import DIALECTS, DTYPES
+from nlm._random import RANKED, chances_by_rank
 from nlm.checkpoint.headers import ITEM_BYTES
 
 WIDE: dict[str, np.dtype[Any]] = {"F32": np.dtype("float32"), "F64": np.dtype("float64")}
@@ -155,6 +156,22 @@ def dare(
     _core.cpu.dare(
         expert.address, base.address, target.address, expert.code, size, seed, offset,
         int(drop * 2**32), scale, _core.threads(),
+    )  # fmt: skip
+
+
+def magprune(
+    x: Block, target: Block, rows: int, length: int, density: float, epsilon: float, seed: int,
+    offset: int, rescale: bool,
+) -> None:  # fmt: skip
+    """MagPrune of rows ``[rows, length]``, both blocks of one type; see nlm/ops/magprune.py."""
+    tables = [
+        chances_by_rank(each, density, epsilon, rescale)
+        for each in (min(length, RANKED), length % RANKED)
+    ]
+    addresses = [(least.ctypes.data, factors.ctypes.data) for least, factors in tables]
+    _core.cpu.magprune(
+        x.address, target.address, x.code, rows, length, RANKED, offset, seed, *addresses,
+        _core.threads(),
     )  # fmt: skip
 
 

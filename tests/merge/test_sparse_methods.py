@@ -9,9 +9,8 @@ from _networks import mlp
 from scipy import stats
 
 import nlm
-from nlm._sparse import Total, ascending, kth_largest, random_words
-from nlm.merge.della import by_rank, by_rank_where_it_lies
-from nlm.ops.dare import random_words as words_of_tensors
+from nlm._sparse import Total, kth_largest
+from nlm.ops.dare import random_words
 
 WEIGHTS = {"a": 1.0, "b": 0.5, "c": -0.7}
 BASE = mlp(9).double().state_dict()
@@ -76,7 +75,7 @@ def pruned(task: str, name: str, density: float, epsilon: float, rescale: str) -
     vector = (EXPERTS[task][name] - BASE[name]).numpy()
     rows = vector.reshape(len(vector) if vector.ndim > 1 else 1, -1)
     key, device = int.from_bytes(digest[:8], "little") // 2, torch.device("cpu")
-    words = words_of_tensors(key, 0, rows.size, device).numpy().reshape(rows.shape)
+    words = random_words(key, 0, rows.size, device).numpy().reshape(rows.shape)
     shares = np.linspace(density - epsilon, density + epsilon, rows.shape[1])
     found = np.zeros_like(rows)
     for row, order in enumerate(np.argsort(np.abs(rows), axis=1, kind="stable")):
@@ -153,27 +152,6 @@ def test_negation_takes_the_task_vector_away() -> None:
         assert torch.equal(forgot[name], same[name])
     both = nlm.merge({**expert, "b": EXPERTS["a"]}, BASE, weights={"a": 1.0, "b": -1.0})
     assert all(torch.equal(both[name], BASE[name]) for name in BASE)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ranks_are_the_same_on_any_device(dtype) -> None:
-    make = torch.Generator().manual_seed(0)
-    rows = torch.randint(-9, 9, (700, 130), generator=make).to(dtype)  # many of one size
-    given = (0.5, 0.4, 12345, "expected")
-    assert torch.equal(by_rank(rows, *given), by_rank_where_it_lies(rows, *given))
-
-
-def test_random_words_of_arrays_are_those_of_tensors() -> None:
-    for offset in (0, 3, 2**33 + 1):
-        expected = words_of_tensors(2**40 + 5, offset, 21, torch.device("cpu"))
-        assert random_words(2**40 + 5, offset, 21).tolist() == expected.tolist()
-
-
-def test_rows_are_sorted_alike_whatever_their_type() -> None:
-    rows = np.random.default_rng(0).integers(0, 4, (7, 50))
-    expected = np.argsort(rows, axis=1, kind="stable")
-    for dtype in (np.float32, np.float64):
-        assert np.array_equal(ascending(rows.astype(dtype)), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

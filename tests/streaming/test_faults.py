@@ -82,7 +82,7 @@ def test_killed_before_every_call(disturbed, replaces):
 @pytest.mark.nightly
 @pytest.mark.parametrize("recipe", ["ties", "dare"])
 def test_killed_at_random_moments(disturbed, recipe):
-    assert kill_at_moments(disturbed[0], recipe, 20, random.Random(1))["wrong"] == []
+    assert kill_at_moments(*disturbed, recipe, 20, random.Random(1))["wrong"] == []
 
 
 @pytest.mark.nightly

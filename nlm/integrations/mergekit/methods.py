@@ -30,9 +30,8 @@ from nlm._methods import tensor_seed
 from nlm.integrations import _host
 from nlm.merge.breadcrumbs import is_middle
 from nlm.merge.dare import rescaled
-from nlm.merge.della import by_rank
 from nlm.merge.ties import threshold
-from nlm.ops import dare, inner_products, sign_merge, weighted_sum
+from nlm.ops import dare, inner_products, magprune, sign_merge, weighted_sum
 
 Parameters = Mapping[str, Any]
 Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
@@ -165,7 +164,7 @@ def _by_rank(vector: Tensor, density: float, epsilon: float, key: int) -> Tensor
         )
     turned = vector.movedim(1, -1) if vector.dim() > 1 else vector[None]
     rows = turned.reshape(-1, turned.shape[-1])
-    kept = (rows * by_rank(rows, density, epsilon, key, "none")).view(turned.shape)
+    kept = magprune(rows, density, epsilon, key, rescale=False).view(turned.shape)
     return kept.movedim(-1, 1) if vector.dim() > 1 else kept[0]
 
 

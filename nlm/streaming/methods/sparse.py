@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nlm._methods import check_dropping, check_middle, check_ranked, tensor_seed
-from nlm._sparse import Total, l1_factor, middle_ranks, multipliers_by_rank
+from nlm._random import RANKED
+from nlm._sparse import Total, l1_factor, middle_ranks
 from nlm.streaming import kernels
 from nlm.streaming.kernels import WIDE, Block, wide_type
 from nlm.streaming.methods.method import Buffers, Method, Piece, chunks, wide_array, widened
@@ -145,15 +146,16 @@ class Breadcrumbs(Sparse):
 class Della(Sparse):
     """Entries are dropped at random, the smaller ones of a row more often.
 
-    A chunk is computed from the whole rows that it has entries of; rows that are longer than a
-    chunk are held, one of each expert.
+    A chunk is computed from the whole rows that it has entries of, which are of 2^20 entries at
+    most: longer ones are cut (:mod:`nlm.ops.magprune`). One that is longer than a chunk is held,
+    for each expert.
     """
 
     seed: int = 0
     rescale: str = "expected"
     _factors: dict[str, float] = field(default_factory=dict)
-    _held: dict[str, tuple[str, int, np.ndarray]] = field(default_factory=dict)
-    scratch = 14
+    _held: dict[str, tuple[tuple[str, int, int], np.ndarray]] = field(default_factory=dict)
+    scratch = 8
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
         for task in piece.experts:
@@ -183,26 +185,42 @@ class Della(Sparse):
 
     def _kept(self, piece: Piece, task: str, begin: int, size: int, wide: str) -> np.ndarray:
         """A chunk of what is left of a task vector, not yet of its L1 norm."""
-        assert piece.base is not None
         length = piece.size // piece.shape[0] if len(piece.shape) > 1 else piece.size
-        first, last = begin // length, -(-(begin + size) // length)
-        place = (piece.name, first)
-        if last - first == 1 and task in self._held and self._held[task][:2] == place:
-            return self._held[task][2][begin - first * length :][:size]
-        count = (last - first) * length
-        rows, start = np.empty((2, count), WIDE[wide])
-        for block, array in ((piece.experts[task], rows), (piece.base, start)):
-            target = Block(array.ctypes.data, wide)
-            kernels.converted(block.at(first * length), target, count)
-        rows -= start
-        rows *= multipliers_by_rank(
-            rows.reshape(-1, length), first, *self._numbers(piece, task),
-            tensor_seed(self.seed, task, piece.name), self.rescale,
-        ).reshape(-1)  # fmt: skip
+        if length <= RANKED:
+            first, last = begin // length, -(-(begin + size) // length)
+            rows = self._rows(piece, task, first * length, (last - first, length), size, wide)
+            return rows[begin - first * length :][:size]
+        parts = []
+        at = begin
+        while at < begin + size:  # the segments of long rows that the chunk has entries of
+            row, place = divmod(at, length)
+            start = place // RANKED * RANKED
+            count = min(RANKED, length - start)
+            left = self._rows(piece, task, row * length + start, (1, count), size, wide)
+            parts.append(left[place - start :][: begin + size - at])
+            at += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _rows(
+        self, piece: Piece, task: str, begin: int, shape: tuple[int, int], size: int, wide: str
+    ) -> np.ndarray:
+        """What is left of whole rows of a task vector, flat; a chunk that asks has ``size``."""
+        place = piece.name, begin, shape[0]
+        if self._held.get(task, ((), None))[0] == place:
+            return self._held[task][1]
+        assert piece.base is not None
+        vector, left = np.empty((2, shape[0] * shape[1]), WIDE[wide])
+        source, target = (Block(array.ctypes.data, wide) for array in (vector, left))
+        pair = [piece.experts[task].at(begin), piece.base.at(begin)]
+        kernels.weighted_sum(None, pair, [1.0, -1.0], source, len(vector))
+        kernels.magprune(
+            source, target, *shape, *self._numbers(piece, task),
+            tensor_seed(self.seed, task, piece.name), begin, self.rescale == "expected",
+        )  # fmt: skip
         self._held.pop(task, None)
-        if size < length:
-            self._held[task] = (piece.name, last - 1, rows[-length:])
-        return rows[begin - first * length :][:size]
+        if size < shape[1]:
+            self._held[task] = place, left
+        return left
 
     def _factor(self, piece: Piece, task: str, buffers: Buffers) -> float:
         assert piece.base is not None
