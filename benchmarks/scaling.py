@@ -156,11 +156,11 @@ def models() -> Iterator[Curve]:
             table[name] = (own,) if tensor.dim() == 1 else (own, f"g{at - 2}" if at else None)
         return nlm.PermutationSpec.from_axes_to_perm(table, state)
 
-    def aligned(width: int, depth: int = 2) -> Callable[[], object]:
+    def aligned(width: int, depth: int = 2, sweeps: int = 100) -> Callable[[], object]:
         one, other = perceptron(width, depth), perceptron(width, depth, 1)
         spec = spec_of(one)
         states = one.state_dict(), other.state_dict()
-        return lambda: weight_matching(*states, spec)
+        return lambda: weight_matching(*states, spec, max_sweeps=sweeps)
 
     def found_again(units: int) -> Callable[[], object]:
         """One hidden layer, and itself in another order with noise."""
@@ -178,7 +178,9 @@ def models() -> Iterator[Curve]:
 
     yield Curve("trace, with its proof", "layers of width 16", (10, 30, 100), traced)
     yield Curve("align (weights)", "width of two layers", widths, aligned)
-    yield Curve("align (weights)", "layers of width 32", depths, lambda n: aligned(32, n))
+    yield Curve(
+        "align (weights), 2 sweeps", "layers of width 32", depths, lambda n: aligned(32, n, 2)
+    )
     yield Curve(
         "align (weights)", "units of one group, a noisy copy", (1, 256, 1024, 4096, 16384),
         found_again,

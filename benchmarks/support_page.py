@@ -37,8 +37,8 @@ Made by `benchmarks/support_page.py` of a run of `benchmarks/experiments/support
 - **fold**: the task's plain module computes what the corrected model does. *inline*: some points
   cannot be folded exactly, and the module from `Tact.inline` applies these as it runs.
 
-{exact} of {count} are aligned exactly and {function} more to the same function, {merged} are merged,
-{tact} corrected, {fold} of these folded exactly and {inline} inlined. {rest}
+{exact} of {count} are aligned exactly and {function} more to the same function; {merged} are
+merged, {tact} corrected, {fold} of these folded exactly and {inline} inlined. {rest}
 
 An architecture that is missing is likely to work: symmetries are found on the model's graph, with
 no table of architectures. [How to try one](howto/architecture.md).

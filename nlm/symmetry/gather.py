@@ -30,6 +30,28 @@ class Gather:
     parents: tuple[int, ...] = ()
 
 
+class _Moved:
+    """The index arrays of those groups whose permutation is not the identity.
+
+    Each is looked at when it is asked for: a parameter carries few of a deep network's groups.
+    """
+
+    def __init__(self, groups: Groups, permutation: Permutation) -> None:
+        self._groups, self._permutation = groups, permutation
+        self._known: dict[str, bool] = {}
+
+    def __contains__(self, name: str) -> bool:
+        if name not in self._known:
+            moves = name in self._permutation and is_free(self._groups, name)
+            self._known[name] = moves and not torch.equal(
+                self._permutation[name], identity(self._groups, name)
+            )
+        return self._known[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._permutation[name]
+
+
 class Gathers:
     """The gathers of one full permutation; an index that many parameters share is built once.
 
@@ -38,11 +60,7 @@ class Gathers:
 
     def __init__(self, groups: Groups, permutation: Permutation) -> None:
         self.groups = groups
-        self.moved = {
-            name: index
-            for name, index in permutation.items()
-            if is_free(groups, name) and not torch.equal(index, identity(groups, name))
-        }
+        self.moved = _Moved(groups, permutation)
         self._built: dict[Layouts, Tensor] = {}
 
     def of(self, layouts: Layouts, left_out: Collection[int] = ()) -> list[Gather]:
