@@ -1,4 +1,4 @@
-"""The kernels without instruction sets of their own, small enough for valgrind, for ``.ci/valgrind``.
+"""The kernels without instruction sets of their own, in small, for ``.ci/valgrind``.
 
 ``python _valgrind.py`` runs the smaller samples of the conformance suite and prints how many;
 ``python _valgrind.py control`` reads one column too many, which must be seen.

@@ -176,6 +176,16 @@ def test_values_that_cannot_be_are_refused(tmp_path):
     examiner.close()
 
 
+def test_an_archive_of_many_disks():
+    """Found by the fuzzing that coverage guides: zipfile's own look at a file may raise."""
+    examiner = Examiner("pickle")
+    disks = b"PK\x06\x07" + bytes(12) + b"\x02\x00\x00\x00"  # the locator before the end
+    end = examiner.good.rindex(b"PK\x05\x06")
+    examiner.examine(examiner.good[: end - 20] + disks + examiner.good[end:])
+    assert examiner.counts == {"read": 0, "refused": 1}
+    examiner.close()
+
+
 def test_a_group_is_not_its_own_parent():
     for group in (AxisGroup("a", 2, ("a",)), AxisGroup("a", -1), AxisGroup("a", 2, ("b", "b"))):
         with pytest.raises(ValueError, match="a group has 0 or more units and other groups"):

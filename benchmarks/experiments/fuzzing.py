@@ -78,10 +78,17 @@ def run(name: str, seconds: float, seed: int) -> dict[str, Any]:
         command = [sys.executable, __file__, "--child", str(output), "--seed", str(seed)]
         path = os.pathsep.join([*map(str, ROOMS), os.environ.get("PYTHONPATH", "")])
         start = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--seconds", str(seconds), name], stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path}, timeout=seconds + 300,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [*command, "--seconds", str(seconds), name], stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path}, timeout=seconds + 900,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            return {
+                "kind": name,
+                "tried": 0,
+                "findings": {"the process hung": {"said": str(error)}},
+            }
         if not output.exists():
             said = done.stderr.decode(errors="replace")
             return {"kind": name, "tried": 0, "findings": {"the process died": {"said": said}}}

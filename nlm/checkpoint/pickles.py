@@ -155,11 +155,13 @@ def _place(tensor: "Tensor") -> int | None:
 
 def _places(file: Path) -> dict[int, int]:
     """Where what is not compressed begins in an archive, and how many bytes it has."""
-    if not zipfile.is_zipfile(file):
-        raise _damaged(file, "no zip archive as torch.save writes it since PyTorch 1.6")
     places = {}
     try:
+        if not zipfile.is_zipfile(file):
+            raise _damaged(file, "no zip archive as torch.save writes it since PyTorch 1.6")
         archive = zipfile.ZipFile(file)
+    except DamagedFileError:
+        raise
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise _damaged(file, str(error)) from error
     with archive, file.open("rb") as opened:

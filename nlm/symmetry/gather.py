@@ -31,21 +31,20 @@ class Gather:
 
 
 class _Moved:
-    """The indices of the free groups that a permutation moves, each looked at when it is asked for:
-    a descent asks for few groups of the many orders that it makes.
+    """The index arrays of those groups whose permutation is not the identity.
+
+    Each is looked at when it is asked for: a parameter carries few of a deep network's groups.
     """
 
     def __init__(self, groups: Groups, permutation: Permutation) -> None:
-        self._groups = groups
-        self._permutation = permutation
+        self._groups, self._permutation = groups, permutation
         self._known: dict[str, bool] = {}
 
     def __contains__(self, name: str) -> bool:
         if name not in self._known:
-            self._known[name] = (
-                name in self._permutation
-                and is_free(self._groups, name)
-                and not torch.equal(self._permutation[name], identity(self._groups, name))
+            moves = name in self._permutation and is_free(self._groups, name)
+            self._known[name] = moves and not torch.equal(
+                self._permutation[name], identity(self._groups, name)
             )
         return self._known[name]
 

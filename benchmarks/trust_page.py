@@ -1,0 +1,141 @@
+"""Writes docs/trust.md: what is tried so that nlm can be depended on, with the numbers.
+
+    python benchmarks/trust_page.py
+
+makes it of the committed results of benchmarks/experiments/fuzzing.py, .ci/release and
+.ci/nightly; a test fails where the page is not what this script would write.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "trust.md"
+FUZZING = ROOT / "benchmarks" / "experiments" / "results" / "fuzzing.json"
+RELEASE = ROOT / "benchmarks" / "results" / "release.json"
+NIGHTLY = ROOT / "benchmarks" / "results" / "nightly.json"
+
+INTRODUCTION = """# What is tried
+
+Made by `benchmarks/trust_page.py`. Merges that are killed or that the system fails have
+[a page of their own](faults.md), so have [time and memory](scaling.md) and
+[families of models](support.md).
+
+## Files from strangers
+
+Nothing that nlm reads is run: PyTorch's files are read with `weights_only=True` and their tensors
+never unpickled into code, YAML makes plain values alone, NumPy archives are opened without pickles,
+models' folders without remote code. Names in an index stay in its folder; a half-written checkpoint
+is never written to through a link; headers, shapes, aliases and nesting that would take the memory or
+the time of the machine are refused before they do. Pages escape all text. Nothing is looked up
+on a network: tested under an audit that ends the process at the first name resolved or connection
+opened (`tests/test_security.py`).
+
+Every reader ends in what it was asked for or in one sentence of its own. {kinds} kinds of files are
+changed by bytes and by the parts of their JSON, pickle, YAML or framing: 100 of each kind in every
+run of the tests, 2,000 by night (`tests/test_readers.py`), and guided by coverage (atheris,
+libFuzzer): **{tried:,} files, {findings} findings open**.
+"""
+
+FOUND = """Found in this way and mended: {number} places where another library's error came through or a
+file was taken for whole: {list}.
+"""
+MENDED = (
+    "negative and truncated offsets in zip archives of PyTorch",
+    "archives of many disks (seen only by the fuzzing that coverage guides)",
+    "index and structure errors inside PyTorch's own reader of pickles",
+    "JSON and YAML nested by the thousand (recursion, and seconds growing as the square)",
+    "aliases of aliases in a YAML specification",
+    "proofs in a specification whose numbers are texts",
+    "alignments, joint and orthogonal, with damaged reports, groups or index arrays",
+    "moments with other names, shapes or negative counts",
+    "corrections with rows that are no rows, tables of other shapes, NaN",
+    "merged weights with masks of no task or of other sizes",
+    "NumPy archives that are no archives, hold no numbers, or promise more than they have",
+    "benchmark results with lists for names",
+    "shapes whose product has a million digits",
+)
+
+
+def page(fuzzing: dict[str, Any], release: dict[str, Any], nightly: dict[str, Any]) -> str:
+    parts = [
+        INTRODUCTION.format(
+            kinds=len(fuzzing["rows"]), tried=fuzzing["tried"], findings=fuzzing["findings"]
+        ).strip(),
+        FOUND.format(number=len(MENDED), list="; ".join(MENDED)).strip(),
+        _fuzzed(fuzzing),
+        _threads(nightly),
+        _released(release),
+        "## The night",
+        "`.ci/nightly` runs all of it in one command and prints a table of seconds.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fuzzed(report: dict[str, Any]) -> str:
+    lines = [
+        f"With {report['seconds']:.0f} s for each kind on a busy machine, PyTorch "
+        f"{report['versions']['torch']}, atheris {report['versions']['atheris']}:", "",
+        "| kind | tried | read | refused | branches seen | findings |", "|---|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for row in report["rows"]:
+        lines.append(
+            f"| {row['kind']} | {row['tried']:,} | {row['read']:,} | {row['refused']:,} | "
+            f"{row['edges']:,} | {len(row['findings'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _threads(nightly: dict[str, Any]) -> str:
+    lines = [
+        "## Threads and memory", "",
+        "All operators on the samples of the conformance suite from 8 Python threads at once while "
+        "the number of PyTorch's threads changes, in children of a plain `os.fork` beside their "
+        "working parent, and in workers of data loaders that fork and that spawn: the same bits as "
+        "alone, and no hang (`tests/test_concurrency.py`). In a forked child an operation asks "
+        "PyTorch for one thread; PyTorch's own operations wait there for ever where they would "
+        "use several, unless `torch.set_num_threads(1)` is called first, as data loaders do.", "",
+        "AddressSanitizer and UndefinedBehaviorSanitizer run in CI (`.ci/sanitize`); "
+        "ThreadSanitizer on a build whose threads are those of the standard library (`.ci/races`) "
+        "and valgrind on a build without instruction sets (`.ci/valgrind`) by night. Each first "
+        "has to see a mistake that is made on purpose. Of the last run:",
+    ]  # fmt: skip
+    table = ["", "| run | seconds | it said |", "|---|--:|---|"]
+    for name, found in nightly.items():
+        said = "; ".join(found["said"]).replace("|", "/")
+        table.append(f"| {name} | {found['seconds']} | {said} |")
+    return "\n".join(lines + table)
+
+
+def _released(report: dict[str, Any]) -> str:
+    sizes = ", ".join(f"`{name}` ({size / 1e6:.1f} MB)" for name, size in report["files"].items())
+    lines = [
+        "## What is published", "",
+        f"`.ci/release` builds {sizes}; the wheels are built from the sdist in isolation and "
+        "repaired by auditwheel, with libgomp left to PyTorch's wheel. Each is installed in a "
+        "virtual environment with its core dependencies alone, and imported before PyTorch and "
+        "after it; all examples of the operations run there, a trace, an alignment, a merge, a "
+        "correction and a merge of files.", "",
+        "| Python | PyTorch | NumPy | SciPy | safetensors | first | examples | libgomp mapped |",
+        "|---|---|---|---|---|---|--:|--:|",
+    ]  # fmt: skip
+    for row in report["rows"]:
+        of = row["versions"]
+        lines.append(
+            f"| {row['python']} | {of['torch']} | {of['numpy']} | {of['scipy']} | "
+            f"{of['safetensors']} | {row['first']} | {row['examples']} | {row['libgomp']} |"
+        )
+    return "\n".join(lines)
+
+
+def load() -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(file.read_text()) for file in (FUZZING, RELEASE, NIGHTLY))
+
+
+def main() -> None:
+    PAGE.write_text(page(*load()))
+
+
+if __name__ == "__main__":
+    main()
