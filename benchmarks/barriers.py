@@ -102,6 +102,11 @@ def section(result: dict[str, Any]) -> str:
         about += f", their pseudo-perplexity {min(own):.2f} to {max(own):.2f}"
     parts = [f"## {KINDS[result['kind']]}", f"{about}.", table(pairs), verdict(result)]
     parts += corrections(pairs)
+    if result["kind"] == "bert" and min(pairs[0]["rows"]["raw"]["losses"]) > 2.5:
+        parts.append(
+            "It has learned little more than how frequent the characters are, so there is little "
+            "to lose between two of them: these rows say nothing yet about the published ones."
+        )
     if tuned := result.get("fine_tuned"):
         about = (
             f"The same networks after {settings['tuning_steps']} more steps of "

@@ -47,10 +47,11 @@ def page() -> str:
     for network, found in runs.items():
         own = [mean(member["accuracy"] for member in run["members"]) for run in found]
         told = _spread([{"accuracy": each} for each in own], "accuracy", 3)
-        seeds = ", ".join(str(run["seed"]) for run in found)
-        parts += [f"## {network}", f"Seeds {seeds}. The models themselves score {told}."]
+        parts += [f"## {network}", f"The models themselves score {told}."]
         for count in found[0]["counts"]:
-            parts += [f"### {count} models", table(found, count)]
+            having = [run for run in found if count in run["counts"]]
+            seeds = ", ".join(str(run["seed"]) for run in having)
+            parts += [f"### {count} models", f"Seeds {seeds}.", table(having, count)]
     return "\n\n".join(parts) + "\n"
 
 

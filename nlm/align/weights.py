@@ -10,7 +10,7 @@ in float64; the similarities, which only propose a move, multiply in float32 (fl
 
 Memory: the two state dicts, once more as much at most for similarities that are kept from one visit
 to the next, and a few of the largest for what is being solved: .3 (ViT-B/16, feed-forward layers)
-to 2.0 times the state dicts (VGG16) were measured.
+to 2.1 times the state dicts (VGG16) were measured.
 
 BatchNorm's running statistics are permuted with their channels but are no part of the cost: their
 scale would dominate it. Heads are part of it where the models share their classes.
