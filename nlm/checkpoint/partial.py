@@ -308,6 +308,8 @@ def own_folder(folder: Path) -> Iterator[Path]:
 
 def tidy(target: Path) -> None:
     """Removes what a process left that died when a checkpoint had its name, its last notes gone."""
+    with suppress(OSError):
+        (target / _NOTES).rmdir()  # only where it is empty: the journal, which goes last, is gone
     for kind in (".work", ".partial"):
         folder = target.parent / f".{target.name}{kind}"
         if folder.is_dir():

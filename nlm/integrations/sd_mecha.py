@@ -193,11 +193,7 @@ class nlm_align(_Together):
         strict: bool = True,
         **kwargs: Host,
     ) -> StateDict[Tensor]:
-        names = kwargs["key_relation"].outputs
-        plan = _loaded(spec, names)
-        model_b = _read("b", b, names)
-        found = _found(plan, a, model_b, (spec, iters, seed), strict, kwargs["cache"])
-        return plan.apply(found, model_b, strict=strict)
+        return _aligned(a, b, None, (spec, iters, seed), strict, kwargs)
 
 
 @merge_method(cache_factory=dict)
@@ -222,10 +218,7 @@ class nlm_align_expert(_Together):
         strict: bool = True,
         **kwargs: Host,
     ) -> StateDict[Tensor]:
-        names = kwargs["key_relation"].outputs
-        plan = _loaded(spec, names)
-        found = _found(plan, a, _read("b", b, names), (spec, iters, seed), strict, kwargs["cache"])
-        return plan.apply(found, _read("expert", expert, names), strict=strict)
+        return _aligned(a, b, expert, (spec, iters, seed), strict, kwargs)
 
 
 @merge_method
@@ -262,6 +255,25 @@ class nlm_permute:
         alone.check_state_dict({name: model})
         moves = gathers.of(plan.params[name])
         return gather.apply([model], [moves])[0] if moves else model
+
+
+def _aligned(
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    expert: Mapping[str, Tensor] | None,
+    how: tuple[str, int, int],
+    strict: bool,
+    host: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """An expert, or ``b`` itself, in the order that brings ``b`` closest to ``a``; ``how`` is the
+    specification, the number of visits and the seed."""
+    names = host["key_relation"].outputs
+    plan, moved = _loaded(how[0], names), _read("b", b, names)
+    found = _found(plan, a, moved, how, strict, host["cache"])
+    if expert is not None:
+        del moved  # before another whole model is read
+        moved = _read("expert", expert, names)
+    return plan.apply(found, moved, strict=strict)
 
 
 def _loaded(spec: str, names: Iterable[str]) -> PermutationSpec:

@@ -146,8 +146,8 @@ def magprune(
     Examples
     --------
     >>> import torch
-    >>> magprune(torch.tensor([[4.0, -1.0, 2.0, -3.0]]), 0.5, 0.3, seed=1, rescale=False).tolist()
-    [[4.0, -0.0, 2.0, -3.0]]
+    >>> magprune(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), 0.5, 0.25, seed=2, rescale=False).tolist()
+    [[4.0, 0.0, 0.0, 3.0]]
     """
     check_tensor("magprune", "x", x)
     _check_seed(seed)

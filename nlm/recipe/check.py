@@ -21,6 +21,7 @@ from nlm.recipe.opened import (
     memory_bytes,
     merged,
     open_all,
+    runs_models,
     sentence_of,
     work_bytes,
     written_bytes,
@@ -242,6 +243,7 @@ def _memory(recipe: Recipe, opened: Opened) -> Iterator[str]:
         given = [name for name in ("correct", "align") if getattr(recipe, name) is not None]
         yield recipe.where(*(given or ["method"])[:1]) + (
             f"what is held at once fits into memory, got {needed} bytes for {free} free"
+            + (", without the activations of the data" if runs_models(recipe) else "")
         )
 
 

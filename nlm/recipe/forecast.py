@@ -16,6 +16,7 @@ from nlm.recipe.opened import (
     beside_bytes,
     memory_bytes,
     open_all,
+    runs_models,
     work_bytes,
     written_bytes,
 )
@@ -35,8 +36,9 @@ class Forecast:
     work : bytes of the permuted copies that lie beside the result until it is done.
     before : bytes that are read before the merge: foundations that are aligned, what is copied.
     beside : bytes of the models of single tasks that are written beside the result.
-    memory : bytes of the models and cost matrices that alignment or correction holds at once,
-        beside activations and the buffers of the merge.
+    memory : bytes of the models and matrices that alignment, correction or a measurement holds at
+        once, beside activations and the buffers of the merge.
+    runs : whether models are run, whose activations are not in ``memory``.
     untimed : what of it the predicted time leaves out.
     """
 
@@ -52,6 +54,7 @@ class Forecast:
     beside: int = 0
     memory: int = 0
     untimed: tuple[str, ...] = ()
+    runs: bool = False
 
     def seconds(self, rates: Rates) -> float:
         """The predicted time of all but what is ``untimed``.
@@ -78,7 +81,9 @@ class Forecast:
         if self.beside:
             rows.append(("models of single tasks", readable(self.beside)))
         if self.memory:
-            rows.append(("held in memory beside buffers and activations", readable(self.memory)))
+            rows.append(("held in memory beside the buffers", readable(self.memory)))
+        if self.runs:
+            rows.append(("activations of the data, beside that", "not counted"))
         if rates is not None:
             less = f", {' and '.join(self.untimed)} not counted" if self.untimed else ""
             rows.append(("takes about", f"{self.seconds(rates):.1f} s{less}"))
@@ -135,6 +140,7 @@ def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
         beside_bytes(recipe, opened),
         memory_bytes(recipe, opened),
         tuple(untimed),
+        runs_models(recipe),
     )
 
 

@@ -188,6 +188,13 @@ def _ranked_bytes(recipe: Recipe, start: Checkpoint | None) -> int:
     return (8 * len(recipe.experts) + 64) * min(longest, RANKED)
 
 
+def runs_models(recipe: Recipe) -> bool:
+    """Whether models are run on data, whose activations are held for a time."""
+    sees = recipe.align is not None and recipe.align.data is not None
+    measures = recipe.score is not None or any(each.data for each in recipe.experts)
+    return sees or measures or (recipe.correct is not None and bool(recipe.correct.data))
+
+
 def sentence_of(error: Exception) -> str:
     """What an error says, without who says it."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -134,9 +134,10 @@ def without_gram(start: Checkpoint, task: str, grams: Checkpoint | None) -> Iter
         return
     for name, found in grams.tensors.items():
         own = start.tensors.get(name)
-        fits = own is not None and len(own.shape) == 2 and found.is_float
-        if not fits or len(set(found.shape)) != 1 or found.shape[0] not in own.shape:
-            what = "no weight" if own is None else f"a weight {list(own.shape)}"
+        shape = () if own is None else own.shape
+        fits = len(shape) == 2 and len(found.shape) == 2 and found.is_float
+        if not fits or len(set(found.shape)) != 1 or found.shape[0] not in shape:
+            what = "no weight" if own is None else f"a weight {list(shape)}"
             yield (
                 f"a Gram matrix is [inputs, inputs] of a linear layer's weight, got {found.dtype} "
                 f"{list(found.shape)} for {name!r}, {what}, of {task!r} in {str(grams.path)!r}"

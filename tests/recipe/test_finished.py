@@ -142,3 +142,11 @@ def test_the_digests_after_a_kill_are_those_of_the_corrected_files(merged, monke
     assert report.complete
     for name, digest in report.files.items():
         assert sha256_of(Path("out", name)) == digest
+
+
+def test_a_kill_when_the_last_note_was_gone(merged, capsys):
+    """The empty folder of the notes goes too."""
+    Path("out/.nlm").mkdir()
+    merged("--resume")
+    assert "the output is complete" in capsys.readouterr().out
+    assert not Path("out/.nlm").exists()

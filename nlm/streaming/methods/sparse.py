@@ -60,8 +60,8 @@ class Sparse(Method):
 
 
 @dataclass
-class Dare(Sparse):
-    """Entries are dropped at random, all with one probability."""
+class Drawn(Sparse):
+    """Entries are dropped at random: what DARE and DELLA share."""
 
     seed: int = 0
     rescale: str = "expected"
@@ -69,10 +69,27 @@ class Dare(Sparse):
 
     def begin(self, piece: Piece, buffers: Buffers) -> None:
         for task in piece.experts:
-            check_dropping(self.value("drop", task, piece.name), self.seed, self.rescale)
+            self._check(piece, task)
+        self._factors = {}
         if self.rescale == "l1":
             self._factors = {task: self._factor(piece, task, buffers) for task in piece.experts}
         super().begin(piece, buffers)
+
+    def _check(self, piece: Piece, task: str) -> None:
+        """Raises ValueError where an expert's numbers are out of range."""
+        raise NotImplementedError
+
+    def _factor(self, piece: Piece, task: str, buffers: Buffers) -> float:
+        """What gives what is left of a task vector its L1 norm."""
+        raise NotImplementedError
+
+
+@dataclass
+class Dare(Drawn):
+    """Entries are dropped at random, all with one probability."""
+
+    def _check(self, piece: Piece, task: str) -> None:
+        check_dropping(self.value("drop", task, piece.name), self.seed, self.rescale)
 
     def _left(
         self, piece: Piece, task: str, begin: int, size: int, buffers: Buffers, name: str
@@ -143,7 +160,7 @@ class Breadcrumbs(Sparse):
 
 
 @dataclass
-class Della(Sparse):
+class Della(Drawn):
     """Entries are dropped at random, the smaller ones of a row more often.
 
     A chunk is computed from the whole rows that it has entries of, which are of 2^20 entries at
@@ -151,20 +168,12 @@ class Della(Sparse):
     for each expert.
     """
 
-    seed: int = 0
-    rescale: str = "expected"
-    _factors: dict[str, float] = field(default_factory=dict)
     _held: dict[str, tuple[tuple[str, int, int], np.ndarray]] = field(default_factory=dict)
     scratch = 8
 
-    def begin(self, piece: Piece, buffers: Buffers) -> None:
-        for task in piece.experts:
-            check_dropping(0.0, self.seed, self.rescale)
-            check_ranked(*self._numbers(piece, task))
-        self._factors = {}
-        if self.rescale == "l1":
-            self._factors = {task: self._factor(piece, task, buffers) for task in piece.experts}
-        super().begin(piece, buffers)
+    def _check(self, piece: Piece, task: str) -> None:
+        check_dropping(0.0, self.seed, self.rescale)
+        check_ranked(*self._numbers(piece, task))
 
     def _numbers(self, piece: Piece, task: str) -> tuple[float, float]:
         density, epsilon = (self.value(n, task, piece.name) for n in ("density", "epsilon"))
