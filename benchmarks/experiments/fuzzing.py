@@ -88,7 +88,8 @@ def run(name: str, seconds: float, seed: int) -> dict[str, Any]:
                 os.kill(child, signal.SIGKILL)
         told = said.read_bytes()
         if not output.exists():
-            last = told.decode(errors="replace")[-1000:]
+            lines = told.decode(errors="replace").splitlines()
+            last = "\n".join(line for line in lines if "Error" in line or "File" in line)[-1000:]
             return {"kind": name, "tried": 0, "findings": {"the process died": {"said": last}}}
         covered = _COVERED.findall(told)[-1:] or [(b"0", b"0")]
         found = json.loads(output.read_text())
