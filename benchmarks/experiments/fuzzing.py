@@ -64,7 +64,7 @@ def fuzz(name: str, seconds: float, seed: int, output: Path) -> None:
         for number in range(16):
             (Path(corpus) / str(number)).write_bytes(draw.randbytes(64))
         (Path(corpus) / "good").write_bytes(examiner.good + b"\x00")
-        options = [f"-seed={seed + 1}", "-handle_alrm=0", "-rss_limit_mb=0", "-timeout=0"]
+        options = [f"-seed={seed + 1}", "-handle_alrm=0", "-rss_limit_mb=0", "-timeout=1200"]
         atheris.Setup([sys.argv[0], *options, f"-max_len={4 * len(examiner.good)}", corpus], once)
         atheris.Fuzz()
 
