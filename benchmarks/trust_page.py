@@ -99,7 +99,7 @@ def _threads(nightly: dict[str, Any]) -> str:
         "AddressSanitizer and UndefinedBehaviorSanitizer run in CI (`.ci/sanitize`); "
         "ThreadSanitizer on a build whose threads are those of the standard library (`.ci/races`) "
         "and valgrind on a build without instruction sets (`.ci/valgrind`) by night. Each first "
-        "has to see a mistake that is made on purpose. Of the last run:",
+        "has to see a mistake that is made on purpose. The stages of the night whose run is kept:",
     ]  # fmt: skip
     table = ["", "| run | seconds | it said |", "|---|--:|---|"]
     for name, found in nightly.items():
