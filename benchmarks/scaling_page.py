@@ -22,15 +22,16 @@ TITLES = {
 
 INTRODUCTION = """# How time and memory grow
 
-Made by `benchmarks/scaling_page.py` of what `benchmarks/scaling.py` measured on {machine}, with
-{threads} threads and nothing else running, in {seconds:.0f} seconds. The power is that of the three
-largest sizes (least squares of logarithms): time grows as size to that power. Memory is what a call
-takes beyond its inputs at the highest, at the largest size, results included; what is less than a
-few MB is mostly the allocator's.
+Made by `benchmarks/scaling_page.py` of what `benchmarks/scaling.py` measured on
+{machine}, with {threads} threads, in {seconds:.0f} seconds. The power is that of
+the three largest sizes (least squares of logarithms): time grows as size to that power. Memory is
+what a call takes beyond its inputs at the highest, at the largest size, results included; what is
+less than a few MB is mostly the allocator's.
 
-Where an operation reads each element once the power is 1, but for caches: {caches}. Products of
-all pairs grow faster, as they must: `cross_moments_` as the square of the channels,
-`group_similarity_` as the cube where a unit has as many entries as there are units.
+Where an operation reads each element once the power is 1, but for caches, which the smaller sizes
+fit into, and for the system's zeroing of a result's new memory; away from 1 by more than 0.15 are:
+{caches}. Products of all pairs grow faster, as they must: `cross_moments_` as the square of the
+channels, `group_similarity_` as the cube where a unit has as many entries as there are units.
 """
 
 
@@ -48,7 +49,7 @@ def page(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> str:
     text = INTRODUCTION.format(
         machine=first["machine"], threads=first["threads"],
         seconds=sum(report["seconds"] for report in reports.values()),
-        caches=", ".join(away) if away else "none is more than 0.15 away from it here",
+        caches=", ".join(away) if away else "none",
     )  # fmt: skip
     parts = [text.strip()]
     for part in PARTS:

@@ -27,8 +27,8 @@ Made by `benchmarks/trust_page.py`. Merges that are killed or that the system fa
 Nothing that nlm reads is run: PyTorch's files are read with `weights_only=True` and their tensors
 never unpickled into code, YAML makes plain values alone, NumPy archives are opened without pickles,
 models' folders without remote code. Names in an index stay in its folder; a half-written checkpoint
-is never written to through a link; headers, shapes, aliases and nesting that would take the memory or
-the time of the machine are refused before they do. Pages escape all text. Nothing is looked up
+is never written to through a link; headers, shapes, aliases and nesting that would take the memory
+or the time of the machine are refused before they do. Pages escape all text. Nothing is looked up
 on a network: tested under an audit that ends the process at the first name resolved or connection
 opened (`tests/test_security.py`).
 
@@ -38,8 +38,8 @@ run of the tests, 2,000 by night (`tests/test_readers.py`), and guided by covera
 libFuzzer): **{tried:,} files, {findings} findings open**.
 """
 
-FOUND = """Found in this way and mended: {number} places where another library's error came through or a
-file was taken for whole: {list}.
+FOUND = """Found in this way and mended: {number} places where another library's error came through
+or a file was taken for whole: {list}.
 """
 MENDED = (
     "negative and truncated offsets in zip archives of PyTorch",
@@ -99,7 +99,7 @@ def _threads(nightly: dict[str, Any]) -> str:
         "AddressSanitizer and UndefinedBehaviorSanitizer run in CI (`.ci/sanitize`); "
         "ThreadSanitizer on a build whose threads are those of the standard library (`.ci/races`) "
         "and valgrind on a build without instruction sets (`.ci/valgrind`) by night. Each first "
-        "has to see a mistake that is made on purpose. Of the last run:",
+        "has to see a mistake that is made on purpose. The stages of the night whose run is kept:",
     ]  # fmt: skip
     table = ["", "| run | seconds | it said |", "|---|--:|---|"]
     for name, found in nightly.items():

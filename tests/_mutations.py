@@ -52,11 +52,11 @@ def _json(content: bytes, draw: Draw) -> bytes:
     """One part of a JSON text is another value, or gone, or nested deeply; or it is bytes."""
     try:
         tree = json.loads(content)
+        if draw(0, 3) == 0:
+            return _bytes(content, draw)
+        text = json.dumps(_changed(tree, draw)).replace(f'"{_DEEP}"', "[" * 5000 + "]" * 5000)
     except (ValueError, RecursionError):
         return _bytes(content, draw)
-    if draw(0, 3) == 0:
-        return _bytes(content, draw)
-    text = json.dumps(_changed(tree, draw)).replace(f'"{_DEEP}"', "[" * 5000 + "]" * 5000)
     return text.encode()
 
 

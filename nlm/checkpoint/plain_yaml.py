@@ -18,7 +18,7 @@ class Loader(yaml.SafeLoader):
             raise ScannerError(
                 None, None, f"more than {_DEEPEST} brackets within each other", self.get_mark()
             )
-        super().fetch_flow_collection_start(token)  # type: ignore[no-untyped-call]
+        super().fetch_flow_collection_start(token)
 
 
 def parse_yaml(text: str) -> Any:
