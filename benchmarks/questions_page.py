@@ -127,8 +127,9 @@ def trend(seeds: Seeds, names: Mapping[str, str], what: str) -> str:
     return (
         f"From {names[first]} to {names[last]}, {what}: of the last layer's variance after "
         f"alignment {both(lambda name: left(seeds, name, aligned))} is left, accuracy "
-        f"without a correction goes from {plain}, with TACT from {tact}, and the distance to one foundation under refit and "
-        f"TACT from {both(lambda name: behind(seeds, name, 'refit_tact'), 1)} points."
+        f"without a correction goes from {plain}, with TACT from {tact}, and the "
+        "distance to one foundation under refit and TACT from "
+        f"{both(lambda name: behind(seeds, name, 'refit_tact'), 1)} points."
     )
 
 
