@@ -172,6 +172,12 @@ def test_a_page_is_what_its_script_writes(script: str, make: str) -> None:
     assert names["PAGE"].read_text() == names[make]()
 
 
+def test_one_command_makes_every_page() -> None:
+    makers = runpy.run_path(str(ROOT / "benchmarks" / "pages.py"))["MAKERS"]
+    there = {path.stem for path in (ROOT / "benchmarks").glob("*_page.py")}
+    assert there | {"readme", "roofline", "barriers", "figures"} == set(makers)
+
+
 def test_the_roofline_is_of_every_gpu_workload() -> None:
     needs = {(need.op, need.workload, need.dtype): need for need in roofline.needs()}
     rows = needs["channel_moments", "[65536, 768]", "float32"]
