@@ -7,8 +7,10 @@ A test fails where the page is not what this script would write.
 
 import json
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
+
+from _pages import counted, spread
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "barriers.md"
@@ -122,7 +124,7 @@ def members(pairs: list[dict[str, Any]]) -> str:
     seeds = sorted({seed for pair in pairs for seed in pair["seeds"]})
     own = [pair["rows"]["raw"]["losses"][end] for pair in pairs for end in (0, -1)]
     return (
-        f"seeds {', '.join(map(str, seeds))}: {_pairs(pairs)}. The networks' own loss is "
+        f"seeds {', '.join(map(str, seeds))}: {counted(pairs, 'pair')}. The networks' own loss is "
         f"{min(own):.3f} to {max(own):.3f}"
     )
 
@@ -193,7 +195,7 @@ def verdict(result: dict[str, Any]) -> str:
             )
             text.append(
                 f"*{ROWS[name].removeprefix('+ ')}* is worse than *{ROWS[before]}*, by "
-                f"{found[name] - found[before]:.3f}, in {worse} of {_pairs(pairs)}."
+                f"{found[name] - found[before]:.3f}, in {worse} of {counted(pairs, 'pair')}."
             )
     streams = {name: found[name] for name in STREAMS if name in found}
     if result["refused"] and streams and min(streams.values()) < found["heads"]:
@@ -211,18 +213,11 @@ def barriers(pairs: list[dict[str, Any]], name: str) -> list[float]:
     return [pair["rows"][name]["barrier"] for pair in pairs]
 
 
-def _pairs(pairs: list[dict[str, Any]]) -> str:
-    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)}"
-
-
 def _spread(values: list[float], digits: int) -> str:
     """Mean and standard error."""
     if max(map(abs, values)) < 5 * 10.0**-digits:
         return f"{max(map(abs, values)):.0e} at most"
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    error = stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
+    return spread(values, digits)
 
 
 def main() -> None:

@@ -5,16 +5,16 @@
 A test fails where the page is not what this script would write.
 """
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from _pages import save
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "figures.md"
-PICTURES = ROOT / "docs" / "pictures"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results"
 
 TITLES = {
@@ -30,7 +30,7 @@ _ROWS = {
     "probe": "probe, 128 labels",
     "probe_full": "probe, 1500 labels",
 }
-_DPI, _COLOURS = 80, 96
+_DPI = 80
 
 _TEXT = """# The paper's figures, from these networks
 
@@ -253,12 +253,8 @@ def _task_verdict(by_tasks: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    from PIL import Image
-
     found, results = load()
-    for name, picture in draw(found, results).items():
-        image = Image.open(io.BytesIO(picture)).convert("RGB").quantize(_COLOURS)
-        image.save(PICTURES / name, optimize=True)
+    save(draw(found, results))
     PAGE.write_text(page(found, results))
 
 

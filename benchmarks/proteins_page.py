@@ -7,8 +7,10 @@ A test fails where the page is not what this script would write.
 
 import json
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
+
+from _pages import counted, spread
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "proteins.md"
@@ -18,6 +20,7 @@ ALIGNMENTS = {
     "none": "not aligned",
     "weights": "aligned by weights",
     "activations": "aligned by activations",
+    "dual": "aligned by both",
 }
 CORRECTIONS = {"average": "average", "repair": "average, REPAIR", "refit": "average, refit"}
 GOALS = {"recovery": 0.40, "perplexity": 7.0}
@@ -35,7 +38,9 @@ tensors alone, is within {difference:.0e} of the package's own.
 
 Scored on {evaluation} in `mdanalysistests` {mdanalysistests}: native recovery, the share of the
 residues that are told right given the backbone and the residues decoded before, in a random order;
-and perplexity. Fitted to {calibration} others. Means over {pairs}, with their standard errors."""
+and perplexity. Refits, logits included, are fitted to {calibration} others, alignments and REPAIR
+to {few} of these; {validation} more choose the ridge among {ridges}. Means over {pairs}, with their
+standard errors."""
 
 
 def load() -> dict[str, Any]:
@@ -56,7 +61,9 @@ def told(found: dict[str, Any]) -> str:
             what: f"{each['chains']} chains ({each['residues']:,} residues)"
             for what, each in found["chains"].items()
         },
-        pairs=_pairs(pairs),
+        pairs=counted(pairs, "pair"),
+        few=found["settings"]["alignment"],
+        ridges=" and ".join(f"{ridge:g}" for ridge in found["settings"]["ridges"]),
     )
     return "\n\n".join([introduction, table(pairs), verdict(pairs), by_pair(pairs)]) + "\n"
 
@@ -66,7 +73,10 @@ def table(pairs: list[dict[str, Any]]) -> str:
     lines = ["| network | recovery | perplexity | seconds |", "|---|--:|--:|--:|"]
 
     def add(title: str, rows: list[dict[str, float]]) -> None:
-        cells = [title, *(_spread([row[of] for row in rows], of) for of in GOALS)]
+        cells = [
+            title,
+            *(spread([row[of] for row in rows], 3 if of == "recovery" else 2) for of in GOALS),
+        ]
         timed = [row["seconds"] for row in rows if "seconds" in row]
         cells.append(f"{mean(timed):.0f}" if timed and max(timed) > 0 else "")
         lines.append(f"| {' | '.join(cells)} |")
@@ -138,19 +148,6 @@ def _merges(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _title(alignment: str, correction: str) -> str:
     return f"{CORRECTIONS[correction]}, {ALIGNMENTS[alignment]}"
-
-
-def _pairs(pairs: list[dict[str, Any]]) -> str:
-    return f"{len(pairs)} pair{'s' * (len(pairs) > 1)}"
-
-
-def _spread(values: list[float], score: str) -> str:
-    """Mean and standard error."""
-    digits = 3 if score == "recovery" else 2
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    error = stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
 def main() -> None:

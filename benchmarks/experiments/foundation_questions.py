@@ -6,7 +6,7 @@ foundations  eight tasks, whose experts come from one to four foundations in tur
              order in several ways
 tasks        two to eight tasks, whose experts come from one or two foundations
 drift        the other kind of non-locality: four experts of one foundation, fine-tuned for longer
-             and at higher rates until they are some thirty times further away
+             and at higher rates until they are two hundred times further away
 
 One JSON beside this file, of which ``python benchmarks/questions_page.py`` makes docs/questions.md.
 """

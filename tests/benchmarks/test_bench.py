@@ -164,11 +164,19 @@ def test_the_page_has_whole_jobs_where_they_were_measured(tmp_path: Path) -> Non
         ("transformer_tasks_page", "page"),
         ("many_models_page", "page"),
         ("recovery_page", "page"),
+        ("questions_page", "page"),
+        ("refit_page", "page"),
     ],
 )
 def test_a_page_is_what_its_script_writes(script: str, make: str) -> None:
     names = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
     assert names["PAGE"].read_text() == names[make]()
+
+
+def test_one_command_makes_every_page() -> None:
+    makers = runpy.run_path(str(ROOT / "benchmarks" / "pages.py"))["MAKERS"]
+    there = {path.stem for path in (ROOT / "benchmarks").glob("*_page.py")}
+    assert there | {"readme", "roofline", "barriers", "figures"} == set(makers)
 
 
 def test_the_roofline_is_of_every_gpu_workload() -> None:

@@ -1,5 +1,6 @@
 """The paper's figures, in small; the committed page is of the committed results."""
 
+import _pages
 import figures
 import paper_figures
 import pytest
@@ -42,7 +43,7 @@ def test_every_figure_is_drawn_from_what_is_found(small):
 def test_the_page_is_that_of_the_committed_results():
     found, results = figures.load()
     assert figures.page(found, results) == figures.PAGE.read_text()
-    sizes = [(figures.PICTURES / f"figure_{number}.png").stat().st_size for number in range(1, 6)]
+    sizes = [(_pages.PICTURES / f"figure_{number}.png").stat().st_size for number in range(1, 6)]
     [path] = figures.RESULTS.glob("paper_figures_*.json")
     assert sum(sizes) + path.stat().st_size < 150_000
 

@@ -131,14 +131,19 @@ def test_the_units_of_the_network_are_found(spec):
 def test_a_pair_in_small(spec):
     a, b = network(0), network(1)
     batches = [side_by_side([chain(12, seed), chain(15, seed + 1)], 0, count=6) for seed in (5, 7)]
-    found = proteins.Comparison(spec, *batches, proteins.Settings()).pair(a, b)
+    calibration, others = batches
+    comparison = proteins.Comparison(spec, [calibration], others, others, proteins.Settings())
+    found = comparison.pair(a, b)
     assert found["scrambled"]["perplexity"] == pytest.approx(found["members"][0]["perplexity"])
     assert set(found["merged"]) == set(proteins_page.ALIGNMENTS)
     told = proteins_page.table([found, found])
     for alignment, rows in found["merged"].items():
-        corrections = ["average"] if alignment == "weights" else proteins_page.CORRECTIONS
-        assert list(rows) == list(corrections)
+        assert list(rows) == {
+            "weights": ["average"],
+            "activations": ["average", "refit"],
+        }.get(alignment, list(proteins_page.CORRECTIONS))
         for correction, row in rows.items():
+            assert (row.get("ridge") in proteins.RIDGES) == (correction == "refit")
             title = (
                 f"{proteins_page.CORRECTIONS[correction]}, {proteins_page.ALIGNMENTS[alignment]}"
             )

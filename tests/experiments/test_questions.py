@@ -3,9 +3,12 @@
 import itertools
 import math
 
+import _pages
+import _text_questions
 import foundation_questions
 import many_models
 import pytest
+import questions_page
 import size_questions
 import survey_questions
 import text_questions
@@ -100,3 +103,25 @@ def test_kinds_of_text():
     assert not torch.equal(code, shuffled)
     counts = [torch.bincount(each.flatten(), minlength=100) for each in (code, shuffled)]
     assert (counts[0] - counts[1]).abs().sum() <= 0.05 * code.numel()
+
+
+def test_the_pictures_are_drawn_from_what_is_found():
+    pictures = questions_page.draw()
+    assert len(set(pictures.values())) == len(pictures)
+    for name in pictures:
+        assert f"(pictures/{name})" in questions_page.page()
+        assert 5_000 < (_pages.PICTURES / name).stat().st_size < 60_000
+
+
+def test_what_is_an_m():
+    assert _text_questions.is_m([1.0, 0.9, 1.5, 0.8, 0.9])
+    assert not _text_questions.is_m([1.0, 1.1, 1.5, 0.8, 0.9])
+    assert _text_questions.depth([1.0, 0.9, 1.5, 0.8, 0.9]) == pytest.approx(0.1)
+    assert _text_questions.depth([1.0, 1.1, 1.0]) == 0
+
+
+def test_means_with_their_errors():
+    assert _pages.spread([1.0]) == "1.000"
+    assert _pages.spread([1.0, 3.0], 1) == "2.0 ± 1.0"
+    assert [_pages.counted([0] * n, "pair") for n in (1, 3)] == ["1 pair", "3 pairs"]
+    assert _pages.table(["a", "b"], [["1", "2"]]) == "| a | b |\n|---|--:|\n| 1 | 2 |"

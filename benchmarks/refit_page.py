@@ -1,0 +1,133 @@
+"""Writes docs/refit.md: local and non-local merging under the same correction, from the results.
+
+    python benchmarks/refit_page.py
+
+makes it of what ``refit.py`` and ``nonlocal_merging.py`` in ``benchmarks/experiments`` have found;
+a test fails where the page is not what this script would write.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from _pages import spread, table
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "refit.md"
+RESULTS = ROOT / "benchmarks" / "experiments" / "results"
+
+SETTINGS = {
+    "nonlocal": "two foundations, as they are (control)",
+    "permuted": "two foundations, permuted by weights",
+    "permuted by activations": "two foundations, permuted by activations",
+    "local": "one foundation",
+}
+COLUMNS = {
+    "plain": "not corrected",
+    "tact": "TACT",
+    "refit_default": "refit",
+    "refit": "refit, ridge chosen",
+    "refit_tact": "refit, then TACT",
+}
+GOALS = {"4": 2.0, "8": 4.0}  # tasks -> points behind one foundation, at most
+
+INTRODUCTION = """# Refit beside TACT, and what is left between one foundation and two
+
+Made by `benchmarks/refit_page.py` from the results of `benchmarks/experiments/refit.py` and
+`nonlocal_merging.py`, on the demo's `cnn64`: experts merged by Task Arithmetic at a scale of
+{scale}, corrections fitted to {images} unlabelled images a task. Normalised test accuracy, means
+over the tasks with their standard errors over seeds {seeds}, and the worst task's mean."""
+
+Results = Sequence[Mapping[str, Any]]
+
+
+def load(name: str) -> Results:
+    """The results of all seeds."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}_seed*.json"))]
+
+
+def page() -> str:
+    results, merging = load("refit"), load("nonlocal_merging")
+    introduction = INTRODUCTION.format(
+        scale=results[0]["scale"], images=results[0]["images"],
+        seeds=", ".join(str(result["seed"]) for result in results),
+    )  # fmt: skip
+    parts = [introduction]
+    for tasks in GOALS:
+        parts += [f"## {tasks} tasks", scores(results, tasks), verdict(results, tasks)]
+    parts += ["## TACT and REPAIR by the number of tasks", gains(merging)]
+    return "\n\n".join(parts) + "\n"
+
+
+def values(results: Results, setting: str, tasks: str, row: str, what: str) -> list[float]:
+    return [result["settings"][setting][tasks][row][what] for result in results]
+
+
+def scores(results: Results, tasks: str) -> str:
+    rows = []
+    for setting, title in SETTINGS.items():
+        if tasks in results[0]["settings"][setting]:
+            cells = [
+                f"{spread(values(results, setting, tasks, row, 'average'))} / "
+                f"{mean(values(results, setting, tasks, row, 'worst')):.2f}"
+                for row in COLUMNS
+            ]
+            rows.append([title, *cells])
+    return table(["experts of", *COLUMNS.values()], rows)
+
+
+def behind(results: Results, setting: str, tasks: str, row: str) -> list[float]:
+    """Points behind one foundation under the same correction."""
+    local, other = (values(results, place, tasks, row, "average") for place in ("local", setting))
+    return [100 * (a - b) for a, b in zip(local, other, strict=True)]
+
+
+def verdict(results: Results, tasks: str) -> str:
+    """How far the best correction is from one foundation, and from the goal."""
+    best = "permuted by activations"
+    told = ", ".join(
+        f"{title} {spread(behind(results, best, tasks, row), 1)}" for row, title in COLUMNS.items()
+    )
+    found = mean(behind(results, best, tasks, "refit_tact"))
+    goal = GOALS[tasks]
+    text = (
+        f"Permuted by activations, points behind one foundation under the same correction: {told}. "
+        f"The goal under the best of them, refit and TACT, at most {goal:g}, is "
+    )
+    if found <= goal:
+        return text + "met."
+    return text + (
+        f"missed by {found - goal:.1f}: the units of two foundations correspond only in part, and "
+        "what is fitted is a mean of features that differ. [Wider networks](questions.md) are "
+        "nearer."
+    )
+
+
+def gains(merging: Results) -> str:
+    """TACT above REPAIR, permuted by weights."""
+    counts = list(merging[0]["settings"]["permuted"])
+    found = {
+        tasks: [
+            rows["tact"]["average"] - rows["repair"]["average"]
+            for result in merging
+            for rows in [result["settings"]["permuted"][tasks]]
+        ]
+        for tasks in counts
+    }
+    told = ", ".join(f"{spread(each)} at {tasks}" for tasks, each in found.items())
+    least = min(min(each) for tasks, each in found.items() if int(tasks) > 2)
+    return (
+        "With the scale chosen on validation images and 128 images a task, TACT is above REPAIR by "
+        f"{told} tasks; the least of any seed with more than two tasks is {least:+.3f}. Every "
+        "number of tasks from two to eight is measured on [perceptrons](questions.md)."
+    )
+
+
+def main() -> None:
+    PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()
