@@ -45,8 +45,8 @@ def _of_machine(folder: Path) -> Iterator[Timings]:
     rows: dict[Key, dict[int, dict[str, Row]]] = {}
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text())
-        if "op" not in report["rows"][0] or report.get("quick"):
-            continue
+        if "op" not in report.get("rows", [{}])[0] or report.get("quick"):
+            continue  # no timings of operations
         reports.append(report)
         for row in report["rows"]:
             runs = rows.setdefault((row["op"], row["workload"], row["dtype"]), {})

@@ -160,7 +160,7 @@ def draw(curves: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "nlm"
+    matplotlib.rcParams.update({"svg.hashsalt": "nlm", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
