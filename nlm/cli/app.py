@@ -61,7 +61,9 @@ def _of_system(error: Exception) -> str | None:
     """The sentence for an error of the system on a file."""
     if not isinstance(error, OSError) or error.errno is None or error.filename is None:
         return None
-    return f"nlm: files can be read and written, got {error.strerror!r} for {error.filename!r}"
+    names = [name for name in (error.filename, error.filename2) if name is not None]
+    files = " and ".join(repr(name) for name in names)  # a copy or a rename has two
+    return f"nlm: files can be read and written, got {error.strerror!r} for {files}"
 
 
 def _version(wanted: bool) -> None:

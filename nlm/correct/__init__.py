@@ -6,6 +6,7 @@ from nlm.correct.calibration import CalibrationSize, calibration_size
 from nlm.correct.correction import Correction
 from nlm.correct.data_free import DataFree
 from nlm.correct.fitting import expert_moments
+from nlm.correct.least_squares import LeastSquares
 from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
 from nlm.correct.refit import refit
@@ -18,6 +19,7 @@ __all__ = [
     "CalibrationSize",
     "Correction",
     "DataFree",
+    "LeastSquares",
     "Repair",
     "Selection",
     "Tact",

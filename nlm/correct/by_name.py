@@ -13,13 +13,15 @@ from nlm.checkpoint.headers import read_header
 from nlm.correct.batch_norm import reset_batch_norm
 from nlm.correct.correction import Correction
 from nlm.correct.data_free import DataFree
+from nlm.correct.least_squares import LeastSquares
 from nlm.correct.refit import refit
 from nlm.correct.repair import Repair
 from nlm.correct.tact import Tact
 from nlm.statistics import Data
 
 CORRECTIONS = (
-    "none", "tact", "tact_at_once", "repair", "batch_norm", "data_free", "refit", "refit+tact",
+    "none", "tact", "tact_at_once", "repair", "least_squares", "batch_norm", "data_free", "refit",
+    "refit+tact",
 )  # fmt: skip
 Model = MultiTaskModel | Correction
 
@@ -37,11 +39,11 @@ def correct(
     ----------
     experts : task -> its aligned expert.
     calibration : task -> unlabelled batches, at least for the experts' tasks.
-    correction : "none", "tact", "tact_at_once", "repair", "data_free", "batch_norm"
-        (:func:`reset_batch_norm` on a copy), "refit", or "refit+tact", both in turn.
-    options : passed on to :meth:`Tact.fit`, :meth:`Repair.fit`, :meth:`DataFree.fit`,
-        :func:`reset_batch_norm` or :func:`nlm.refit`. For both in turn, ``points`` and ``moments``
-        are TACT's and ``ridge`` is refit's.
+    correction : "none", "tact", "tact_at_once", "repair", "least_squares", "data_free",
+        "batch_norm" (:func:`reset_batch_norm` on a copy), "refit", or "refit+tact", both in turn.
+    options : passed on to :meth:`Tact.fit`, :meth:`Repair.fit`, :meth:`LeastSquares.fit`,
+        :meth:`DataFree.fit`, :func:`reset_batch_norm` or :func:`nlm.refit`. For both in turn,
+        ``points`` and ``moments`` are TACT's and ``ridge`` is refit's.
 
     Raises
     ------
@@ -61,6 +63,9 @@ def correct(
         return model
     if correction == "repair":
         return Repair.fit(model, experts, data, **options)
+    if correction == "least_squares":
+        options.pop("moments", None)
+        return LeastSquares.fit(model, experts, data, **options)
     if correction.startswith("refit"):
         of_tact = {"moments", "points"} if correction == "refit+tact" else {"moments"}
         kept = {name: value for name, value in options.items() if name not in of_tact}
@@ -87,14 +92,14 @@ def check_data(kind: str, data: Mapping[str, Data], experts: Mapping[str, nn.Mod
 
 
 def load_correction(path: str | os.PathLike[str], model: nn.Module) -> Correction:
-    """What :meth:`Tact.save`, :meth:`Repair.save` or :meth:`DataFree.save` wrote, on a model.
+    """The correction that :meth:`Correction.save` wrote, of whatever kind it is, on a model.
 
     Raises
     ------
     ValueError
         The file holds something else, and what :meth:`Correction.load` raises.
     """
-    kinds = {kind._kind: kind for kind in (Tact, Repair, DataFree)}
+    kinds = {kind._kind: kind for kind in (Tact, Repair, LeastSquares, DataFree)}
     found = read_header(Path(path))[1].get("nlm", "another kind")
     if found not in kinds:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import nn
 from nlm._multitask import MultiTaskModel, network_of
 from nlm.correct.correction import refuse_corrected
 from nlm.correct.points import Found, Points, find_points
-from nlm.correct.sequential import Stream
+from nlm.correct.sequential import Fit, Rule, Stream
 from nlm.statistics import Data, Forward, Mask, Moments, collect_moments, run
 from nlm.statistics.data import first, micro_batches, sample_count
 
@@ -35,6 +35,7 @@ class Setup:
     forward: Forward | None
     mask: Mask | None
     known: ExpertMoments
+    group: Any = None
 
     @property
     def network(self) -> nn.Module:
@@ -48,13 +49,18 @@ class Setup:
     def points(self) -> dict[str, int]:
         return self.found.dims
 
-    def stream(self, task: str) -> Stream:
-        """The merged model on the samples of one task."""
+    def stream(self, task: str, both: bool = False) -> Stream:
+        """The merged model on the samples of one task, and its expert beside it."""
 
         def call(model: nn.Module, batch: Any) -> Any:
             return run_task(model, task, batch, self.forward)
 
-        return Stream(self.model, call, self.batches[task], self.mask)
+        beside = self.experts[task], partial(_run_batch, forward=self.forward)
+        return Stream(self.model, call, self.batches[task], self.mask, beside if both else None)
+
+    def fit(self, rule: Rule) -> Fit:
+        """What is fitted, over all processes of the group."""
+        return Fit(self.caller, self.network, self.points, rule, self.group)
 
     def expert_moments(self, task: str) -> Mapping[str, Moments]:
         """The moments of an expert's activations on the samples of its task."""
@@ -67,8 +73,12 @@ class Setup:
             return self.known[task]
         return collect_moments(
             self.experts[task], self.points, self.batches[task], forward=self.forward,
-            mask=self.mask, caller=self.caller,
+            mask=self.mask, process_group=self.group, caller=self.caller,
         )  # fmt: skip
+
+
+def _run_batch(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+    return run(model, batch, forward)
 
 
 def run_task(model: nn.Module, task: str, batch: Any, forward: Forward | None) -> Any:
@@ -115,6 +125,7 @@ def prepare(
     mask: Mask | None,
     device: torch.device | str | None,
     moments: ExpertMoments | None = None,
+    process_group: Any = None,
 ) -> Setup:
     """Checks the tasks, cuts the data into micro-batches and finds the points."""
     check_tasks(caller, model, experts, data)
@@ -133,12 +144,26 @@ def prepare(
         few = first(few, count - 1, caller)
         call = partial(run_task, model, task, few, forward)
         apart = _are_apart(find_points(network, call, points, _heads(model)), count - 1)
-    return Setup(caller, model, dict(experts), batches, found, apart, forward, mask, moments or {})
+    if process_group is not None:
+        apart = _any(apart, process_group)
+    return Setup(
+        caller, model, dict(experts), batches, found, apart, forward, mask, moments or {},
+        process_group,
+    )  # fmt: skip
 
 
 def _are_apart(found: Found, samples: int) -> bool:
     """Whether at a point dimension 0 is not that of the samples."""
     return any(length != samples for length in found.lengths.values())
+
+
+def _any(value: bool, group: Any) -> bool:
+    """Whether something is so in any process of a group."""
+    import torch.distributed as distributed
+
+    values = [False] * distributed.get_world_size(group)
+    distributed.all_gather_object(values, value, group=group)
+    return any(values)
 
 
 def _heads(model: nn.Module) -> set[str]:
@@ -156,6 +181,7 @@ def expert_moments(
     forward: Forward | None = None,
     mask: Mask | None = None,
     device: torch.device | str | None = None,
+    process_group: Any = None,
 ) -> dict[str, dict[str, Moments]]:
     """task -> point -> moments of its expert, to fit several corrections from.
 
@@ -164,6 +190,6 @@ def expert_moments(
     first = next(iter(experts.values()), None)
     setup = prepare(
         "nlm.correct", first or nn.Identity(), experts, data, points, max_samples, None, forward,
-        mask, device,
+        mask, device, None, process_group,
     )  # fmt: skip
     return {task: dict(setup.expert_moments(task)) for task in setup.tasks}

@@ -13,13 +13,14 @@ two aligned foundations (seed 0 of the demo, scale 0.5) it recovers 1 % of what 
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from nlm.correct.correction import Correction, check_channels, exclusive
 from nlm.correct.fitting import ExpertMoments, prepare
+from nlm.correct.matching import Matching
 from nlm.correct.points import Points
 from nlm.correct.sequential import fit_sequential
 from nlm.statistics import Data, Forward, Mask
@@ -53,6 +54,7 @@ class Repair(Correction):
         mask: Mask | None = None,
         device: torch.device | str | None = None,
         moments: ExpertMoments | None = None,
+        process_group: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> _Self:
         """Fits one correction; arguments and errors as for :meth:`Tact.fit`.
@@ -62,7 +64,7 @@ class Repair(Correction):
         with exclusive(model):
             setup = prepare(
                 "nlm.Repair", model, experts, data, points, max_samples, micro_batch, forward, mask,
-                device, moments,
+                device, moments, process_group,
             )  # fmt: skip
             own = [setup.expert_moments(task) for task in setup.tasks]
             targets = {}
@@ -72,8 +74,6 @@ class Repair(Correction):
                 deviation = torch.stack([of[point].variance.sqrt() for of in own]).mean(0)
                 targets[point] = (mean, deviation.square())
             streams = [setup.stream(task) for task in setup.tasks]
-            fitted = fit_sequential(
-                setup.network, streams, setup.points, targets, "nlm.Repair", progress, recompute
-            )
+            fitted = fit_sequential(setup.fit(Matching(targets)), streams, progress, recompute)
         rows = dict.fromkeys(setup.tasks, 0)
         return cls(model, setup.points, rows, [fitted], setup.found.readers, setup.apart)

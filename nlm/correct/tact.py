@@ -10,13 +10,14 @@ by a scale and a shift per (task, channel), fitted in forward order on a few unl
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from nlm.correct.correction import Correction, exclusive
 from nlm.correct.fitting import ExpertMoments, prepare
+from nlm.correct.matching import Matching
 from nlm.correct.points import Points
 from nlm.correct.sequential import fit_at_once, fit_sequential
 from nlm.statistics import Data, Forward, Mask
@@ -51,6 +52,7 @@ class Tact(Correction):
         mask: Mask | None = None,
         device: torch.device | str | None = None,
         moments: ExpertMoments | None = None,
+        process_group: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> _Self:
         """Fits the corrections of every task.
@@ -73,6 +75,9 @@ class Tact(Correction):
         forward, mask, device : see :mod:`nlm.statistics.data`.
         moments : the experts' moments, where :func:`nlm.correct.expert_moments` has found them
             before; the experts are not run then.
+        process_group : of torch.distributed: each of its processes has samples of its own of every
+            task, as many as ``max_samples`` each, and all get the corrections of all samples
+            together. One that fails must end, so that the others see its connection close.
         progress : called with (task, tasks done, tasks); what it raises cancels.
 
         Returns
@@ -98,18 +103,18 @@ class Tact(Correction):
         with exclusive(model):
             setup = prepare(
                 "nlm.Tact", model, experts, data, points, max_samples, micro_batch, forward, mask,
-                device, moments,
+                device, moments, process_group,
             )  # fmt: skip
             for number, task in enumerate(setup.tasks):
                 targets = {
                     point: (moments.mean, moments.variance)
                     for point, moments in setup.expert_moments(task).items()
                 }
-                given = (setup.network, [setup.stream(task)], setup.points, targets, "nlm.Tact")
+                fit, streams = setup.fit(Matching(targets)), [setup.stream(task)]
                 if mode == "sequential":
-                    fitted.append(fit_sequential(*given, recompute=recompute))
+                    fitted.append(fit_sequential(fit, streams, recompute=recompute))
                 else:
-                    fitted.append(fit_at_once(*given))
+                    fitted.append(fit_at_once(fit, streams))
                 if progress is not None:
                     progress(task, number + 1, len(setup.tasks))
         rows = {task: row for row, task in enumerate(setup.tasks)}
