@@ -2,12 +2,16 @@
 
 import os
 
+import torch
 import torch.distributed as distributed
 from _networks import mlp
-from torch import Tensor
+from torch import Tensor, nn
 
-from nlm import align, trace
+from nlm import Repair, Tact, align, merge, trace
+from nlm.correct import LeastSquares
 from nlm.statistics import Moments
+
+Corrections = dict[tuple[str, str, str], tuple[Tensor, Tensor]]
 
 
 def reduce_moments(rank: int, port: int, folder: str, parts: list[Tensor]) -> None:
@@ -27,4 +31,29 @@ def align_together(rank: int, port: int, folder: str, parts: list[Tensor]) -> No
     group = distributed.group.WORLD
     found = align(first, second, spec, "activations", data=[parts[rank]], process_group=group)
     found.save(f"{folder}/{rank}.safetensors")
+    distributed.destroy_process_group()
+
+
+def corrections(data: dict[str, list[Tensor]], process_group: object = None) -> Corrections:
+    """(class, point, task) -> scale and shift of what is fitted to two networks' average."""
+    experts: dict[str, nn.Module] = {"a": mlp(1).double(), "b": mlp(2).double()}
+    model = mlp(0).double()
+    model.load_state_dict(merge(experts, method="linear"))
+    found = {}
+    for kind in (Tact, Repair, LeastSquares):
+        fitted = kind.fit(model, experts, data, max_samples=None, process_group=process_group)
+        for point in fitted.points:
+            for task, row in fitted.rows.items():
+                scale, shift = (table[row] for table in fitted.correction(point))
+                found[kind.__name__, point, task] = scale, shift
+    return found
+
+
+def correct_together(
+    rank: int, port: int, folder: str, parts: list[dict[str, list[Tensor]]]
+) -> None:
+    """Saves the corrections that processes fit, each on its own part of the data."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=len(parts))
+    torch.save(corrections(parts[rank], distributed.group.WORLD), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()

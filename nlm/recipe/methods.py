@@ -139,12 +139,13 @@ BY_WEIGHTS = ALIGNMENTS[:2]
 
 #: What :func:`nlm.correct.by_name.correct` does.
 CORRECTIONS = (
-    "none", "tact", "tact_at_once", "repair", "batch_norm", "data_free", "refit", "refit+tact",
+    "none", "tact", "tact_at_once", "repair", "least_squares", "batch_norm", "data_free", "refit",
+    "refit+tact",
 )  # fmt: skip
 
 #: Those of them that need no data, and those that leave something beside the weights.
 WITHOUT_DATA = ("none", "data_free")
-BESIDE_WEIGHTS = ("tact", "tact_at_once", "repair", "data_free", "refit+tact")
+BESIDE_WEIGHTS = ("tact", "tact_at_once", "repair", "least_squares", "data_free", "refit+tact")
 
 #: Where that goes.
 PER_TASK = ("side-car", "folded")

@@ -135,7 +135,7 @@ def test_refit_and_tact(family, name):
 def test_the_other_corrections_and_a_folder_for_each_task(family):
     kind = family("gpt2")
     data = load_file("a.safetensors")
-    for method in ("repair", "data_free", "tact_at_once", "refit+tact"):
+    for method in ("repair", "least_squares", "data_free", "tact_at_once", "refit+tact"):
         merge(method, "out")
         model = nlm.load("out")
         assert isinstance(model, nlm.correct.Correction)
