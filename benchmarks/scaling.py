@@ -89,6 +89,9 @@ def operations() -> Iterator[Curve]:
         expert = x + 1
         return lambda: ops.dare(expert, x, 0.5, 0)
 
+    def pruned(x: Tensor) -> Callable[[], object]:
+        return lambda: ops.magprune(x, 0.5, 0.2, 0)
+
     def summed(x: Tensor) -> Callable[[], object]:
         experts = [x + k for k in range(1, 5)]
         return lambda: ops.weighted_sum(experts, 0.25, x)
@@ -100,7 +103,8 @@ def operations() -> Iterator[Curve]:
     for name, of in (
         ("channel_moments", moments), ("scale_shift", scaled), ("permute", permuted),
         ("magnitude_threshold", threshold), ("sign_merge", signs), ("tall_mask", masks),
-        ("dare", dropped), ("weighted_sum", summed), ("inner_products", products),
+        ("dare", dropped), ("magprune", pruned), ("weighted_sum", summed),
+        ("inner_products", products),
     ):  # fmt: skip
         yield per_element(name, of)
 

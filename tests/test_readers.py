@@ -49,7 +49,7 @@ def test_any_file_is_read_or_refused(examiner: Examiner) -> None:
 
     holds()
     assert examiner.counts["refused"] > 0
-    assert examiner.counts["read"] > 0 or examiner.kind.form == "zip"  # rarely
+    assert examiner.counts["read"] > 0 or examiner.kind.form in ("zip", "safetensors")  # rarely
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"{", b"\xff\xfe", b"[]", b"null", b"3"])

@@ -199,7 +199,8 @@ class Programs:
     def wait(self, process: int) -> Ended:
         """Until a process ends or is stopped."""
         answer = self._ask(wait=process)
-        said = (self.folder / f"{process}.txt").read_text()
+        told = self.folder / f"{process}.txt"
+        said = told.read_text() if told.exists() else ""  # killed before it could say anything
         calls, number = answer["calls"], self._numbers[process]
         is_missed = calls is not None and calls < number
         return Ended(answer["code"], said, answer["stopped"], calls or 0, is_missed)

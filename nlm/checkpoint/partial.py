@@ -151,9 +151,8 @@ class PartialCheckpoint:
         Nothing is known of a file without a digest: it is written anew. A link leads to what is not
         nlm's to write to.
         """
-        for each in self.folder.rglob("*"):
-            if each.is_symlink():
-                each.unlink()
+        for link in filter(Path.is_symlink, self.folder.rglob("*")):
+            link.unlink()
         self.read_finished()
         for shard in self.shards:
             entry, file = self.finished.get(shard.name, {}), self.folder / shard.name

@@ -108,7 +108,7 @@ def _names(path: Path) -> set[str]:
     if path.suffix == ".npz":
         import numpy as np
 
-        with np.load(path) as found:
+        with np.load(path, allow_pickle=False) as found:
             return set(found.files)
     return set(open_checkpoint(path).tensors)
 

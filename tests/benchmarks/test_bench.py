@@ -166,6 +166,7 @@ def test_the_page_has_whole_jobs_where_they_were_measured(tmp_path: Path) -> Non
         ("recovery_page", "page"),
         ("questions_page", "page"),
         ("refit_page", "page"),
+        ("proteins_page", "page"),
     ],
 )
 def test_a_page_is_what_its_script_writes(script: str, make: str) -> None:
