@@ -28,7 +28,7 @@ from nlm.demo.world import load_glyphs
 
 TEXT_TASKS = ("kind", "package", "order", "comment")
 IMAGE_TASKS = ("digits", "upper", "cyrillic", "arrows")
-PACKAGES = ("asyncio", "email", "lib2to3", "multiprocessing", "tkinter", "xml")
+PACKAGES = ("asyncio", "email", "lib2to3", "multiprocessing", "unittest", "xml")
 ORDERS = ("as it is", "words shuffled", "reversed")
 
 Sources = Mapping[str, tuple[Tensor, Tensor]]  # class -> text for training and text held out
