@@ -39,8 +39,8 @@ tensors alone, is within {difference:.0e} of the package's own.
 Scored on {evaluation} in `mdanalysistests` {mdanalysistests}: native recovery, the share of the
 residues that are told right given the backbone and the residues decoded before, in a random order;
 and perplexity. Refits, logits included, see {calibration} that are not scored, alignments
-and REPAIR {few} of these; {validation} more choose the ridge among {ridges}. Means over {pairs}, with their
-standard errors."""
+and REPAIR {few} of these; {validation} more choose the ridge among {ridges}. Means
+over {pairs}, with their standard errors."""
 
 
 def load() -> dict[str, Any]:
