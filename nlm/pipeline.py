@@ -20,7 +20,7 @@ from nlm._names import as_patterns, matches
 from nlm.align import AlignmentResult, JointAlignment, align, align_many
 from nlm.align.result import Move
 from nlm.correct import expert_moments
-from nlm.correct.by_name import Model, check_correction, check_data, correct
+from nlm.correct.by_name import USE_MOMENTS, Model, check_correction, check_data, correct
 from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.merge import Merged, merge
 from nlm.statistics import Data, Forward
@@ -235,7 +235,7 @@ def choose(
         fitting = dict(correct_options or {})
     elif correction != "none":
         fitting = {"max_samples": None, "forward": forward, **(correct_options or {})}
-        if "moments" not in fitting and correction not in ("batch_norm", "refit"):
+        if "moments" not in fitting and correction in USE_MOMENTS:
             shared = {n: fitting[n] for n in ("points", "mask", "forward") if n in fitting}
             fitting["moments"] = expert_moments(experts, samples, max_samples=None, **shared)
     labelled = _drawn(validation, experts, None, device)

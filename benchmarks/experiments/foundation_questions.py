@@ -1,6 +1,6 @@
 """Experts of more than two foundations, and experts that drifted far from the one they share.
 
-    OMP_NUM_THREADS=1 python benchmarks/experiments/foundation_questions.py --seeds 0 1 2
+    PYTHONPATH=benchmarks OMP_NUM_THREADS=1 python benchmarks/experiments/foundation_questions.py --seeds 0 1 2
 
 foundations  eight tasks, whose experts come from one to four foundations in turn, brought into one
              order in several ways
@@ -11,23 +11,21 @@ drift        the other kind of non-locality: four experts of one foundation, fin
 One JSON beside this file, of which ``python benchmarks/questions_page.py`` makes docs/questions.md.
 """
 
-import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from question_networks import (
     SMALL,
+    command,
     default,
     expert,
     foundations,
     score,
     tasks,
     variances,
-    write,
 )
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
@@ -189,13 +187,5 @@ def run(seed: int, small: bool = False) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, help="the JSON file")
-    chosen = parser.parse_args()
-    write("foundation_questions", run, chosen.seeds, chosen.results)
-
-
 if __name__ == "__main__":
-    main()
+    command("foundation_questions", run, __doc__)

@@ -5,6 +5,7 @@ cache. The experiments that ask are ``size_questions.py``, ``foundation_question
 ``survey_questions.py``.
 """
 
+import argparse
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,16 @@ from nlm.evaluate import accuracy, normalized_accuracy
 from nlm.pipeline import Aligned, Choice, choose
 from nlm.report import layers
 
-__all__ = ["default", "expert", "foundations", "perceptron", "score", "tasks", "variances", "write"]
+__all__ = [
+    "command",
+    "default",
+    "expert",
+    "foundations",
+    "perceptron",
+    "score",
+    "tasks",
+    "variances",
+]
 
 RESULTS = Path(__file__).parent / "results"
 PIXELS = 256  # of an image
@@ -139,13 +149,25 @@ def variances(model: nn.Module, aligned: Aligned, data: Mapping[str, Task]) -> l
     return found["variance_ratio"]["merged"]
 
 
-def write(name: str, run: Callable[[int], Any], seeds: Sequence[int], path: Path | None) -> None:
-    """Runs every seed and writes one JSON."""
+def command(
+    name: str, run: Callable[[int], Any], what: str, seeds: Sequence[int] = (0, 1, 2)
+) -> None:
+    """Runs every seed that the command line asks for and writes one JSON.
+
+    Parameters
+    ----------
+    what : the script's docstring, whose first line is its help.
+    seeds : by default.
+    """
+    parser = argparse.ArgumentParser(description=what.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--results", type=Path, help="the JSON file")
+    chosen = parser.parse_args()
     found: dict[str, Any] = {"calibration": CALIBRATION, "ridge": RIDGE, "seeds": {}}
-    for seed in seeds:
+    for seed in chosen.seeds:
         found["seeds"][str(seed)] = run(seed)
     found["machine"] = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
     found["versions"] = {"nlm": nlm.__version__, "torch": torch.__version__}
     found["commit"] = commit()
-    path = path or RESULTS / f"{name}.json"
+    path = chosen.results or RESULTS / f"{name}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Does variance collapse with width, with depth, and with how much the foundations have seen?
 
-    OMP_NUM_THREADS=1 python benchmarks/experiments/size_questions.py --seeds 0 1 2
+    PYTHONPATH=benchmarks OMP_NUM_THREADS=1 python benchmarks/experiments/size_questions.py --seeds 0 1 2
 
 Four tasks, experts of two foundations in turn: perceptrons of other widths, of other depths, and
 trained on other numbers of images, in as many steps. Local, as they are and permuted, without a
@@ -8,12 +8,10 @@ correction and with several. One JSON beside this file, of which ``python
 benchmarks/questions_page.py`` makes docs/questions.md.
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from question_networks import SMALL, perceptron, score, variances, write
+from question_networks import SMALL, command, perceptron, score, variances
 
 from nlm.demo.experiment import World, prepare
 from nlm.demo.training import FOUNDATION, Recipe
@@ -76,13 +74,5 @@ def run(seed: int, small: bool = False) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, help="the JSON file")
-    chosen = parser.parse_args()
-    write("size_questions", run, chosen.seeds, chosen.results)
-
-
 if __name__ == "__main__":
-    main()
+    command("size_questions", run, __doc__)

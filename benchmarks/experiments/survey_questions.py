@@ -1,6 +1,6 @@
 """Merging beside its neighbours: ensembles, soups, negation, paths, and units that tasks share.
 
-    OMP_NUM_THREADS=1 python benchmarks/experiments/survey_questions.py --seeds 0 1 2
+    PYTHONPATH=benchmarks OMP_NUM_THREADS=1 python benchmarks/experiments/survey_questions.py --seeds 0 1 2
 
 What the survey of Khan et al. (arXiv:2410.12927) gathers, on perceptrons of the demo's images:
 
@@ -12,17 +12,15 @@ units       whether two tasks change the same units, and one task those of two f
 One JSON beside this file, of which ``python benchmarks/questions_page.py`` makes docs/questions.md.
 """
 
-import argparse
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from question_networks import CALIBRATION, SMALL, default, expert, foundations, tasks, write
+from question_networks import CALIBRATION, SMALL, command, default, expert, foundations, tasks
 from torch import Tensor, nn
 
 import nlm
@@ -301,13 +299,5 @@ def run(seed: int, small: bool = False) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, help="the JSON file")
-    chosen = parser.parse_args()
-    write("survey_questions", run, chosen.seeds, chosen.results)
-
-
 if __name__ == "__main__":
-    main()
+    command("survey_questions", run, __doc__)

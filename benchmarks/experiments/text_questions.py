@@ -1,6 +1,6 @@
 """What text aligns two language models, how much of it, how wide they are, and fine-tuned pairs.
 
-    OMP_NUM_THREADS=1 python benchmarks/experiments/text_questions.py
+    PYTHONPATH=benchmarks OMP_NUM_THREADS=1 python benchmarks/experiments/text_questions.py
 
 The open questions of Verma and Elbayad (arXiv:2403.00986), on character GPTs of Python's library of
 other seeds and batches (``small_training.py``):
@@ -13,16 +13,14 @@ fine_tuned   the loss between two networks that were fine-tuned for one task, at
 One JSON beside this file, of which ``python benchmarks/questions_page.py`` makes docs/questions.md.
 """
 
-import argparse
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from question_networks import write
+from question_networks import command
 from small_tasks import TEXT_TASKS, reordered, task
 from small_training import (
     SETTINGS,
@@ -209,13 +207,5 @@ def run(seed: int, small: bool = False) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the first network")
-    parser.add_argument("--results", type=Path, help="the JSON file")
-    chosen = parser.parse_args()
-    write("text_questions", run, chosen.seeds, chosen.results)
-
-
 if __name__ == "__main__":
-    main()
+    command("text_questions", run, __doc__, seeds=[0])

@@ -23,6 +23,8 @@ CORRECTIONS = (
     "none", "tact", "tact_at_once", "repair", "least_squares", "batch_norm", "data_free", "refit",
     "refit+tact",
 )  # fmt: skip
+#: Those of them that take the experts' moments.
+USE_MOMENTS = ("tact", "tact_at_once", "repair", "refit+tact")
 Model = MultiTaskModel | Correction
 
 
