@@ -1,6 +1,6 @@
 """Merging beside its neighbours: ensembles, soups, negation, paths, and units that tasks share.
 
-    PYTHONPATH=benchmarks OMP_NUM_THREADS=1 python benchmarks/experiments/survey_questions.py --seeds 0 1 2
+    PYTHONPATH=benchmarks python benchmarks/experiments/survey_questions.py --seeds 0 1 2
 
 What the survey of Khan et al. (arXiv:2410.12927) gathers, on perceptrons of the demo's images:
 
