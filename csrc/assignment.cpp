@@ -222,8 +222,9 @@ bool copy_costs(const Costs<T>& costs, double* copy) {
 }
 
 template <class T>
-bool solve_batch(const View3& costs, bool maximize, const Assignment& result, int threads) {
-  const int64_t n = costs.inner, batch = costs.outer;
+bool solve_batch(const View3& costs, int64_t groups, int64_t group_stride, bool maximize,
+                 const Assignment& result, int threads) {
+  const int64_t n = costs.inner, batch = groups * costs.outer;
   const bool sparse = n > kDenseRows;
   const double sign = maximize ? -1 : 1;
   // Threads share the problems of a batch, or the rows of one problem after another.
@@ -254,7 +255,8 @@ bool solve_batch(const View3& costs, bool maximize, const Assignment& result, in
                        real + partials,
                        flag + n,
                        columns.data() + worker * n};
-    const Costs<T> given = {costs.at<T>(b, 0, 0), n, costs.channel_stride, sign};
+    const T* first = costs.at<T>(b % costs.outer, 0, 0) + b / costs.outer * group_stride;
+    const Costs<T> given = {first, n, costs.channel_stride, sign};
     if (sparse) {
       solved.data()[b] = solve(given, slot, space, worker, across ? 1 : threads);
       return;
@@ -271,10 +273,11 @@ bool solve_batch(const View3& costs, bool maximize, const Assignment& result, in
 
 }  // namespace
 
-bool assignment(const View3& costs, bool maximize, const Assignment& result, int threads) {
-  if (costs.empty()) return true;
-  return costs.dtype == DType::kFloat64 ? solve_batch<double>(costs, maximize, result, threads)
-                                        : solve_batch<float>(costs, maximize, result, threads);
+bool assignment(const View3& costs, int64_t groups, int64_t group_stride, bool maximize,
+                const Assignment& result, int threads) {
+  if (costs.empty() || groups == 0) return true;
+  auto* const run = costs.dtype == DType::kFloat64 ? solve_batch<double> : solve_batch<float>;
+  return run(costs, groups, group_stride, maximize, result, threads);
 }
 
 }  // namespace nlm::NLM_ISA

@@ -79,10 +79,11 @@ void choose_isa() {
 void bind_assignment(py::module_& m) {
   m.def(
       "assignment",
-      [](const ViewTuple& costs, bool maximize, Address columns, Address row_duals,
-         Address column_duals, bool warm, Address changed, int threads) {
+      [](const ViewTuple& costs, int64_t groups, int64_t group_stride, bool maximize,
+         Address columns, Address row_duals, Address column_duals, bool warm, Address changed,
+         int threads) {
         return select(assignment_clones)(
-            to_view(costs), maximize,
+            to_view(costs), groups, group_stride, maximize,
             {pointer<int64_t>(columns), pointer<double>(row_duals), pointer<double>(column_duals),
              warm, pointer<uint8_t>(changed)},
             threads);

@@ -97,9 +97,7 @@ def add_similarity(
 def of_correlations(place: Place, order: Gathers, window: Window | None = None) -> Tensor:
     """What :func:`add_similarity` adds to zeros, of a block of activations alone."""
     held = place.comparison.in_order(order)
-    return similarity(
-        place.comparison, held, place.block, place.chain, place.chains, {}, window
-    ).contiguous()
+    return similarity(place.comparison, held, place.block, place.chain, place.chains, {}, window)
 
 
 def add_change(target: Tensor, place: Place, before: Gathers, changes: Sequence[Change]) -> None:

@@ -174,9 +174,8 @@ class Correlation(Comparison):
 
     def _matched(self, order: Gathers) -> Tensor:
         """The correlation of each unit with the one in its place."""
-        units = torch.arange(len(self.b))
-        if plan := order.of(self.layouts[1:]):
-            [units] = apply([units], [plan])
+        plan = order.of(self.layouts[1:])
+        units = plan[0].index if plan else torch.arange(len(self.b))
         return self.b.gather(1, units[:, None]).squeeze(1)
 
     def _used(self, units: Tensor) -> Tensor:

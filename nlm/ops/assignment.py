@@ -145,15 +145,16 @@ def _cpu(
     changed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     results = _out(costs, maximize, columns, row_duals, column_duals, changed)
-    matrices = costs[None] if costs.dim() == 2 else costs.flatten(0, -3)
-    matrices = matrices if matrices.stride(-1) == 1 else matrices.contiguous()
+    groups = costs[(None,) * (4 - costs.dim())] if costs.dim() < 4 else costs.flatten(0, -4)
+    groups = groups if groups.stride(-1) == 1 else groups.contiguous()
     _check_duals(row_duals, column_duals)
     for result, start in zip(results, (columns, row_duals, column_duals), strict=True):
         if start is not None:
             result.copy_(start)
     marks = None if changed is None else changed.contiguous()
     solved = _native.cpu.assignment(
-        _native.view3(matrices), maximize, *(result.data_ptr() for result in results),
+        _native.view3(groups[:1].flatten(0, 1)), len(groups), groups.stride(0), maximize,
+        *(result.data_ptr() for result in results),
         columns is not None and column_duals is not None,
         0 if marks is None or row_duals is None else marks.data_ptr(), _native.threads(),
     )  # fmt: skip

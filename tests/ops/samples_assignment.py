@@ -24,6 +24,8 @@ def layouts() -> Iterator[tuple[str, Tensor]]:
     yield "batch of one row", random(4, 1, 1)
     yield "few rows", random(7, 7)
     yield "heads", random(12, 12, 33, 33)
+    yield "pairs of heads", random(5 * 33, 7 * 33).view(5, 33, 7, 33).transpose(1, 2)
+    yield "pairs of many heads", random(2, 3 * 17, 2 * 17).view(2, 3, 17, 2, 17).transpose(2, 3)
     yield "transposed", random(3, 65, 65).mT
     yield "every second", random(202, 202)[::2, ::2]
     yield "no common stride", random(2, 3, 41, 41).transpose(0, 1)
@@ -33,6 +35,7 @@ def layouts() -> Iterator[tuple[str, Tensor]]:
     yield "well matched", random(601, 601) + 9 * torch.eye(601, dtype=torch.float64).flip(0)
     yield "no rows", random(3, 0, 0)
     yield "no problems", random(0, 5, 5)
+    yield "no groups of problems", random(0, 3, 5, 5)
 
 
 def samples() -> Iterator[Sample]:
