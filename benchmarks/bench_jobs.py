@@ -136,7 +136,9 @@ def jobs() -> Iterator[Job]:
     network, language = "CNN of 1.4 M", "BERT of 4.3 M"
     pairs = {network: (cnn64(10, 0), cnn64(10, 1), images), language: (bert(0), bert(1), words)}
     for name, (a, b, inputs) in pairs.items():
-        yield Job(f"align by weights, {name}", align(nlm.align, a, b, inputs), 1e-6)
+        yield Job(
+            f"align by weights, {name}", align(nlm.align, a, b, inputs, layerwise=False), 1e-6
+        )
         seen = {"data": [inputs]}
         run = align(nlm.align, a, b, inputs, method="activations", **seen)
         yield Job(f"align by activations, {name}", run, 1e-6)

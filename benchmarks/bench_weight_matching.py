@@ -199,9 +199,10 @@ def run(spec: PermutationSpec, a: State, b: State, provider: str, most: float) -
         seconds = time.perf_counter() - begin
         permutation = {name: group.perm_indices for name, group in peer.groups.items()}
     else:
-        order = provider.partition(" ")[2] or "random"
+        order, default = provider.partition(" ")[2] or "random", provider == "nlm"
         try:
-            weight_matching(a, b, spec, order=order, progress=progress)
+            layerwise = None if default else False
+            weight_matching(a, b, spec, order=order, layerwise=layerwise, progress=progress)
         except TimeoutError:
             pass
         seconds, sweeps = time.perf_counter() - begin, len(trace)

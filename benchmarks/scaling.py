@@ -164,7 +164,7 @@ def models() -> Iterator[Curve]:
         one, other = perceptron(width, depth), perceptron(width, depth, 1)
         spec = spec_of(one)
         states = one.state_dict(), other.state_dict()
-        return lambda: weight_matching(*states, spec, max_sweeps=sweeps)
+        return lambda: weight_matching(*states, spec, max_sweeps=sweeps, layerwise=False)
 
     def found_again(units: int) -> Callable[[], object]:
         """One hidden layer, and itself in another order with noise."""

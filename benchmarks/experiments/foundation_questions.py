@@ -1,6 +1,6 @@
 """Experts of more than two foundations, and experts that drifted far from the one they share.
 
-    PYTHONPATH=benchmarks python benchmarks/experiments/foundation_questions.py --seeds 0 1 2
+    python benchmarks/experiments/foundation_questions.py --seeds 0 1 2
 
 foundations  eight tasks, whose experts come from one to four foundations in turn, brought into one
              order in several ways

@@ -1,6 +1,6 @@
 """Four and eight foundations brought into one order: the mean of them all, method by method.
 
-    PYTHONPATH=benchmarks python benchmarks/experiments/many_models.py --seeds 0 1 2
+    python benchmarks/experiments/many_models.py --seeds 0 1 2
 
 trains foundations of the demo (other weights, images and batches each; kept in the cache), aligns
 them with ``nlm.align_many`` by every method and strategy, and writes for each the objective (the
@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import _above  # noqa: F401  (before _bench)
 import torch
 from _bench import facts
 from torch import Tensor, nn

@@ -48,7 +48,7 @@ def run(seed: int) -> dict[str, Any]:
     widening = Widening.find(first, spec, images[0][:32])
     found: dict[str, Any] = {"seed": seed, "alone": alone(demo), "refused": widening.refused}
     for method in ("weights", "activations"):
-        result = nlm.align(first, second, spec, method, data=images, seed=seed)
+        result = nlm.align(first, second, spec, method, data=images, seed=seed, layerwise=False)
         inside = [first, moved(spec, result.permutation, second)]
         experts = {
             task: own[0] if number == 0 else moved(spec, result.permutation, own[1])

@@ -1,6 +1,6 @@
 """Planted permutations under noise: which share of the units comes back, beside peers.
 
-    PYTHONPATH=benchmarks python benchmarks/experiments/recovery.py
+    python benchmarks/experiments/recovery.py
 
 Trained networks, each against a copy of itself in a random order with noise on every tensor, of so
 many of the tensor's standard deviations. The noise has seeds that no network was made with: for the
@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import _above  # noqa: F401  (before _bench)
 import torch
 from _bench import facts
 from bench_weight_matching import Rebasin
@@ -82,7 +83,7 @@ def network(build: Callable[[int], nn.Module], glyphs: Glyphs) -> nn.Module:
     return model.eval()
 
 
-def by_nlm(method: str, **options: bool) -> Method:
+def by_nlm(method: str, **options: bool | None) -> Method:
     def found(
         a: nn.Module, b: nn.Module, spec: PermutationSpec, data: list[Tensor], seed: int
     ) -> Permutation:
@@ -134,6 +135,7 @@ def by_scipy(sweeps: int, incoming: bool) -> Method:
 METHODS: dict[str, Method] = {
     "nlm weights": by_nlm("weights"),
     "nlm weights, layerwise": by_nlm("weights", layerwise=True),
+    "nlm weights, one descent": by_nlm("weights", layerwise=False),
     "nlm frank-wolfe": by_nlm("frank-wolfe"),
     "nlm frank-wolfe, layerwise": by_nlm("frank-wolfe", layerwise=True),
     "nlm activations": by_nlm("activations"),
@@ -154,6 +156,13 @@ def copies(model: nn.Module, spec: PermutationSpec, noise: float, seed: int) -> 
     return spec.apply(spec.random(seed), state), spec.random(seed)
 
 
+def objective(spec: PermutationSpec, a: nn.Module, b: nn.Module, found: Permutation) -> float:
+    """What weight matching maximises: the inner product of all parameters with free groups."""
+    first, moved = a.state_dict(), spec.apply(found, b.state_dict())
+    names = {name for group in spec.free for name, _ in spec.carriers(group)}
+    return float(sum((first[name].double() * moved[name].double()).sum() for name in names))
+
+
 def share(spec: PermutationSpec, planted: Permutation, found: Permutation) -> float:
     """The share of units that are back in their place."""
     whole, still = spec.compose(planted, found), spec.identity()
@@ -172,6 +181,7 @@ def measure(
     rows = []
     for noise in NOISES:
         found: dict[str, list[float]] = {}
+        products: dict[str, list[float]] = {}
         for seed in seeds:
             state, planted = copies(model, spec, noise, seed)
             other.load_state_dict(state)
@@ -179,10 +189,15 @@ def measure(
                 if name.startswith("nlm") or not title.endswith("all groups"):
                     permutation = method(model, other, spec, data, seed)
                     found.setdefault(name, []).append(share(spec, planted, permutation))
+                    product = objective(spec, model, other, permutation)
+                    products.setdefault(name, []).append(product)
         rows += [
-            {"network": title, "noise": noise, "method": name, "shares": shares}
+            {
+                "network": title, "noise": noise, "method": name, "shares": shares,
+                "objectives": products[name],
+            }
             for name, shares in found.items()
-        ]
+        ]  # fmt: skip
         each = "  ".join(f"{name} {mean(shares):.3f}" for name, shares in found.items())
         print(f"{title}, noise {noise}: {each}", flush=True)
     return rows

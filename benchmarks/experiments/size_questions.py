@@ -1,6 +1,6 @@
 """Does variance collapse with width, with depth, and with how much the foundations have seen?
 
-    PYTHONPATH=benchmarks python benchmarks/experiments/size_questions.py --seeds 0 1 2
+    python benchmarks/experiments/size_questions.py --seeds 0 1 2
 
 Four tasks, experts of two foundations in turn: perceptrons of other widths, of other depths, and
 trained on other numbers of images, in as many steps. Local, as they are and permuted, without a

@@ -1,6 +1,6 @@
 """Merging beside its neighbours: ensembles, soups, negation, paths, and units that tasks share.
 
-    PYTHONPATH=benchmarks python benchmarks/experiments/survey_questions.py --seeds 0 1 2
+    python benchmarks/experiments/survey_questions.py --seeds 0 1 2
 
 What the survey of Khan et al. (arXiv:2410.12927) gathers, on perceptrons of the demo's images:
 
@@ -75,7 +75,7 @@ def prepare(seed: int, glyphs: Glyphs, small: bool) -> World:
     before = make_pretraining(glyphs, seed, sizes)
     pair = foundations(network, glyphs, seed, 2)
     spec = nlm.trace(pair[0], before.calibration[:32])
-    way = nlm.align(pair[0], pair[1], spec, seed=seed).permutation
+    way = nlm.align(pair[0], pair[1], spec, seed=seed, layerwise=False).permutation
     recipe = Recipe(2, 1e-3, 0.01, batch=20) if small else None
     return World(network, seed, pair, spec, way, tasks(ASKED, glyphs, seed, sizes), before, recipe)
 
@@ -228,7 +228,7 @@ def children(world: World, glyphs: Glyphs, images: int) -> dict[str, dict[str, A
     test = world.before.test.batches()
     for common in PARTINGS:
         one, two = (child(world, glyphs, number, common, images) for number in (0, 1))
-        way = nlm.align(one, two, world.spec, seed=world.seed).permutation
+        way = nlm.align(one, two, world.spec, seed=world.seed, layerwise=False).permutation
         moved = loaded(two, world.spec.apply(way, two.state_dict()))
         found[str(common)] = {
             "as they are": errors(one, two, test), "aligned": errors(one, moved, test)

@@ -1,6 +1,6 @@
 """What text aligns two language models, how much of it, how wide they are, and fine-tuned pairs.
 
-    PYTHONPATH=benchmarks python benchmarks/experiments/text_questions.py
+    python benchmarks/experiments/text_questions.py
 
 The open questions of Verma and Elbayad (arXiv:2403.00986), on character GPTs of Python's library of
 other seeds and batches (``small_training.py``):

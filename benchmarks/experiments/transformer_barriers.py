@@ -51,7 +51,7 @@ RESULTS = Path(__file__).parent / "results"
 # The alignments whose means are corrected: where nothing rotates, and where it does.
 CORRECTED = (("raw", "heads", "stream permuted"), ("folded", "heads", "heads rotated"))
 BY_WEIGHTS: dict[str, dict[str, Any]] = {
-    "by weights": {},
+    "by weights": {"layerwise": False},
     "by weights, layerwise": {"layerwise": True},
     "by weights, Frank-Wolfe": {"frank_wolfe": True, "layerwise": True},
 }

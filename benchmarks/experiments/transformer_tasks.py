@@ -102,7 +102,7 @@ def prepare(kind: str, seed: int, settings: Settings, sizes: Sizes, tuning: Reci
     demo = Demo(seed, (first, second), experts, tasks, Pretraining((), held_out, inputs, held_out))  # type: ignore[arg-type]
     spec, data = nlm.trace(first, inputs[:4]), list(inputs.split(100))
     alignments = {
-        "weights": nlm.align(first, second, spec, "weights", seed=seed),
+        "weights": nlm.align(first, second, spec, "weights", seed=seed, layerwise=False),
         # the stream stays in order, as is best for transformers that are not rotated
         "activations": nlm.align(
             first, second, spec, "activations", data=data, residual="identity"

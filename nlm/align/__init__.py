@@ -57,7 +57,7 @@ def align(
     tolerance: float = 1e-9,
     order: str = "random",
     restarts: int = 0,
-    layerwise: bool = False,
+    layerwise: bool | None = None,
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     dual: float = 0.5,

@@ -12,7 +12,7 @@ is the last.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,20 @@ from nlm.symmetry.gather import Gathers
 from nlm.symmetry.permutation import Groups, Permutation, identity, index_shape, is_free
 
 ORDERS = ("random", "forward", "backward", "alternating")
+
+_ROUNDING = 1e-9  # of the objective's terms, summed in float64
+
+
+def check_rise(before: float, after: float, scale: float) -> None:
+    """Raises RuntimeError where an objective whose terms have this size has fallen.
+
+    Only what raises it is ever accepted: a fall, beyond rounding, is a fault of this package.
+    """
+    if not after >= before - _ROUNDING * scale:
+        raise RuntimeError(
+            f"nlm.align: the objective never falls, got {before!r} and then {after!r} (please "
+            f"report this)"
+        )
 
 
 class Descent:
@@ -74,6 +88,11 @@ class Descent:
         """Sweeps over the moves, in one of ``ORDERS``, until nothing is gained.
 
         Those of groups in ``but`` are left out.
+
+        Raises
+        ------
+        RuntimeError
+            The objective fell, see :func:`check_rise`.
         """
         generator = torch.Generator().manual_seed(seed)
         moves = [move for move in self._moves if not any(name in but for name in move.members)]
@@ -92,6 +111,7 @@ class Descent:
                 if self._improve(move):
                     stale |= self._neighbours(move)
             self.objective.append(math.fsum(self._values.values()))
+            check_rise(*self.objective[-2:], sum(other.scale for other in self.comparisons))
             if progress is not None:
                 progress(sweep + 1, self.objective[-1])
             if self.objective[-1] - self.objective[-2] <= tolerance * abs(self.objective[-1]):
@@ -114,12 +134,16 @@ class Descent:
         gains = {
             other: other.gain(before, after, self._values[other]) for other in move.comparisons
         }
-        if math.fsum(gains.values()) <= 1e-12 * sum(other.scale for other in gains):
+        if not self._gained(gains):
             return False
         self.permutation = found
         for other, gain in gains.items():
             self._values[other] += gain
         return True
+
+    def _gained(self, gains: Mapping[Comparison, float]) -> bool:
+        """Whether gains are more than rounding."""
+        return math.fsum(gains.values()) > 1e-12 * sum(other.scale for other in gains)
 
     def _neighbours(self, move: Move) -> set[Move]:
         """The moves whose solution depends on one; itself where it is quadratic."""

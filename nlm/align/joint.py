@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nlm.align.descent import Descent
+from nlm.align.descent import Descent, check_rise
 from nlm.align.frank_wolfe import Entry, Polytope
 from nlm.align.similarity import Comparison, dot, in_order
 from nlm.symmetry import Layout, PermutationSpec
@@ -54,6 +54,11 @@ class Joint:
         """Notes the objective, and says it."""
         self.objective.append(_over_pairs(self.products))
         return self.objective[-1]
+
+    def check(self) -> None:
+        """Raises RuntimeError where the objective has fallen since it was noted before."""
+        scale = math.fsum(abs(product) for row in self.products for product in row)
+        check_rise(*self.objective[-2:], scale)
 
     def move(self, permutations: Sequence[Permutation]) -> None:
         """Goes on to other permutations."""

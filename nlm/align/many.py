@@ -224,12 +224,14 @@ def align_many(
     if strategy == "universe":
         relaxed = joint.relax(lambda _, value: report(value), tolerance)
         report(joint.record())
+        joint.check()
     if strategy != "reference":
         generator = torch.Generator().manual_seed(seed)
         for _ in range(max_rounds):
             order = torch.randperm(len(models), generator=generator).tolist()
             gained = [joint.improve(number, seed, max_sweeps, tolerance) for number in order]
             report(joint.record())
+            joint.check()
             gain = joint.objective[-1] - joint.objective[-2]
             if not any(gained) or gain <= tolerance * abs(joint.objective[-1]):
                 break
@@ -278,6 +280,7 @@ def _one_by_one(
     from nlm.align import align
 
     entries, excluded = compared(_named(models), spec, search["exclude"])
+    options = {"layerwise": False, **options}
     results = [
         align(
             models[0], model, spec, method, data=data,

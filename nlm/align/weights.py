@@ -34,7 +34,10 @@ from nlm.align.seen import Seen, by_correlation
 from nlm.align.similarity import Comparison, Correlation
 from nlm.symmetry import PermutationSpec
 from nlm.symmetry.layout import references
+from nlm.symmetry.permutation import Permutation
 from nlm.symmetry.stacks import joined
+
+_CLEAR = 0.5  # the mean cosine of a group's matched units from which on no other start is tried
 
 
 def weight_matching(
@@ -50,7 +53,7 @@ def weight_matching(
     normalise: bool = False,
     exclude: str | tuple[str, ...] = (),
     frank_wolfe: bool = False,
-    layerwise: bool = False,
+    layerwise: bool | None = None,
     seen: Seen | None = None,
     dual: float = 0.5,
     progress: Callable[[int, float], None] | None = None,
@@ -74,7 +77,11 @@ def weight_matching(
     frank_wolfe : whether a descent starts from where steps of all groups together lead, projected,
         if that is higher (:mod:`nlm.align.frank_wolfe`).
     layerwise : whether one more descent starts from where one layer after the other settles
-        (:mod:`nlm.align.layerwise`); the best one is kept.
+        (:mod:`nlm.align.layerwise`); the best one is kept. None, the default: of weights alone and
+        without ``frank_wolfe``, where the weights of some group's matched units have a mean cosine
+        below .5 after the others. Models that match better than that (a permuted copy with as much
+        noise as it has weights) are found by the first descent; all others take two to three
+        times its time.
     seen : what modules show of the two models, to be matched beside the weights, with the share
         ``dual``: at least 0, weights alone, and less than 1 (:mod:`nlm.align.dual`).
         One more descent starts from what they say alone.
@@ -99,24 +106,36 @@ def weight_matching(
     shown: Sequence[Correlation] = ()
     if seen is not None and dual > 0:
         shown = on_one_scale(comparisons, seen, spec.groups, dual)
-    starts = [None, *(spec.random(seed + number) for number in range(1, restarts + 1))]
-    if layerwise:
-        names = list(entries)
-        starts.append(layer_by_layer(spec.groups, comparisons, names, seed, max_sweeps, order))
-    if seen is not None and shown:
-        starts.append(by_correlation(spec.groups, seen.comparisons).permutation)
-    best, descents, relaxed = None, [], []
-    for number, start in enumerate(starts):
-        descent = Descent(spec.groups, [*comparisons, *shown], start)
-        steps: list[float] = []
+    best: Descent | None = None
+    descents: list[float] = []
+    relaxed: list[float] = []
+
+    def descend(start: Permutation | None) -> Descent:
+        """The better of the best descent so far and that from a start."""
+        nonlocal relaxed
+        descent, steps = Descent(spec.groups, [*comparisons, *shown], start), []
         if frank_wolfe:
             descent, steps = _projected(descent, progress)
-        descent.run(seed + number, max_sweeps, tolerance, order, progress)
+        descent.run(seed + len(descents), max_sweeps, tolerance, order, progress)
         descents.append(descent.objective[-1])
-        if best is None or descents[-1] > best.objective[-1]:
-            best, relaxed = descent, steps
+        if best is not None and best.objective[-1] >= descents[-1]:
+            return best
+        relaxed = steps
+        return descent
+
+    for start in (None, *(spec.random(seed + number) for number in range(1, restarts + 1))):
+        best = descend(start)
     assert best is not None
     similarity = best.agreement(comparisons)
+    if layerwise is None and not frank_wolfe and seen is None:
+        layerwise = min(means(similarity).values(), default=1.0) < _CLEAR
+    if layerwise:
+        names = list(entries)
+        best = descend(layer_by_layer(spec.groups, comparisons, names, seed, max_sweeps, order))
+    if seen is not None and shown:
+        best = descend(by_correlation(spec.groups, seen.comparisons).permutation)
+    if len(descents) > restarts + 1:
+        similarity = best.agreement(comparisons)
     samples = {} if seen is None else seen.samples
     if samples:
         by_activations = best.agreement(shown)

@@ -32,13 +32,14 @@ def align(
         ),
     ] = False,
     layerwise: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--layerwise",
+            "--layerwise/--no-layerwise",
             help="Where weights count: a second start, from where one layer after the other "
-            "settles; the better end is kept, in twice the time.",
+            "settles; the better end is kept, in twice the time. By weights alone the default is "
+            "to try it where the first end is no clear one.",
         ),
-    ] = False,
+    ] = None,
     orthogonal: Annotated[
         bool,
         typer.Option(

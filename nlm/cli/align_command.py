@@ -139,7 +139,7 @@ def _aligned(
 
     if method in BY_WEIGHTS:
         return find(
-            first.state, second.state, spec, method, seed=seed, layerwise=bool(seen["layerwise"]),
+            first.state, second.state, spec, method, seed=seed, layerwise=seen["layerwise"],
             progress=progress,
         )  # fmt: skip
     assert data is not None and first.model is not None and second.model is not None

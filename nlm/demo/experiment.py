@@ -111,7 +111,7 @@ def prepare(
     spec = nlm.trace(first, demo.pretraining.calibration[:32])
     images = [demo.pretraining.calibration]
     alignments = {
-        "weights": align(first, second, spec, "weights", seed=seed),
+        "weights": align(first, second, spec, "weights", seed=seed, layerwise=False),
         "activations": align(first, second, spec, "activations", data=images),
     }
     return World(demo, spec, alignments)
