@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,16 @@ def demo(seed: int, images: int = IMAGES) -> dict[str, Any]:
     return {"seed": seed, "images": images, "scale": SCALE, "ridges": RIDGES, "settings": settings}
 
 
-def rows(world: World, setting: str, count: int) -> dict[str, dict[str, Any]]:
+def rows(
+    world: World, setting: str, count: int, all_ridges: Sequence[float] = RIDGES
+) -> dict[str, dict[str, Any]]:
     """Correction -> its scores; ``refit_default`` is refit at the ridge that it takes by itself."""
     aligned = world.aligned(setting, count)
     names = list(aligned.experts)
     known = world.expert_accuracy(setting, names, "validation")
     found = {}
     for name, correction in {**CORRECTIONS, "refit_default": "refit"}.items():
-        ridges = RIDGES if name.startswith("refit") and name in CORRECTIONS else (None,)
+        ridges = all_ridges if name.startswith("refit") and name in CORRECTIONS else (None,)
         start = time.perf_counter()
         choice = choose(
             aligned, world.calibration, world.validation, correction=correction, scales=(SCALE,),
