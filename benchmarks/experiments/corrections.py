@@ -5,20 +5,20 @@
 merges the demo's experts by Task Arithmetic in three settings and writes one JSON per network and
 seed beside this file; docs/corrections.md is made of them. The scale is chosen on validation data
 for each correction; beside it stands what the correction gives at scale 0, without task vectors.
-Between the numbers of tasks of the table the shared corrections and TACT are compared on aligned
-experts alone ("between").
+A run that was ended goes on where it was. Between the numbers of tasks of the table the shared
+corrections and TACT are compared on aligned experts alone ("between").
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit
+from nonlocal_merging import commit, unfinished, write
 from torch import nn
 
 from nlm._modules import NORMS
@@ -77,22 +77,31 @@ def run(
     settings: Sequence[str] = SETTINGS,
     progress: Callable[[str], None] = print,
     between: Sequence[int] = (),
+    found: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], object] = lambda found: None,
 ) -> dict[str, Any]:
-    """Setting -> number of tasks -> row -> its figures, and what the rows are."""
+    """Setting -> number of tasks -> row -> its figures, and what the rows are.
+
+    ``found`` is what an earlier run has done; ``save`` gets what there is after each row.
+    """
     rows = {name: row for name, row in ROWS.items() if name != "batch_norm" or _has_norms(world)}
-    found: dict[str, Any] = {"seed": world.demo.seed, "calibration": world.samples, "settings": {}}
+    found = {"settings": {}, "between": {}} if found is None else found
+    found |= {"seed": world.demo.seed, "calibration": world.samples}
     found["rows"] = {name: {"title": row.title, "needs": row.needs} for name, row in rows.items()}
 
-    def table(setting: str, count: int, names: Iterable[str]) -> dict[str, Any]:
-        aligned, at = world.aligned(setting, count), {}
+    def fill(at: dict[str, Any], setting: str, count: int, names: Iterable[str]) -> None:
+        aligned, at = world.aligned(setting, count), at.setdefault(str(count), {})
         for name in names:
-            at[name] = asdict(measure(world, setting, aligned, rows[name]))
-            progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
-        return at
+            if name not in at:
+                at[name] = asdict(measure(world, setting, aligned, rows[name]))
+                progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
+                save(found)
 
     for setting in settings:
-        found["settings"][setting] = {str(count): table(setting, count, rows) for count in counts}
-    found["between"] = {str(count): table("permuted", count, SHORT) for count in between}
+        for count in counts:
+            fill(found["settings"].setdefault(setting, {}), setting, count, rows)
+    for count in between:
+        fill(found["between"], "permuted", count, SHORT)
     return found
 
 
@@ -162,10 +171,15 @@ def main() -> None:
         counts = COUNTS[network]
         for seed in arguments.seeds:
             world = prepare(seed, max(counts), settings=Settings(network))
-            found = {"network": network, **run(world, counts, between=BETWEEN[network])}
-            found |= {"threads": torch.get_num_threads(), "commit": commit()}
             path = arguments.folder / result_path(network, seed).name
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            start = {
+                "network": network, "settings": {}, "between": {},
+                "threads": torch.get_num_threads(), "commit": commit(),
+            }  # fmt: skip
+            run(
+                world, counts, SETTINGS, partial(print, network, seed, flush=True),
+                BETWEEN[network], unfinished(path, start), partial(write, path),
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ The foundations are two of the networks that transformer_barriers.py compares (s
 vision transformer of the demo's letters and a character GPT; experts are fine-tuned for tasks of
 images or of text (``small_tasks.py``). Settings and corrections are those of the demo, with the
 residual stream and the heads rotated as a further setting; refit stands beside them, as in
-``refit.py``. One JSON a kind beside this file, written anew after each setting.
+``refit.py``. One JSON a kind beside this file, written anew after each row; a run that was ended
+goes on.
 
 Text takes longer than images (a window of 64 characters costs as much as 50 images), so it has
 fewer samples to fit, choose and test on, fewer scales and ridges, and is compared at four tasks.
@@ -14,17 +15,18 @@ fewer samples to fit, choose and test on, fewer scales and ridges, and is compar
 
 import argparse
 import copy
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit
-from refit import IMAGES, RIDGES, SCALE
+from nonlocal_merging import commit, unfinished, write
+from refit import CORRECTIONS as REFITS
+from refit import DEFAULT, IMAGES, RIDGES, SCALE
 from refit import rows as refits
 from small_tasks import IMAGE_TASKS, TEXT_TASKS, task
 from small_training import SETTINGS, Settings, quick, recipe, task_of, trained
@@ -137,8 +139,13 @@ def run(
     seeds: Sequence[int],
     small: bool = False,
     save: Callable[[dict[str, Any]], object] = lambda found: None,
+    before: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Normalised accuracies in every setting, seed by seed; ``save`` gets what there is so far."""
+    """Normalised accuracies in every setting, seed by seed.
+
+    ``save`` gets what there is so far, ``before`` what there is before the first: it returns what a
+    run that was ended has found.
+    """
     settings, amounts, tuning = SETTINGS[kind], AMOUNTS[kind], TUNING[kind]
     if small:
         settings, tuning = quick(settings), replace(tuning, epochs=1, batch=16)
@@ -150,26 +157,31 @@ def run(
         "versions": {"nlm": nlm.__version__, "torch": torch.__version__},
         "commit": commit(), "seeds": {},
     }  # fmt: skip
+    found = found if before is None else before(found)
     for seed in seeds:
         start = time.perf_counter()
         world = prepare(kind, seed, settings, amounts.sizes, tuning)
-        own = world.expert_accuracy("nonlocal", list(world.demo.tasks))
-        here: dict[str, Any] = {"experts": own, "rows": {}, "refits": {}}
-        told(kind, seed, "experts", start, {name: {"average": own[name]} for name in own})
-        found["seeds"][str(seed)] = here
+        many = replace(world, samples=amounts.refit_samples)
+        here = found["seeds"].setdefault(str(seed), {"rows": {}, "refits": {}})
+        if "experts" not in here:
+            here["experts"] = own = world.expert_accuracy("nonlocal", list(world.demo.tasks))
+            told(kind, seed, "experts", start, {name: {"average": own[name]} for name in own})
         for place in PLACES:
-            for count in amounts.counts:
-                scores, *_ = compare(
-                    world, place, count, corrections=CORRECTIONS, controls=CONTROLS,
-                    multiples=amounts.scales,
-                )  # fmt: skip
-                here["rows"].setdefault(place, {})[str(count)] = scores
-                told(kind, seed, f"{count} tasks, {place}", start, scores)
-            many = replace(world, samples=amounts.refit_samples)
-            here["refits"][place] = refits(many, place, len(own), amounts.ridges)
-            told(kind, seed, place, start, here["refits"][place])
-            here["seconds"] = round(time.perf_counter() - start)
-            save(found)
+            for count in map(str, amounts.counts):
+                rows = here["rows"].setdefault(place, {})
+                if count not in rows:
+                    rows[count], *_ = compare(
+                        world, place, int(count), corrections=CORRECTIONS, controls=CONTROLS,
+                        multiples=amounts.scales,
+                    )  # fmt: skip
+                    told(kind, seed, f"{count} tasks, {place}", start, rows[count])
+                    save(found)
+            solved = here["refits"].setdefault(place, {})
+            for name in (*REFITS, DEFAULT):
+                if name not in solved:
+                    solved |= refits(many, place, len(TASKS[kind]), amounts.ridges, (name,))
+                    told(kind, seed, place, start, {name: solved[name]})
+                    save(found)
     return found
 
 
@@ -190,10 +202,7 @@ def main() -> None:
     chosen = parser.parse_args()
     for kind in chosen.kinds:
         path = chosen.results / f"transformer_tasks_{kind}.json"
-        run(
-            kind, chosen.seeds, chosen.quick,
-            lambda found, path=path: path.write_text(json.dumps(found, indent=1) + "\n"),
-        )  # fmt: skip
+        run(kind, chosen.seeds, chosen.quick, partial(write, path), partial(unfinished, path))
 
 
 if __name__ == "__main__":
