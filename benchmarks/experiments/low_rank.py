@@ -3,9 +3,9 @@
     python benchmarks/experiments/low_rank.py --seeds 0 1 2
 
 writes one JSON per seed beside this file, after each setting; a run that was ended goes on. What
-is refitted is what ``refit.py`` refits, at its default ridge; each task's part weighs at most ``SHARE`` of the layers,
-and validation data choose its ridge. What full rank would give (a network for each task) stands
-beside it.
+is refitted is what ``refit.py`` refits, at its default ridge; each task's part weighs at most
+``SHARE`` of the layers, and validation data choose its ridge. What full rank would give (a network
+for each task) stands beside it.
 """
 
 import argparse
