@@ -31,6 +31,14 @@ COLUMNS = {
     "refit": "refit, ridge chosen",
     "refit_tact": "refit, then TACT",
 }
+LOW_RANK = {
+    "tact": "TACT",
+    "refit": "refit",
+    "refit_tact": "refit, then TACT",
+    "low_rank": "refit, low rank",
+    "low_rank_tact": "refit, low rank, TACT",
+    "full_rank": "refit, full rank",
+}
 GOALS = {"4": 2.0, "8": 4.0}  # tasks -> points behind one foundation, at most
 
 INTRODUCTION = """# Refit beside TACT, and what is left between one foundation and two
@@ -57,6 +65,8 @@ def page() -> str:
     parts = [introduction]
     for tasks in GOALS:
         parts += [f"## {tasks} tasks", scores(results, tasks), verdict(results, tasks)]
+    if low_rank := load("low_rank"):
+        parts += ["## A part of low rank for each task", *parts_of_low_rank(low_rank)]
     parts += ["## TACT and REPAIR by the number of tasks", gains(merging)]
     return "\n\n".join(parts) + "\n"
 
@@ -103,6 +113,55 @@ def verdict(results: Results, tasks: str) -> str:
         "what is fitted is a mean of features that differ. [Wider networks](questions.md) are "
         "nearer."
     )
+
+
+def parts_of_low_rank(results: Results) -> list[str]:
+    """Refit with each task's part of low rank: the table, its price, and what it gains."""
+    first = results[0]
+    introduction = (
+        f"`nlm.correct.LowRank` on the refitted network: each task's part weighs at most "
+        f"{first['share']:.0%} of the layers, at the ridge that validation images choose of "
+        f"{', '.join(map(str, first['ridges']))}; full rank is a network for each task. Seeds "
+        f"{', '.join(str(result['seed']) for result in results)}."
+    )
+    places = [
+        (tasks, setting)
+        for setting in SETTINGS
+        for tasks in first["settings"].get(setting, {})
+        if all(tasks in result["settings"].get(setting, {}) for result in results)
+    ]
+    rows, told = [], []
+    for tasks, setting in sorted(places, key=lambda place: int(place[0])):
+        cells = [
+            f"{spread(values(results, setting, tasks, row, 'average'))} / "
+            f"{mean(values(results, setting, tasks, row, 'worst')):.2f}"
+            for row in LOW_RANK
+        ]
+        rows.append([tasks, SETTINGS[setting], *cells])
+    for tasks, goal in GOALS.items():
+        best = "permuted by activations"
+        if (tasks, best) in places and (tasks, "local") in places:
+            ends = {row: behind(results, best, tasks, row) for row in LOW_RANK}
+            least = min(ends, key=lambda row: mean(ends[row]))
+            left = mean(ends[least])
+            reached = "met" if left <= goal else f"missed by {left - goal:.1f}"
+            points = ", ".join(f"{LOW_RANK[row]} {spread(each, 1)}" for row, each in ends.items())
+            told.append(
+                f"At {tasks} tasks, points behind one foundation under the same correction: "
+                f"{points}. At most {goal:g} with the least of them ({LOW_RANK[least]}): {reached}."
+            )
+    tasks, setting = places[0]
+    sizes = ", ".join(
+        f"{title} {values(results, setting, tasks, row, 'bytes')[0]:,.0f} "
+        f"({values(results, setting, tasks, row, 'share')[0]:.1%} of the trunk)"
+        for row, title in LOW_RANK.items()
+    )
+    return [
+        introduction,
+        table(["tasks", "experts of", *LOW_RANK.values()], rows),
+        f"Bytes a task: {sizes}.",
+        *told,
+    ]
 
 
 def gains(merging: Results) -> str:

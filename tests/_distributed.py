@@ -4,10 +4,10 @@ import os
 
 import torch
 import torch.distributed as distributed
-from _networks import mlp
+from _networks import convnet, mlp
 from torch import Tensor, nn
 
-from nlm import Repair, Tact, align, merge, trace
+from nlm import Repair, Tact, align, merge, refit, trace
 from nlm.correct import LeastSquares
 from nlm.statistics import Moments
 
@@ -56,4 +56,21 @@ def correct_together(
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=len(parts))
     torch.save(corrections(parts[rank], distributed.group.WORLD), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def refitted(data: dict[str, list[Tensor]], process_group: object = None) -> dict[str, Tensor]:
+    """The weights of two networks' average, refitted; batch norms among them."""
+    experts: dict[str, nn.Module] = {"a": convnet(1).double(), "b": convnet(2).double()}
+    model = convnet(0).double()
+    model.load_state_dict(merge(experts, method="linear"))
+    fitted = refit(model, experts, data, ridge=0.1, max_samples=None, process_group=process_group)
+    return dict(fitted.state_dict())
+
+
+def refit_together(rank: int, port: int, folder: str, parts: list[dict[str, list[Tensor]]]) -> None:
+    """Saves what processes refit, each on its own part of the data."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=len(parts))
+    torch.save(refitted(parts[rank], distributed.group.WORLD), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()

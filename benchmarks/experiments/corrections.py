@@ -5,18 +5,21 @@
 merges the demo's experts by Task Arithmetic in three settings and writes one JSON per network and
 seed beside this file; docs/corrections.md is made of them. The scale is chosen on validation data
 for each correction; beside it stands what the correction gives at scale 0, without task vectors.
+A run that was ended goes on where it was. Between the numbers of tasks of the table the shared
+corrections and TACT are compared on aligned experts alone ("between").
 """
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit
+from nonlocal_merging import commit, unfinished, write
+from torch import nn
 
 from nlm._modules import NORMS
 from nlm.correct import Correction
@@ -34,6 +37,8 @@ from nlm.pipeline import Aligned, Choice, choose, correct
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = ("permuted", "nonlocal", "local")
 COUNTS = {"cnn64": (2, 4, 8), "cnn64_norm": (4,)}
+BETWEEN = {"cnn64": (3, 5, 6, 7), "cnn64_norm": ()}
+SHORT = ("none", "repair", "least_squares", "tact")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ ROWS = {
     "none": Row("none", "nothing"),
     "batch_norm": Row("BatchNorm reset", IMAGES, "batch_norm"),
     "repair": Row("REPAIR", IMAGES, "repair"),
+    "least_squares": Row("least squares, shared", IMAGES, "least_squares"),
     "shared_free": Row("row lengths, shared", "nothing", "data_free", {"shared": True}),
     "free": Row("row lengths", "a task id", "data_free"),
     "tact": Row("TACT", f"{IMAGES}, a task id", "tact"),
@@ -70,18 +76,32 @@ def run(
     counts: Sequence[int],
     settings: Sequence[str] = SETTINGS,
     progress: Callable[[str], None] = print,
+    between: Sequence[int] = (),
+    found: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], object] = lambda found: None,
 ) -> dict[str, Any]:
-    """Setting -> number of tasks -> row -> its figures, and what the rows are."""
+    """Setting -> number of tasks -> row -> its figures, and what the rows are.
+
+    ``found`` is what an earlier run has done; ``save`` gets what there is after each row.
+    """
     rows = {name: row for name, row in ROWS.items() if name != "batch_norm" or _has_norms(world)}
-    found: dict[str, Any] = {"seed": world.demo.seed, "calibration": world.samples, "settings": {}}
+    found = {"settings": {}, "between": {}} if found is None else found
+    found |= {"seed": world.demo.seed, "calibration": world.samples}
     found["rows"] = {name: {"title": row.title, "needs": row.needs} for name, row in rows.items()}
+
+    def fill(at: dict[str, Any], setting: str, count: int, names: Iterable[str]) -> None:
+        aligned, at = world.aligned(setting, count), at.setdefault(str(count), {})
+        for name in names:
+            if name not in at:
+                at[name] = asdict(measure(world, setting, aligned, rows[name]))
+                progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
+                save(found)
+
     for setting in settings:
         for count in counts:
-            aligned = world.aligned(setting, count)
-            at = found["settings"].setdefault(setting, {}).setdefault(str(count), {})
-            for name, row in rows.items():
-                at[name] = asdict(measure(world, setting, aligned, row))
-                progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
+            fill(found["settings"].setdefault(setting, {}), setting, count, rows)
+    for count in between:
+        fill(found["between"], "permuted", count, SHORT)
     return found
 
 
@@ -113,20 +133,22 @@ def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
             expert_scores=world.expert_accuracy(setting, names, "validation"),
         )  # fmt: skip
 
-    def scores(choice: Choice) -> dict[str, float]:
-        model = probed(world, choice, row.labels) if row.labels else choice.model
+    def scored(model: nn.Module) -> dict[str, float]:
         return world.score(setting, model, names)
 
     choice = chosen([round(multiple / len(names), 4) for multiple in SCALES_TIMES_TASKS])
-    own, zero = scores(choice), scores(chosen((0.0,)))
-    model = choice.merged.model(aligned.experts[names[0]])
+    nothing = chosen((0.0,))
     start = time.perf_counter()
     if row.labels:
-        probed(world, choice, row.labels)
+        model = probed(world, choice, row.labels)
+        seconds = time.perf_counter() - start
+        own, zero = scored(model), scored(probed(world, nothing, row.labels))
     else:
         budget = {} if row.correction == "data_free" else {"max_samples": None}
-        correct(model, aligned.experts, calibration, row.correction, **budget, **row.options)
-    seconds = time.perf_counter() - start
+        merged = choice.merged.model(aligned.experts[names[0]])
+        correct(merged, aligned.experts, calibration, row.correction, **budget, **row.options)
+        seconds = time.perf_counter() - start
+        own, zero = scored(choice.model), scored(nothing.model)
     stored = 0
     if isinstance(choice.model, Correction) and len(set(choice.model.rows.values())) > 1:
         stored = choice.model.parameter_bytes // len(names)
@@ -149,10 +171,15 @@ def main() -> None:
         counts = COUNTS[network]
         for seed in arguments.seeds:
             world = prepare(seed, max(counts), settings=Settings(network))
-            found = {"network": network, **run(world, counts)}
-            found |= {"threads": torch.get_num_threads(), "commit": commit()}
             path = arguments.folder / result_path(network, seed).name
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            start = {
+                "network": network, "settings": {}, "between": {},
+                "threads": torch.get_num_threads(), "commit": commit(),
+            }  # fmt: skip
+            run(
+                world, counts, SETTINGS, partial(print, network, seed, flush=True),
+                BETWEEN[network], unfinished(path, start), partial(write, path),
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

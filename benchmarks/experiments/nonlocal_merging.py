@@ -89,6 +89,22 @@ def commit() -> str:
     return asked.stdout.strip() or f"nlm {nlm.__version__}"
 
 
+def unfinished(path: Path, start: dict[str, Any]) -> dict[str, Any]:
+    """What a run of the same revision has written before it ended, or else ``start``."""
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found.get("commit") == start["commit"]:
+            return found
+    return start
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Writes a JSON whole or not at all."""
+    new = path.with_suffix(".part")
+    new.write_text(json.dumps(found, indent=1) + "\n")
+    new.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ ROWS = (
     (8, "permuted"), (8, "permuted by activations"), (8, "local"),
 )  # fmt: skip
 CORRECTIONS = {"plain": "none", "tact": "tact", "refit": "refit", "refit_tact": "refit+tact"}
+DEFAULT = "refit_default"
 
 
 def demo(seed: int, images: int = IMAGES) -> dict[str, Any]:
@@ -47,21 +49,29 @@ def demo(seed: int, images: int = IMAGES) -> dict[str, Any]:
     return {"seed": seed, "images": images, "scale": SCALE, "ridges": RIDGES, "settings": settings}
 
 
-def rows(world: World, setting: str, count: int) -> dict[str, dict[str, Any]]:
+def rows(
+    world: World,
+    setting: str,
+    count: int,
+    all_ridges: Sequence[float] = RIDGES,
+    names: Sequence[str] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Correction -> its scores; ``refit_default`` is refit at the ridge that it takes by itself."""
     aligned = world.aligned(setting, count)
-    names = list(aligned.experts)
-    known = world.expert_accuracy(setting, names, "validation")
+    tasks = list(aligned.experts)
+    known = world.expert_accuracy(setting, tasks, "validation")
     found = {}
-    for name, correction in {**CORRECTIONS, "refit_default": "refit"}.items():
-        ridges = RIDGES if name.startswith("refit") and name in CORRECTIONS else (None,)
+    for name, correction in {**CORRECTIONS, DEFAULT: "refit"}.items():
+        if names is not None and name not in names:
+            continue
+        ridges = all_ridges if name.startswith("refit") and name in CORRECTIONS else (None,)
         start = time.perf_counter()
         choice = choose(
             aligned, world.calibration, world.validation, correction=correction, scales=(SCALE,),
             ridges=ridges, max_samples=None, expert_scores=known,
         )  # fmt: skip
         seconds = (time.perf_counter() - start) / len(ridges)
-        scores = world.score(setting, choice.model, names)
+        scores = world.score(setting, choice.model, tasks)
         found[name] = {
             "average": scores["average"], "worst": scores["worst"], "ridge": choice.ridge,
             "seconds": seconds,

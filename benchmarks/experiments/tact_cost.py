@@ -7,7 +7,9 @@ and blocks of the sizes of ViT-B/16 and BERT-base, as deep as ``--depth`` says. 
 random weights, the experts are noisy copies of it: the cost does not depend on them. A fit stands
 against one forward pass of the merged model and one of each expert on the same micro-batches; it
 also runs one on at most 32 samples, to find the points, which counts for more the fewer samples
-there are. A mixed batch stands against the same batch through the model that is not corrected.
+there are. The large networks are fitted on two amounts of samples, and what ``AMOUNT`` samples a
+task take is on the line through them: tasks are fitted one after the other, so that time is linear
+in both. A mixed batch stands against the same batch through the model that is not corrected.
 """
 
 import argparse
@@ -16,18 +18,20 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from nonlocal_merging import commit
+from torch import nn
 
 import nlm
 
 RESULTS = Path(__file__).parent / "results" / "tact_cost.json"
 TASKS = (2, 4, 8, 16)
-ROUNDS = 15
+ROUNDS = 9
+AMOUNT = 1000  # samples a task, of which large networks are told
 
 Made = tuple[nn.Module, Callable[[int], Any]]
 
@@ -74,30 +78,25 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, f
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def cost(made: Made, tasks: int, samples: int, batch: int) -> dict[str, Any]:
-    """One row: ``samples`` per task in micro-batches of ``batch``, then a mixed batch of it."""
+def cost(made: Made, tasks: int, amounts: tuple[int, ...], batch: int) -> dict[str, Any]:
+    """One row: fits on so many samples per task in micro-batches of ``batch``, then a mixed batch.
+
+    With several amounts the ratio at ``AMOUNT`` samples is told too.
+    """
     torch.manual_seed(0)
     model, draw = made[0].eval(), made[1]
     names = [f"task {number}" for number in range(tasks)]
     expert = noisy(model)
-    data = {name: list(draw(samples).split(batch)) for name in names}
-    options: dict[str, Any] = {"max_samples": None, "micro_batch": batch}
-
-    def bare() -> None:
-        with torch.no_grad():
-            for name in names:
-                for network in (model, expert):
-                    for part in data[name]:
-                        network(part)
-
-    fitted = []
-
-    def fit() -> None:
-        fitted.append(nlm.Tact.fit(model, dict.fromkeys(names, expert), data, **options))
-
-    seconds = in_turns({"bare": bare, "fit": fit}, 1)
-    tact = fitted[0]
-    mixed: Tensor = data[names[0]][0]
+    fit_cost(model, expert, draw, names[:1], 4, 4, 1)  # warm
+    rounds = 3 if len(amounts) == 1 else 1
+    fits = [fit_cost(model, expert, draw, names, n, batch, rounds) for n in amounts]
+    tact = fits[-1].pop("tact")
+    row: dict[str, Any] = {"tasks": tasks, "micro_batch": batch, "points": len(tact.points)}
+    row |= fits[-1] | {"amounts": [{k: v for k, v in fit.items() if k != "tact"} for fit in fits]}
+    if len(fits) > 1:
+        line = {what: on_line(fits[0], fits[-1], what) for what in ("fit_seconds", "bare_seconds")}
+        row["ratio_at_amount"] = line["fit_seconds"] / line["bare_seconds"]
+    mixed = draw(batch)
     ids = torch.arange(len(mixed)) % tasks
 
     def served() -> None:
@@ -108,15 +107,9 @@ def cost(made: Made, tasks: int, samples: int, batch: int) -> dict[str, Any]:
         with torch.no_grad():
             model(mixed)
 
+    served()
     serving = in_turns({"mixed": served, "plain": uncorrected}, ROUNDS)
-    return {
-        "tasks": tasks,
-        "samples": samples,
-        "micro_batch": batch,
-        "points": len(tact.points),
-        "fit_seconds": seconds["fit"],
-        "bare_seconds": seconds["bare"],
-        "fit_ratio": seconds["fit"] / seconds["bare"],
+    return row | {
         "mixed_seconds": serving["mixed"],
         "plain_seconds": serving["plain"],
         "serving_ratio": serving["mixed"] / serving["plain"],
@@ -125,31 +118,76 @@ def cost(made: Made, tasks: int, samples: int, batch: int) -> dict[str, Any]:
     }
 
 
+def on_line(first: Mapping[str, Any], last: Mapping[str, Any], what: str) -> float:
+    """Seconds for ``AMOUNT`` samples a task, on the line through two amounts."""
+    slope = (last[what] - first[what]) / (last["samples"] - first["samples"])
+    return last[what] + slope * (AMOUNT - last["samples"])
+
+
+def fit_cost(
+    model: nn.Module,
+    expert: nn.Module,
+    draw: Callable[[int], Any],
+    names: Sequence[str],
+    samples: int,
+    batch: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Seconds of a fit and of the bare passes, and what was fitted."""
+    data = {name: list(draw(samples).split(batch)) for name in names}
+    options: dict[str, Any] = {"max_samples": None, "micro_batch": batch}
+
+    def bare() -> None:
+        with torch.no_grad():
+            for name in names:
+                for network in (model, expert):
+                    for part in data[name]:
+                        network(part)
+
+    fitted: list[nlm.Tact] = []
+
+    def fit() -> None:
+        fitted[:] = [nlm.Tact.fit(model, dict.fromkeys(names, expert), data, **options)]
+
+    seconds = in_turns({"bare": bare, "fit": fit}, rounds)
+    return {
+        "samples": samples,
+        "fit_seconds": seconds["fit"],
+        "bare_seconds": seconds["bare"],
+        "fit_ratio": seconds["fit"] / seconds["bare"],
+        "tact": fitted[0],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--depth", type=int, default=2, help="blocks of the large networks")
-    parser.add_argument("--samples", type=int, default=64, help="per task, of the large networks")
+    parser.add_argument(
+        "--samples", type=int, nargs=2, default=(32, 64), help="per task, of the large networks"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
-    rows = [{"network": "small", **cost(vit(96, 4, 4, 64), n, 128, 32)} for n in TASKS]
+    rows = [{"network": "small", **cost(vit(96, 4, 4, 64), n, (128,), 32)} for n in TASKS]
     large = {
         "vit-base": lambda: vit(768, options.depth, 12, 224),
         "bert-base": lambda: bert(768, options.depth, 12, 128),
     }
     for name, build in large.items():
-        row = {"network": name, "depth": options.depth, **cost(build(), 2, options.samples, 16)}
+        made = cost(build(), 2, tuple(options.samples), 16)
+        row = {"network": name, "depth": options.depth, "amount": AMOUNT, **made}
         rows.append(row)
     for row in rows:
         print(
-            f"{row['network']:<10} {row['tasks']:>2} tasks  fit x{row['fit_ratio']:.3f} of the "
+            f"{row['network']:<10} {row['tasks']:>2} tasks  fit x{row['fit_ratio']:.3f} (x"
+            f"{row.get('ratio_at_amount', row['fit_ratio']):.3f} at {AMOUNT} samples) of the "
             f"bare passes ({row['fit_seconds']:.2f} s)  mixed batch x{row['serving_ratio']:.3f}  "
             f"{row['correction_bytes']:,} of {row['model_bytes']:,} bytes"
         )
     machine = {"cpu": platform.machine(), "threads": options.threads, "nlm": nlm.__version__}
-    report = {"machine": machine, "seconds": time.perf_counter() - start}
+    report = {"machine": machine, "commit": commit(), "seconds": time.perf_counter() - start}
     options.json.parent.mkdir(exist_ok=True)
     options.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
 

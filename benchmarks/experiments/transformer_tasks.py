@@ -6,21 +6,27 @@ The foundations are two of the networks that transformer_barriers.py compares (s
 vision transformer of the demo's letters and a character GPT; experts are fine-tuned for tasks of
 images or of text (``small_tasks.py``). Settings and corrections are those of the demo, with the
 residual stream and the heads rotated as a further setting; refit stands beside them, as in
-``refit.py``. One JSON a kind beside this file.
+``refit.py``. One JSON a kind beside this file, written anew after each row; a run that was ended
+goes on.
+
+Text takes longer than images (a window of 64 characters costs as much as 50 images), so it has
+fewer samples to fit, choose and test on, fewer scales and ridges, and is compared at four tasks.
 """
 
 import argparse
 import copy
-import json
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit
-from refit import IMAGES, SCALE
+from nonlocal_merging import commit, unfinished, write
+from refit import CORRECTIONS as REFITS
+from refit import DEFAULT, IMAGES, RIDGES, SCALE
 from refit import rows as refits
 from small_tasks import IMAGE_TASKS, TEXT_TASKS, task
 from small_training import SETTINGS, Settings, quick, recipe, task_of, trained
@@ -30,7 +36,7 @@ from torch import Tensor
 import nlm
 from nlm.correct import linear_probe
 from nlm.demo import cache
-from nlm.demo.experiment import World, compare
+from nlm.demo.experiment import SCALES_TIMES_TASKS, World, compare
 from nlm.demo.tasks import Pretraining, Sizes, Split, Task
 from nlm.demo.training import Recipe, fit
 from nlm.demo.world import Demo
@@ -39,9 +45,26 @@ from nlm.pipeline import Aligned, align_experts
 RESULTS = Path(__file__).parent / "results"
 TASKS = {"vit": IMAGE_TASKS, "gpt": TEXT_TASKS}
 TUNING = {"vit": replace(recipe(5e-4, 128), epochs=5), "gpt": replace(recipe(5e-4, 32), epochs=2)}
-PLACES = ("local", "nonlocal", "permuted", "permuted by activations", "rotated")
+PLACES = ("local", "nonlocal", "rotated", "permuted by activations", "permuted")
 CORRECTIONS = ("plain", "repair", "tact")
 CONTROLS = ("tact_lambda0", "probe")
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is drawn of each task, and how thoroughly a kind is compared."""
+
+    sizes: Sizes
+    counts: tuple[int, ...]  # of tasks
+    scales: tuple[float, ...]  # times the number of tasks
+    refit_samples: int  # a task
+    ridges: tuple[float, ...]
+
+
+AMOUNTS = {
+    "vit": Amounts(Sizes(), (2, 4), SCALES_TIMES_TASKS, IMAGES, RIDGES),
+    "gpt": Amounts(Sizes(4000, 200, 256, 400), (4,), (0.8, 1.2, 2.0), 256, (0.01, 0.1, 1.0)),
+}
 
 
 @dataclass
@@ -111,41 +134,63 @@ def prepare(kind: str, seed: int, settings: Settings, sizes: Sizes, tuning: Reci
     return Transformers(demo, spec, alignments, data=data)
 
 
-def run(kind: str, seeds: Sequence[int], small: bool = False) -> dict[str, Any]:
-    """Normalised accuracies in every setting, seed by seed."""
-    settings, sizes, tuning = SETTINGS[kind], Sizes(), TUNING[kind]
+def run(
+    kind: str,
+    seeds: Sequence[int],
+    small: bool = False,
+    save: Callable[[dict[str, Any]], object] = lambda found: None,
+    before: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Normalised accuracies in every setting, seed by seed.
+
+    ``save`` gets what there is so far, ``before`` what there is before the first: it returns what a
+    run that was ended has found.
+    """
+    settings, amounts, tuning = SETTINGS[kind], AMOUNTS[kind], TUNING[kind]
     if small:
-        settings, sizes = quick(settings), Sizes(64, 20, 40, 40)
-        tuning = replace(tuning, epochs=1, batch=16)
+        settings, tuning = quick(settings), replace(tuning, epochs=1, batch=16)
+        amounts = replace(amounts, sizes=Sizes(64, 20, 40, 40))
     found: dict[str, Any] = {
         "kind": kind, "settings": asdict(settings), "tuning": asdict(tuning),
-        "refit": {"images": IMAGES, "scale": SCALE}, "seeds": {},
+        "amounts": asdict(amounts), "refit": {"images": amounts.refit_samples, "scale": SCALE},
+        "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {"nlm": nlm.__version__, "torch": torch.__version__},
+        "commit": commit(), "seeds": {},
     }  # fmt: skip
+    found = found if before is None else before(found)
     for seed in seeds:
-        world = prepare(kind, seed, settings, sizes, tuning)
-        names = list(world.demo.tasks)
-        rows: dict[str, Any] = {}
-        solved: dict[str, Any] = {}
+        start = time.perf_counter()
+        world = prepare(kind, seed, settings, amounts.sizes, tuning)
+        many = replace(world, samples=amounts.refit_samples)
+        here = found["seeds"].setdefault(str(seed), {"rows": {}, "refits": {}})
+        if "experts" not in here:
+            here["experts"] = own = world.expert_accuracy("nonlocal", list(world.demo.tasks))
+            told(kind, seed, "experts", start, {name: {"average": own[name]} for name in own})
         for place in PLACES:
-            for count in (2, len(names)):
-                scores, *_ = compare(
-                    world, place, count, corrections=CORRECTIONS, controls=CONTROLS
-                )
-                rows.setdefault(place, {})[str(count)] = scores
-                told = ", ".join(
-                    f"{name} {row['average']:.3f}/{row['worst']:.3f}"
-                    for name, row in scores.items()
-                )
-                print(f"{kind} seed {seed}, {count} tasks, {place}: {told}", flush=True)
-            many = replace(world, samples=IMAGES)
-            solved[place] = refits(many, place, len(names))
-            told = ", ".join(f"{name} {row['average']:.3f}" for name, row in solved[place].items())
-            print(f"{kind} seed {seed}, {place}: {told}", flush=True)
-        own = world.expert_accuracy("nonlocal", names)
-        found["seeds"][str(seed)] = {"experts": own, "rows": rows, "refits": solved}
-    found["machine"] = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
-    found["versions"] = {"nlm": nlm.__version__, "torch": torch.__version__}
-    return {**found, "commit": commit()}
+            for count in map(str, amounts.counts):
+                rows = here["rows"].setdefault(place, {})
+                if count not in rows:
+                    rows[count], *_ = compare(
+                        world, place, int(count), corrections=CORRECTIONS, controls=CONTROLS,
+                        multiples=amounts.scales,
+                    )  # fmt: skip
+                    told(kind, seed, f"{count} tasks, {place}", start, rows[count])
+                    save(found)
+            solved = here["refits"].setdefault(place, {})
+            for name in (*REFITS, DEFAULT):
+                if name not in solved:
+                    solved |= refits(many, place, len(TASKS[kind]), amounts.ridges, (name,))
+                    told(kind, seed, place, start, {name: solved[name]})
+                    save(found)
+    return found
+
+
+def told(kind: str, seed: int, what: str, start: float, rows: Mapping[str, Any]) -> None:
+    """Prints what was found, and when."""
+    numbers = ", ".join(f"{name} {row['average']:.3f}" for name, row in rows.items())
+    print(
+        f"{time.perf_counter() - start:6.0f} s  {kind} seed {seed}, {what}: {numbers}", flush=True
+    )
 
 
 def main() -> None:
@@ -156,9 +201,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="next to no training and data")
     chosen = parser.parse_args()
     for kind in chosen.kinds:
-        found = run(kind, chosen.seeds, chosen.quick)
         path = chosen.results / f"transformer_tasks_{kind}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        run(kind, chosen.seeds, chosen.quick, partial(write, path), partial(unfinished, path))
 
 
 if __name__ == "__main__":

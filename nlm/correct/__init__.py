@@ -7,6 +7,7 @@ from nlm.correct.correction import Correction
 from nlm.correct.data_free import DataFree
 from nlm.correct.fitting import expert_moments
 from nlm.correct.least_squares import LeastSquares
+from nlm.correct.low_rank import LowRank
 from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
 from nlm.correct.refit import refit
@@ -20,6 +21,7 @@ __all__ = [
     "Correction",
     "DataFree",
     "LeastSquares",
+    "LowRank",
     "Repair",
     "Selection",
     "Tact",

@@ -14,7 +14,6 @@ from nlm.correct.fitting import run_task
 from nlm.correct.sequential import Reached, advance, check_count
 from nlm.statistics import Data, Forward, Moments
 from nlm.statistics.data import micro_batches
-from nlm.statistics.observe import check_activation
 
 
 @dataclass
@@ -30,7 +29,6 @@ class Statistics:
     def of(cls, name: str, norm: nn.Module, inputs: Tensor) -> "Statistics":
         """Those of a batch norm that reads ``inputs``."""
         moments = Moments.of(inputs, 1)
-        check_activation("nlm.reset_batch_norm", name, inputs)
         mean, variance = norm._buffers["running_mean"], norm._buffers["running_var"]
         assert mean is not None and variance is not None  # asked only where they are kept
         return cls(name, mean, variance, moments)
@@ -128,14 +126,20 @@ def reset_next(
             f"nlm.reset_batch_norm: all data run through the norms in one order, got "
             f"{' and '.join(names)} at one place"
         )
-    write_statistics(found)
+    write_statistics(found, "nlm.reset_batch_norm")
     return names[0] if names else None
 
 
-def write_statistics(found: Iterable[Statistics]) -> None:
+def write_statistics(found: Iterable[Statistics], caller: str, process_group: Any = None) -> None:
     """Writes the running statistics of a norm from the moments of all batches together.
 
-    A task with statistics of its own has them in memory of its own.
+    A task with statistics of its own has them in memory of its own. Over the processes of a group
+    the moments of all of them count.
+
+    Raises
+    ------
+    ValueError
+        NaN or inf in the inputs of the norm, or one value per channel.
     """
     pooled: dict[int, Statistics] = {}
     for own in found:
@@ -143,7 +147,13 @@ def write_statistics(found: Iterable[Statistics]) -> None:
         if known is not own:
             known.moments = known.moments + own.moments
     for own in pooled.values():
-        check_count("nlm.reset_batch_norm", own.name, own.moments)
+        if process_group is not None:
+            own.moments = own.moments.all_reduce(process_group)
+        if not own.moments.m2.isfinite().all():
+            raise ValueError(
+                f"{caller}: activations are finite, got NaN or inf before {own.name!r}"
+            )
+        check_count(caller, own.name, own.moments)
         own.mean.copy_(own.moments.mean)
         own.variance.copy_(own.moments.m2 / (own.moments.count - 1))
 

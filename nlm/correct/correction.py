@@ -58,6 +58,7 @@ class Correction(Wrapper):
         self.rows = dict(rows)
         self.readers = {point: list(of) for point, of in (readers or {}).items()}
         self.apart = apart
+        self._unseen: set[str] = set()  # points of which nothing tells yet that the model has them
         for number, point in enumerate(self.points):
             check_channels("nlm.correct", point, [len(row[point][0]) for row in fitted])
             for part, name in enumerate(("scale", "shift")):
@@ -208,7 +209,8 @@ class Correction(Wrapper):
         ------
         ValueError
             The file holds something else, is damaged, or a point is no module of the model or has
-            another number of channels there.
+            another number of channels there. Whether modules call the functions that are points,
+            the first call tells, and raises it there.
         """
         tensors, metadata = read_kind(path, cls._kind, "nlm.correct")
         try:
@@ -241,7 +243,9 @@ class Correction(Wrapper):
             {p: (scale[row].to(home), shift[row].to(home)) for p, (scale, shift) in tables.items()}
             for row in range(1 + max(rows.values()))
         ]
-        return cls(model, points, rows, fitted, facts.readers, facts.apart)
+        loaded = cls(model, points, rows, fitted, facts.readers, facts.apart)
+        loaded._unseen = {point for point in points if is_place(point)}
+        return loaded
 
     def _plain(self, task: str | int | None) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
         """A copy of the network with a task's weights, and the task's corrections, [channels]."""
@@ -283,6 +287,7 @@ class Correction(Wrapper):
             correct = corrector(network, point, self.points[point])
 
             def at_point(output: Tensor) -> Tensor:
+                self._unseen.discard(point)
                 chosen = rows.to(output.device) if isinstance(rows, Tensor) else rows
                 return correct(output, scale, shift, chosen)
 
@@ -290,7 +295,13 @@ class Correction(Wrapper):
 
         network = network_of(self)
         with output_hooks(network, {point: hook(point) for point in self.points}):
-            return self.model(*args, **kwargs)
+            output = self.model(*args, **kwargs)
+        if self._unseen:
+            raise ValueError(
+                f"nlm.correct: the points are functions that the model's modules call, got "
+                f"{', '.join(sorted(self._unseen))}"
+            )
+        return output
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves the tables with the model; they stay float32 where it becomes float16 or such."""

@@ -16,6 +16,7 @@ side by side a few samples at a time: a tile has 16 MiB at most, or one sample.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,12 @@ class NormalEquations:
         """Adds samples; arguments as for :func:`nlm.ops.cross_moments_`."""
         self.xx.update(x, None, dim, mask)
         self.xy.update(x, y, dim, mask)
+
+    def all_reduce(self, process_group: Any) -> "NormalEquations":
+        """The sums over the samples of all processes of a torch.distributed group."""
+        found = NormalEquations(0, 0)
+        found.xx, found.xy = (each.all_reduce(process_group) for each in (self.xx, self.xy))
+        return found
 
     @property
     def finite(self) -> bool:
@@ -72,15 +79,25 @@ class NormalEquations:
         biased : whether there is a bias; without, the second result is zero.
         name : what the message of :func:`cholesky` calls the map.
         """
+        factor, wanted = self.residual(start, ridge, biased, name)
+        weight = start.double() + torch.cholesky_solve(wanted, factor).T
+        return weight, self.bias(weight, biased)
+
+    def residual(
+        self, start: Tensor, ridge: float | None, biased: bool, name: str, caller: str = "nlm.refit"
+    ) -> tuple[Tensor, Tensor]:
+        """The factor of the system's matrix, and S_xy - S_xx W_0^T; arguments as above."""
         damped, cross, pull = self.system(ridge, biased)
         start = start.double()
-        wanted = cross - damped @ start.T + pull * start.T
-        weight = start + torch.cholesky_solve(wanted, cholesky(damped, name)).T
-        bias = self.xy.y.mean - weight @ self.xx.mean_x
-        return weight, bias if biased else torch.zeros_like(bias)
+        return cholesky(damped, name, caller), cross - damped @ start.T + pull * start.T
+
+    def bias(self, weight: Tensor, biased: bool) -> Tensor:
+        """The best bias beside a weight, float64 [outputs]; zero where there is none."""
+        found = self.xy.y.mean - weight @ self.xx.mean_x
+        return found if biased else torch.zeros_like(found)
 
 
-def cholesky(matrix: Tensor, name: str) -> Tensor:
+def cholesky(matrix: Tensor, name: str, caller: str = "nlm.refit") -> Tensor:
     """The factor of a system's matrix.
 
     Raises
@@ -93,7 +110,7 @@ def cholesky(matrix: Tensor, name: str) -> Tensor:
     noise = torch.finfo(matrix.dtype).eps * len(matrix) * matrix.diagonal().amax()
     if failed or not smallest > noise:
         raise ValueError(
-            f"nlm.refit: inputs that depend on one another take a larger ridge, got {len(matrix)} "
+            f"{caller}: inputs that depend on one another take a larger ridge, got {len(matrix)} "
             f"of {name!r} whose normal equations are singular"
         )
     return factor

@@ -20,7 +20,7 @@ from nlm._multitask import network_of
 from nlm.correct.batch_norm import Statistics
 from nlm.correct.lockstep import Pass, copy_of, lockstep, pause
 from nlm.correct.sequential import Reached, advance
-from nlm.correct.walk import Step, is_addition
+from nlm.correct.walk import Step, argument, is_addition
 from nlm.statistics.observe import check_reached
 
 Call = Callable[[nn.Module], Any]  # runs a model on one batch
@@ -182,12 +182,13 @@ def _visiting(
         if (instead := visit(Found(step, x, held, norm))) is not None:
             x.copy_(instead)
 
-    def reach(step: Step, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def reach(step: Step, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        x = argument(args, kwargs)
         if step.writes:
-            read[step] = args[0].clone()  # may be written into
+            read[step] = x.clone()  # may be written into
         elif step not in begun:
             begun.add(step)
-            begin(step, args[0])
+            begin(step, x)
 
     def meet(step: Step, written: Tensor, held: Tensor, add: Callable[[], Tensor]) -> Tensor:
         x = read.pop(step)
@@ -198,7 +199,8 @@ def _visiting(
     with ExitStack() as stack:
         for step in steps:
             first = submodule(network, (step.layers or step.ends)[0])
-            stack.callback(first.register_forward_pre_hook(partial(reach, step)).remove)
+            hook = first.register_forward_pre_hook(partial(reach, step), with_kwargs=True)
+            stack.callback(hook.remove)
         stack.enter_context(_additions(network, steps, meet, {}))
         yield
 

@@ -167,9 +167,20 @@ def _named(
         if dim is None and is_place(name):
             chosen[name] = found.values[name].dim
         elif dim is None:
-            chosen[name] = channel_dim(name, submodule(network, name))
+            chosen[name] = _dim_of_module(network, found, name)
     _check_known([name for name, dim in chosen.items() if dim is None])
     return {name: dim for name, dim in chosen.items() if dim is not None}
+
+
+def _dim_of_module(network: nn.Module, found: Record, name: str) -> int:
+    """The channel dimension of a module that fixes it, or returns what a layer behind it tells."""
+    try:
+        return channel_dim(name, submodule(network, name))
+    except ValueError:
+        known = found.values[name].dim if name in found.values else None
+        if known is None:
+            raise
+        return known
 
 
 def _check_known(unknown: list[str]) -> None:

@@ -16,8 +16,9 @@ Much of what it gives it also gives without alignment: look at the refit of unal
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,9 +29,9 @@ from nlm.correct.correction import exclusive
 from nlm.correct.fitting import check_tasks, run_task
 from nlm.correct.lockstep import standing
 from nlm.correct.passes import ExpertPass, MergedPass
-from nlm.correct.selection import SelectingWalk, Selection
+from nlm.correct.selection import SelectingWalk, Selection, Trial
 from nlm.correct.solving import CALLER, Stream, Walk
-from nlm.correct.walk import find_steps
+from nlm.correct.walk import Step, find_steps
 from nlm.statistics import Data, Forward, Mask, run
 from nlm.statistics.data import first, micro_batches
 
@@ -52,6 +53,7 @@ def refit(
     forward: Forward | None = None,
     mask: Mask | None = None,
     device: torch.device | str | None = None,
+    process_group: Any = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> _Model:
     """A copy of a merged model with each layer solved anew from its own inputs.
@@ -68,8 +70,8 @@ def refit(
         (:func:`nlm.pipeline.choose`).
     points : patterns of the names of the layers to refit. By default all linear and convolution
         layers but heads. Left alone are transposed convolutions, layers that run several times in a
-        forward pass, that share a weight or bias or compute it, that are called by a keyword, and
-        functions such as the packed attention of :class:`torch.nn.MultiheadAttention`.
+        forward pass, that share a weight or bias or compute it, and functions such as the packed
+        attention of :class:`torch.nn.MultiheadAttention`.
     outputs : whether heads that all tasks share are refitted too. Not for heavy-tailed outputs, as
         the logits of confident predictions are.
     select : whether hidden units and attention heads are chosen from those of all experts instead
@@ -82,6 +84,9 @@ def refit(
     recompute : they run one after the other instead, from the input for each step: the memory of
         one, half a forward pass of the model and of each expert for each step on average.
     forward, mask, device : see :mod:`nlm.statistics.data`.
+    process_group : of torch.distributed: each of its processes has samples of its own of every
+        task, at most ``max_samples``, and all get the layers that all samples together give. Not
+        with ``select``.
     progress : called with (layers, steps done, steps); what it raises cancels.
 
     Returns
@@ -98,7 +103,8 @@ def refit(
         No data, tasks that differ between experts and data, a ridge that is negative, or too small
         for inputs that depend on one another, no layer to refit, an expert that lacks one or has
         other channels there, NaN or inf in an activation, a model that is corrected already; units
-        to select on data per task, or without a specification where ``forward`` is given.
+        to select on data per task, over processes, or without a specification where ``forward`` is
+        given.
 
     References
     ----------
@@ -117,39 +123,74 @@ def refit(
         parts = [("", data, list(experts.values()))]
     if select and named is data:
         raise ValueError(f"{CALLER}: units are selected on data for all experts, got data per task")
+    if select and process_group is not None:
+        raise ValueError(f"{CALLER}: units are selected in one process, got a process group")
     batches = [
         (task, batch, own)
         for task, samples, own in parts
         for batch in micro_batches(samples, micro_batch, max_samples, device, CALLER)
     ]
+
+    def build(fitted: nn.Module, steps: Sequence[Step], few: Any, trial: Trial) -> Walk:
+        if not select:
+            return Walk(fitted, ridge, mask, process_group)
+        chosen = select if isinstance(select, Selection) else Selection()
+        spec = chosen.find_spec(network_of(fitted), few, forward)
+        return SelectingWalk(fitted, ridge, mask, experts, chosen, spec, steps, trial)
+
+    how = Route(CALLER, points, outputs, recompute, forward, progress)
+    return walked(model, list(experts.values()), batches, build, how)
+
+
+Batches = Sequence[tuple[str, Any, Sequence[nn.Module]]]  # task, inputs, the experts for them
+Build = Callable[[nn.Module, Sequence[Step], Any, Trial], Walk]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which layers a walk goes through and how; see :func:`refit`."""
+
+    caller: str
+    points: str | Sequence[str] | None = None
+    outputs: bool = False
+    recompute: bool = False
+    forward: Forward | None = None
+    progress: Callable[[str, int, int], None] | None = None
+
+
+def walked(
+    model: _Model, experts: Sequence[nn.Module], batches: Batches, build: Build, route: Route
+) -> _Model:
+    """A copy of a model through which a walk has gone.
+
+    ``build`` makes the walk: of the copy, its steps, a few samples, and a pass over them.
+    """
     with ExitStack() as stack:
         # in inference mode tensors do not count how often they are written to
         stack.enter_context(torch.inference_mode(False))
         with exclusive(model):
             fitted = copy.deepcopy(model)
         network = network_of(fitted)
-        stack.enter_context(evaluation(network, *experts.values()))
+        stack.enter_context(evaluation(network, *experts))
         stack.enter_context(output_hooks(network, {}))  # an nn.TransformerEncoder runs by layers
-        walk = Walk(fitted, ridge, mask)
         task, batch, _ = batches[0]
-        few = first(batch, 2, CALLER)
-        call = partial(run_task, task=task, batch=few, forward=forward)
-        steps = find_steps(network, partial(call, fitted), walk.is_shared, points, outputs, CALLER)
+        few = first(batch, 2, route.caller)
+        call = partial(run_task, task=task, batch=few, forward=route.forward)
+        steps = find_steps(
+            network, partial(call, fitted), Walk(fitted, None, None).is_shared, route.points,
+            route.outputs, route.caller,
+        )  # fmt: skip
         merged = standing(fitted)
-        if select:
-            chosen = select if isinstance(select, Selection) else Selection()
-            spec = chosen.find_spec(network, few, forward)
-            trial = partial(MergedPass, merged, call, steps)
-            walk = SelectingWalk(fitted, ridge, mask, experts, chosen, spec, steps, trial)
-        side_by_side = None if recompute else stack
+        walk = build(fitted, steps, few, partial(MergedPass, merged, call, steps))
+        side_by_side = None if route.recompute else stack
         for task, batch, own in batches:
-            call = partial(run_task, task=task, batch=batch, forward=forward)
-            alone = partial(run, batch=batch, forward=forward)
+            call = partial(run_task, task=task, batch=batch, forward=route.forward)
+            alone = partial(run, batch=batch, forward=route.forward)
             passes = [MergedPass(merged, call, steps, side_by_side) for _ in range(walk.passes)]
             targets = [ExpertPass(expert, alone, steps, side_by_side) for expert in own]
             walk.streams.append(Stream(batch, passes, targets))
         for number, step in enumerate(steps):
             walk.take(step)
-            if progress is not None:
-                progress(", ".join(step.layers or step.ends), number + 1, len(steps))
+            if route.progress is not None:
+                route.progress(", ".join(step.layers or step.ends), number + 1, len(steps))
     return fitted

@@ -43,15 +43,21 @@ class Walk:
     weights : the entries of the model's state dict that all tasks share.
     streams : the samples.
     passes : of the merged model over each batch.
+    caller : the function that messages name.
+    group : of torch.distributed, whose processes have samples of their own; or None.
     """
 
     passes = 1
+    caller = CALLER
 
-    def __init__(self, model: nn.Module, ridge: float | None, mask: Mask | None) -> None:
+    def __init__(
+        self, model: nn.Module, ridge: float | None, mask: Mask | None, group: Any = None
+    ) -> None:
         self.network = network_of(model)
         self.ridge = ridge
+        self.group = group
         self.streams: list[Stream] = []
-        self._positions = Positions(mask, caller=CALLER)
+        self._positions = Positions(mask, caller=self.caller)
         if isinstance(model, MultiTaskModel):
             states = [model.states.for_task(task) for task in model.tasks]
         else:
@@ -70,8 +76,9 @@ class Walk:
     def take(self, step: Step) -> None:
         """Gives a step's batch norm the statistics of its inputs, then solves its layers."""
         if step.norm is not None:
-            norms = (stream.merged[0].at(step, CALLER).norm for stream in self.streams)
-            write_statistics(norm for norm in norms if norm is not None)
+            norms = (stream.merged[0].at(step, self.caller).norm for stream in self.streams)
+            found = [norm for norm in norms if norm is not None]
+            write_statistics(found, self.caller, self.group)
         if step.layers:
             self.write(step, *self.solved(step, self.equations(step), [self.weights]))
 
@@ -80,17 +87,17 @@ class Walk:
 
         Each of several inputs has equations of its own.
         """
-        found = stream.merged[0].at(step, CALLER)
+        found = stream.merged[0].at(step, self.caller)
         return [found.x], found.held
 
     def targets(self, step: Step, stream: Stream) -> list[Tensor]:
         """What the experts have where a step ends, and last the mean of it."""
         dim, rows = self.dim(step), sum(len(self.matrix(name)) for name in step.layers)
-        outputs = [each.at(step, CALLER) for each in stream.experts]
+        outputs = [each.at(step, self.caller) for each in stream.experts]
         for output in outputs:
             if output.shape[dim] != rows:
                 raise ValueError(
-                    f"{CALLER}: the experts have the merged model's channels, got "
+                    f"{self.caller}: the experts have the merged model's channels, got "
                     f"{output.shape[dim]} and {rows} at {step.ends[0]!r}"
                 )
         return [*outputs, reduce(torch.add, outputs) / len(outputs)]
@@ -126,10 +133,24 @@ class Walk:
                         found.append(NormalEquations(ins.shape[on], outs.shape[on], x.device))
                     found[first + group].update(ins, outs, on, counted)
                 first += group + 1
-            if not all(equations.finite for equations in found):
+            if self.group is None and not all(equations.finite for equations in found):
                 for x in read:
-                    check_activation(CALLER, step.layers[0], x)
-                check_activation(CALLER, step.ends[0], y, dim, mask)
+                    check_activation(self.caller, step.layers[0], x)
+                check_activation(self.caller, step.ends[0], y, dim, mask)
+        return self._pooled_over_processes(step, found)
+
+    def _pooled_over_processes(
+        self, step: Step, found: list[NormalEquations]
+    ) -> list[NormalEquations]:
+        """The equations of all processes; whoever has NaN, all of them raise."""
+        if self.group is None:
+            return found
+        found = [each.all_reduce(self.group) for each in found]
+        if not all(each.finite for each in found):
+            raise ValueError(
+                f"{self.caller}: activations are finite, got NaN or inf at {step.layers[0]!r} in a "
+                f"process of the group"
+            )
         return found
 
     def solved(

@@ -65,6 +65,11 @@ def _own(module: nn.Module) -> list[Tensor]:
     return [t for t in (weight_of(module), weight_of(module, "bias")) if t is not None]
 
 
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a layer or a norm reads, by position or by keyword."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
 def is_layer(module: nn.Module) -> bool:
     """Whether a module computes W x + b, with taps or without, from a weight of its own."""
     usual = any(type(module).forward is kind.forward for kind in (nn.Linear, *CONVOLUTIONS))
@@ -108,15 +113,18 @@ class _Record(TorchFunctionMode):
         with ExitStack() as stack:
             for name, module in network.named_modules():
                 if is_layer(module) or is_kept(module):
-                    handle = module.register_forward_hook(partial(self._ran, name))
-                    stack.callback(handle.remove)
+                    ran = partial(self._ran, name)
+                    stack.callback(module.register_forward_hook(ran, with_kwargs=True).remove)
             with self:
                 outputs = call()
         self.outputs = {_mark(tensor) for tensor in named_tensors(outputs).values()}
 
-    def _ran(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            tensors, place = (args[0], output), len(self.runs)
+    def _ran(
+        self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        x = argument(args, kwargs)
+        if isinstance(x, Tensor) and isinstance(output, Tensor):
+            tensors, place = (x, output), len(self.runs)
             run = _Run(name, module, place, tensors, _mark(tensors[0]), _mark(tensors[1]))
             self.runs.append(run)
             self._of[id(output)] = run

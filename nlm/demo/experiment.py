@@ -124,12 +124,14 @@ def compare(
     method: str = "task_arithmetic",
     corrections: Sequence[str] = tuple(CORRECTIONS),
     controls: Sequence[str] = CONTROLS,
+    multiples: Sequence[float] = SCALES_TIMES_TASKS,
     **options: Any,
 ) -> tuple[dict[str, Cell], dict[str, Choice], Aligned]:
     """Average and worst normalised test accuracy of one setting under every correction.
 
     The controls are "tact_lambda0" (TACT on theta_init, no task vector in it), and linear probes on
     the merged trunk: "probe" with as many labels as TACT has unlabelled images, "probe_full".
+    The scales that are tried are ``multiples`` of 1 / count.
     """
     aligned = world.aligned(setting, count)
     names = list(aligned.experts)
@@ -138,7 +140,7 @@ def compare(
     choices: dict[str, Choice] = {}
     scores: dict[str, Cell] = {}
 
-    scales = [round(multiple / count, 4) for multiple in SCALES_TIMES_TASKS]
+    scales = [round(multiple / count, 4) for multiple in multiples]
     known = {"moments": expert_moments(aligned.experts, calibration, max_samples=None)}
     expert_scores = world.expert_accuracy(setting, names, "validation")
 

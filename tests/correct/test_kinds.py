@@ -228,6 +228,28 @@ def test_side_cars_remember_places(tmp_path):
     assert metadata["parameter_bytes"] == str(tact.parameter_bytes) == str(4 * 2 * (6 + 8))
 
 
+def test_functions_that_the_model_lacks_are_told_by_the_first_call(tmp_path):
+    class Added(nn.Module):
+        def __init__(self, twice: bool) -> None:
+            super().__init__()
+            self.first, self.head, self.twice = nn.Linear(6, 6), nn.Linear(6, 2), twice
+
+        def forward(self, x):
+            x = x + self.first(x)
+            return self.head(x + x if self.twice else x)
+
+    x = torch.randn(20, 6)
+    other = Added(True)
+    tact = nlm.Tact.fit(other, {"a": Added(True)}, {"a": [x]}, points={":add": 1, ":add.1": 1})
+    tact.save(tmp_path / "tact")
+    model = Added(False)
+    again = nlm.Tact.load(tmp_path / "tact", model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"that the model's modules call, got :add\.1$"):
+            again(x, task="a")
+    assert torch.equal(nlm.Tact.load(tmp_path / "tact", other)(x, task="a"), tact(x, task="a"))
+
+
 @pytest.mark.parametrize("reader", [lambda: nn.Linear(6, 6), lambda: Conv1D(6, 6)])
 def test_a_norm_without_bias_goes_into_all_that_read_it(reader):
     class Branches(nn.Module):

@@ -100,13 +100,37 @@ def test_heads_of_a_multi_task_model_are_no_points():
     [nn.ReLU(), nn.Identity(), nn.Dropout2d(), nn.Sequential(nn.ReLU()), nn.PReLU()],
     ids=lambda module: type(module).__name__,
 )
-def test_a_channel_dimension_is_not_guessed(module):
+def test_a_channel_dimension_is_known_by_the_layer_behind_and_not_guessed(module):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), module, nn.Flatten(), nn.Linear(144, 2)).eval()
     own, data = {"a": network}, {"a": [images()]}
+    assert nlm.Tact.fit(network, own, data, points=["1"]).points == {"1": 1}
+
+    class Scaled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(torch.stack([x.amax(1), x.amin(1)], 1))
+
+    network[1] = Scaled(module)
+    network[3] = nn.Linear(72, 2)
     with pytest.raises(ValueError, match=r"given with it, as in {'1': 1}, got .* at '1'"):
         nlm.Tact.fit(network, own, data, points=["1"])
     tact = nlm.Tact.fit(network, own, data, points={"1": 1})
-    assert tact.correction("1")[0].shape == (1, 4)
+    assert tact.correction("1")[0].shape == (1, 2)
+
+
+def test_names_of_points_that_are_whole_blocks_may_be_passed_back():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(12, 12)
+
+        def forward(self, x):
+            return x + self.inner(x).relu()
+
+    network = nn.Sequential(nn.Linear(12, 12), Block(), Block(), nn.Linear(12, 3)).eval()
+    own, data = {"a": network}, {"a": [vectors()]}
+    found = nlm.Tact.fit(network, own, data, points="residual").points
+    assert found == {"1": -1, "2": -1}
+    assert nlm.Tact.fit(network, own, data, points=list(found)).points == found
 
 
 @pytest.mark.parametrize(

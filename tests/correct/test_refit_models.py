@@ -199,6 +199,38 @@ def test_a_weight_with_its_outputs_as_columns():
     torch.testing.assert_close(fitted[0].weight, expert[0].weight, rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
+def test_layers_that_are_called_by_a_keyword():
+    class Called(nn.Module):
+        def __init__(self, seed: int, keyword: bool) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.first, self.norm, self.second = (
+                nn.Linear(12, 8),
+                nn.BatchNorm1d(8),
+                nn.Linear(8, 8),
+            )
+            self.head, self.keyword = nn.Linear(8, 2), keyword
+
+        def forward(self, x):
+            if self.keyword:
+                x = self.norm(input=self.first(input=x)).relu()
+                return self.head(input=x + self.second(input=x))
+            x = self.norm(self.first(x)).relu()
+            return self.head(x + self.second(x))
+
+    found = []
+    for keyword in (False, True):
+        model, expert = (Called(seed, keyword).eval() for seed in (0, 1))
+        for recompute in (False, True):
+            fitted = nlm.refit(model, {"a": expert}, {"a": [vectors()]}, recompute=recompute)
+            found.append(fitted.state_dict())
+    assert not torch.equal(found[0]["second.weight"], Called(0, False).second.weight)
+    for other in found[1:]:
+        for name, tensor in found[0].items():
+            torch.testing.assert_close(other[name], tensor)
+
+
 def test_mistakes():
     model, own = mlp(0), experts()
     bad = vectors()
@@ -230,6 +262,11 @@ def test_mistakes():
         nlm.refit(model, experts(width=30), DATA)
     with pytest.raises(ValueError, match="a point is the name of a module of the model, got '2'"):
         nlm.refit(model, {task: mlp(1)[:2] for task in TASKS}, DATA)
+    normed = nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"nlm\.refit: activations are finite, .* before '1'"):
+        nlm.refit(normed, {"a": normed}, {"a": [bad]})
+    with pytest.raises(ValueError, match="units are selected in one process, got a process group"):
+        nlm.refit(model, own, [vectors()], select=True, process_group=object())
     multi = nlm.merge(own, mlp(0), heads=("4",)).model(own["a"])
     with pytest.raises(ValueError, match="a multi-task model takes data per task"):
         nlm.refit(multi, own, [vectors()])

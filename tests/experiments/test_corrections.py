@@ -19,19 +19,22 @@ SMALL = Settings(
 def test_the_table_in_small(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NLM_CACHE", str(tmp_path_factory.mktemp("cache")))
     told = []
-    found = corrections.run(prepare(0, 2, settings=SMALL), (2,), ("permuted", "local"), told.append)
+    world = prepare(0, 3, settings=SMALL)
+    found = corrections.run(world, (2,), ("permuted", "local"), told.append, between=(3,))
     rows = set(corrections.ROWS) - {"batch_norm"}  # there is no norm
-    assert list(found["settings"]) == ["permuted", "local"] and len(told) == 2 * len(rows)
+    assert list(found["settings"]) == ["permuted", "local"] and len(told) == 2 * len(rows) + 4
+    assert list(found["between"]["3"]) == list(corrections.SHORT)
     for setting in found["settings"].values():
         assert set(setting["2"]) == rows
         for name, at in setting["2"].items():
             assert 0 < at["worst"] <= at["average"] and at["seconds"] > 0
             assert (at["bytes"] > 0) == (name in ("free", "tact", "tact_once"))
     page = corrections_page.section([found, found])
+    assert "| 3 | " in page[-2] and page[-1].startswith("TACT above REPAIR")
     assert all(
-        page[-1].count(f"| {row['title']} | {row['needs']} |") for row in found["rows"].values()
+        page[-4].count(f"| {row['title']} | {row['needs']} |") for row in found["rows"].values()
     )
-    assert "± 0.000" in page[-1] and "### Experts of one foundation" in page
+    assert "± 0.000" in page[-4] and "### Experts of one foundation" in page
 
 
 def result(seed, **averages):
@@ -49,7 +52,10 @@ def test_the_page_says_what_is_recovered():
     results = [result(0, none=0.5, shared=0.7, tact=0.9), result(1, none=0.7, shared=0.8, tact=0.9)]
     assert corrections_page.share(results, "shared", "4") == pytest.approx(0.5)
     told = corrections_page.verdict(results)
-    assert "of what TACT gains: SHARED 50%; TACT ends 8.0 points behind" in told
+    assert "of what TACT gains: SHARED 50%. TACT ends 8.0 points behind" in told
+    assert corrections_page.goals({"repair": 0.4, "least_squares": 0.6, "free": 0.49}) == (
+        " Half of it by one set for all tasks: met (60%). Half of it without data: missed (49%)."
+    )
     lines = corrections_page.table(results, "permuted").splitlines()
     assert lines[-1] == (
         "| TACT | nothing | 0.900 ± 0.000 / 0.80 | 0.500 ± 0.000 / 0.25 | 4,096 | 0.50 |"

@@ -1,0 +1,84 @@
+"""The section of docs/corrections.md on what TACT costs."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from _pages import table
+
+FIT, SERVE = 1.3, 1.05  # the goals, of the bare passes and of the uncorrected model's time
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def section(found: Mapping[str, Any]) -> list[str]:
+    """Curves over the tasks, the large networks, and whether the goals are met."""
+    small = [row for row in found["rows"] if "depth" not in row]
+    large = [row for row in found["rows"] if "depth" in row]
+    first, amounts = small[0], [str(each["samples"]) for each in large[0]["amounts"]]
+    extra = mean((row["mixed_seconds"] - row["plain_seconds"]) / row["points"] for row in small)
+    return [
+        "Made of `benchmarks/experiments/tact_cost.py`, on "
+        f"{found['machine']['threads']} threads. A small vision transformer (width 96, 4 blocks, "
+        f"{first['points']} points, {first['samples']} samples a task in micro-batches of "
+        f"{first['micro_batch']}): seconds of a fit, of the bare passes of the merged model and "
+        "the experts over the same samples, their ratio, the time of a batch of mixed tasks over "
+        "that of the uncorrected model, and the bytes of all corrections.",
+        curve(small),
+        f"A point takes {1e6 * extra:.0f} microseconds more in a batch of the small network, most "
+        "of them for the call and not for the numbers; in large blocks that is little beside their "
+        f"products. Blocks of the large sizes, two tasks: the ratio at {' and '.join(amounts)} "
+        f"samples a task, and on the line through both at {large[0]['amount']:,}. Tasks are fitted "
+        "one after the other, so that the ratio of eight is that of two.",
+        blocks(large, amounts),
+        f"The goals: {'; '.join(goals(large))}.",
+    ]
+
+
+def curve(rows: Rows) -> str:
+    """By the number of tasks."""
+    header = ["tasks", "fit, s", "bare passes, s", "ratio", "mixed batch", "bytes (of the model)"]
+    return table(
+        header,
+        (
+            [
+                str(row["tasks"]), f"{row['fit_seconds']:.2f}", f"{row['bare_seconds']:.2f}",
+                f"{row['fit_ratio']:.2f}", f"{row['serving_ratio']:.2f}",
+                f"{row['correction_bytes']:,} ({row['correction_bytes'] / row['model_bytes']:.1%})",
+            ]
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+def blocks(rows: Rows, amounts: Sequence[str]) -> str:
+    """The large networks."""
+    header = [
+        "network", "blocks", *(f"fit, {count} samples" for count in amounts),
+        f"fit, {rows[0]['amount']:,} samples", "plain batch, ms", "mixed batch", "bytes a task",
+    ]  # fmt: skip
+    return table(
+        header,
+        (
+            [
+                row["network"], str(row["depth"]),
+                *(f"{each['fit_ratio']:.3f}" for each in row["amounts"]),
+                f"{row['ratio_at_amount']:.3f}", f"{1000 * row['plain_seconds']:.0f}",
+                f"{row['serving_ratio']:.3f}", f"{row['correction_bytes'] / row['tasks']:,.0f}",
+            ]
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+def goals(rows: Rows) -> list[str]:
+    """What was asked of the large networks, and what came of it."""
+    found = []
+    for row in rows:
+        for name, goal, ratio in (
+            ("statistics", FIT, row["ratio_at_amount"]),
+            ("serving", SERVE, row["serving_ratio"]),
+        ):
+            told = "met" if ratio <= goal else f"missed by {ratio - goal:.3f}"
+            found.append(f"{row['network']}, {name} at most {goal} times: {told}")
+    return found
