@@ -1,4 +1,4 @@
-"""Workloads of magnitude_threshold and sign_merge for gpu_suite.py."""
+"""Workloads of magnitude_threshold, magprune and sign_merge for gpu_suite.py."""
 
 from collections.abc import Iterator
 
@@ -28,6 +28,35 @@ def selection_workloads() -> Iterator[Workload]:
             }
             amount = 2 * size * x.element_size()
             yield Workload("magnitude_threshold", f"{size}", dtype, providers, amount, "read")
+
+
+def magprune_workloads() -> Iterator[Workload]:
+    from nlm import ops
+
+    def shares(x: Tensor) -> Tensor:
+        return torch.linspace(0.2, 0.8, x.shape[1], device="cuda")
+
+    def once(x: Tensor) -> Tensor:
+        order = x.abs().argsort(dim=1)
+        chance = torch.empty(x.shape, device="cuda").scatter_(1, order, shares(x).expand(x.shape))
+        return torch.where(torch.rand_like(chance) <= chance, x / chance, 0).to(x.dtype)
+
+    def twice(x: Tensor) -> Tensor:
+        chance = shares(x)[x.abs().argsort(dim=1).argsort(dim=1)]
+        return (x * torch.bernoulli(chance) / chance).to(x.dtype)
+
+    compiled = torch.compile(once)
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows, length in ((4096, 4096), (4096, 14336), (8, 1 << 20)):
+            x = torch.randn(rows, length, device="cuda").to(dtype)
+            providers = {
+                "nlm": lambda x=x: ops.magprune(x, 0.5, 0.3, 0),
+                "scatter to one argsort": lambda x=x: once(x),
+                "argsort of argsort": lambda x=x: twice(x),
+                "torch.compile(scatter to one argsort)": lambda x=x: compiled(x),
+            }
+            amount = 2 * x.numel() * x.element_size()
+            yield Workload("magprune", f"{rows} x {length}", dtype, providers, amount, "copy")
 
 
 def sign_merge_workloads() -> Iterator[Workload]:

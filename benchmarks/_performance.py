@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,21 @@ class Timings:
         return max(threads for runs in self.rows.values() for threads in runs)
 
 
-def load(folder: Path = RESULTS) -> Timings:
-    """The timings of the machine with the most of them; a timing in two files is an error."""
-    found = [timings for each in sorted(folder.iterdir()) for timings in _of_machine(each)]
-    return max(found, key=lambda timings: len(timings.rows))
+def load(folder: Path = RESULTS) -> list[Timings]:
+    """The timings of the machine with the most of them, then those of others of operations that it
+    has not timed; a timing in two files is an error."""
+    machines = [timings for each in sorted(folder.iterdir()) for timings in _of_machine(each)]
+    first, *others = sorted(machines, key=lambda timings: -len(timings.rows))
+    lacking = [_without(timings, first.operations) for timings in others]
+    return [first, *(timings for timings in lacking if timings.rows)]
+
+
+def _without(timings: Timings, operations: list[str]) -> Timings:
+    rows = {key: row for key, row in timings.rows.items() if key[0] not in operations}
+    commits = {
+        row["commit"] for runs in rows.values() for by in runs.values() for row in by.values()
+    }
+    return replace(timings, rows=rows, commits=tuple(sorted(commits)))
 
 
 def _of_machine(folder: Path) -> Iterator[Timings]:
@@ -53,7 +64,7 @@ def _of_machine(folder: Path) -> Iterator[Timings]:
             providers = runs.setdefault(row["threads"], {})
             if row["provider"] in providers:
                 raise ValueError(f"{path}: a timing is in one file, got {row} again")
-            providers[row["provider"]] = row
+            providers[row["provider"]] = row | {"commit": report["commit"]}
     if reports:
         first = reports[0]
         commits = tuple(sorted({report["commit"] for report in reports}))
@@ -62,24 +73,22 @@ def _of_machine(folder: Path) -> Iterator[Timings]:
         )
 
 
-def readme_table(timings: Timings) -> str:
+def readme_table(machines: list[Timings]) -> str:
     """A line for each operation, over all of its workloads and types, at the most threads."""
-    threads = timings.most_threads
+    first, *others = machines
     lines = [
         "| operation | workloads | of the limit | natural PyTorch | fastest stock found |",
         "|---|--:|--:|--:|--:|",
     ]
-    for op in timings.operations:
-        runs = [runs[threads] for key, runs in timings.rows.items() if key[0] == op]
-        ours, natural, fastest = zip(*map(_peers, runs), strict=True)
-        parts = [100 * row["fraction_of_limit"] for row in ours if "fraction_of_limit" in row]
-        lines.append(
-            f"| `{op}` | {len(runs)} | {_spread(parts, ' %')} | "
-            f"{_spread(_ratios(natural, ours), ' x')} | {_spread(_ratios(fastest, ours), ' x')} |"
-        )
+    for timings in machines:
+        lines += _summaries(timings)
+    elsewhere = "".join(
+        f" {_listed(timings.operations)}: m{_where(timings)[1:]}." for timings in others
+    )
     lines += [
         "",
-        f"{_where(timings)}; {threads} threads. Worst, median and best of the workloads: the part "
+        f"{_where(first)}; {first.most_threads} threads.{elsewhere} Worst, median and best of the "
+        "workloads: the part "
         "of the limit (a read, a copy or a float32 matrix product in the same run), and how many "
         "times nlm's time the natural PyTorch expression and the fastest stock composition take. "
         "[Every workload](docs/performance.md).",
@@ -87,12 +96,25 @@ def readme_table(timings: Timings) -> str:
     return "\n".join(lines)
 
 
-def page(timings: Timings, folder: Path = RESULTS) -> str:
+def _summaries(timings: Timings) -> Iterator[str]:
+    threads = timings.most_threads
+    for op in timings.operations:
+        runs = [runs[threads] for key, runs in timings.rows.items() if key[0] == op]
+        ours, natural, fastest = zip(*map(_peers, runs), strict=True)
+        parts = [100 * row["fraction_of_limit"] for row in ours if "fraction_of_limit" in row]
+        yield (
+            f"| `{op}` | {len(runs)} | {_spread(parts, ' %')} | "
+            f"{_spread(_ratios(natural, ours), ' x')} | {_spread(_ratios(fastest, ours), ' x')} |"
+        )
+
+
+def page(machines: list[Timings], folder: Path = RESULTS) -> str:
     """docs/performance.md."""
+    first, *others = machines
     lines = [
         "# Performance",
         "",
-        f"Made by `benchmarks/readme.py` from the committed results. {_where(timings)}. Medians of "
+        f"Made by `benchmarks/readme.py` from the committed results. {_where(first)}. Medians of "
         "providers that took turns on the same data, after a check of each against float64.",
         "",
         "Per number of threads: nlm's time, what part of the limit of the same run that is (a "
@@ -100,28 +122,41 @@ def page(timings: Timings, folder: Path = RESULTS) -> str:
         "expression and the fastest stock composition take. Errors are the largest of any entry, "
         "relative to the largest entry.",
     ]
+    for op in first.operations:
+        lines += ["", f"## {op}", "", *_table(first, op)]
+    for timings in others:
+        for op in timings.operations:
+            lines += ["", f"## {op}", "", f"{_where(timings)}.", "", *_table(timings, op)]
+    return "\n".join([*lines, *_whole_jobs.sections(folder)]) + "\n"
+
+
+def _table(timings: Timings, op: str) -> list[str]:
+    """All workloads of an operation, a row each."""
     counts = sorted({threads for runs in timings.rows.values() for threads in runs}, reverse=True)
     header = ["workload", "type"]
     for threads in counts:
         header += [f"nlm, {threads} thr.", "limit", "natural", "fastest stock"]
     header += ["error, nlm", "error, natural"]
-    for op in timings.operations:
-        lines += ["", f"## {op}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        for (each, workload, dtype), runs in timings.rows.items():
-            if each != op:
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for (each, workload, dtype), runs in timings.rows.items():
+        if each != op:
+            continue
+        cells = [workload, dtype]
+        for threads in counts:
+            if threads not in runs:
+                cells += ["-"] * 4
                 continue
-            cells = [workload, dtype]
-            for threads in counts:
-                if threads not in runs:
-                    cells += ["-"] * 4
-                    continue
-                ours, natural, fastest = _peers(runs[threads])
-                cells += [_milliseconds(ours), _part(ours), _ratio(natural, ours)]
-                cells.append(_named(fastest, ours))
-            ours, natural, _ = _peers(next(iter(runs.values())))
-            cells += [f"{row['error']:.0e}" if row else "-" for row in (ours, natural)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, *_whole_jobs.sections(folder)]) + "\n"
+            ours, natural, fastest = _peers(runs[threads])
+            cells += [_milliseconds(ours), _part(ours), _ratio(natural, ours)]
+            cells.append(_named(fastest, ours))
+        ours, natural, _ = _peers(next(iter(runs.values())))
+        cells += [f"{row['error']:.0e}" if row else "-" for row in (ours, natural)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _peers(providers: dict[str, Row]) -> tuple[Row, Row | None, Row | None]:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from _gpu import Workload, tma_defaults
 from _gpu_masks import mask_workloads
-from _gpu_selection import selection_workloads, sign_merge_workloads
+from _gpu_selection import magprune_workloads, selection_workloads, sign_merge_workloads
 from _gpu_sums import inner_products_workloads, weighted_sum_workloads
 from torch import Tensor
 
@@ -270,7 +270,7 @@ def workloads(only: tuple[str, ...] = ()) -> Iterator[Workload]:
     sources |= {"permute": permute_workloads, "scale_shift": scale_shift_workloads}
     sources |= {"selection": selection_workloads, "sign_merge": sign_merge_workloads}
     sources |= {"masks": mask_workloads, "weighted_sum": weighted_sum_workloads}
-    sources["inner_products"] = inner_products_workloads
+    sources |= {"inner_products": inner_products_workloads, "magprune": magprune_workloads}
     for stem, source in sources.items():
         if not only or stem in only:
             yield from source()

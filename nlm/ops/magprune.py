@@ -12,12 +12,15 @@ The random number of rank r is 2^-32 times the Philox word of position offset + 
 the row or segment begins, as in :mod:`nlm.ops.dare`: what is kept follows from the seed, the
 positions and the ranks alone, for any number of threads, on any device.
 
-Bytes: two reads, one write; per entry a sort by counting, 4 passes over 8 bytes in the cache (3 of
-longer rows). Numerics: float32 (float64 for float64), one product per entry, rounded to the type of
-x: kernel and reference agree in every bit. NaN and infinity rank last and stay NaN where they are
-dropped, as 0 times them.
+Bytes: two reads, one write; per entry a sort by counting, on the CPU 4 passes over 8 bytes in the
+cache (3 of longer rows), on the GPU 8 over 4 bytes and the entry (4 of 16-bit types). Numerics:
+float32 (float64 for float64), one product per entry, rounded to the type of x: kernels and
+reference agree in every bit. NaN and infinity rank last and stay NaN where they are dropped, as 0
+times them.
 Source: Deep et al., DELLA-Merging, arXiv:2406.11617.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,21 +82,35 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"nlm.magprune: seed must lie in [0, 2^63), got {seed}")
 
 
+def _tables(length: int, density: float, epsilon: float, rescale: bool) -> list[tuple[Any, Any]]:
+    """Chances by rank of the segments of a row, and of its last one where that is shorter."""
+    lengths = min(length, RANKED), length % RANKED
+    return [chances_by_rank(each, density, epsilon, rescale) for each in lengths]
+
+
 def _cpu(
     x: Tensor, density: float, epsilon: float, seed: int, offset: int, rescale: bool
 ) -> Tensor:
     out = _native.fresh(_out(x, density, epsilon, seed, offset, rescale))
     x = x.contiguous()
     rows, length = x.shape
-    tables = [
-        chances_by_rank(each, density, epsilon, rescale)
-        for each in (min(length, RANKED), length % RANKED)
-    ]
+    tables = _tables(length, density, epsilon, rescale)
     addresses = [(least.ctypes.data, factors.ctypes.data) for least, factors in tables]
     _native.cpu.magprune(
         x.data_ptr(), out.data_ptr(), _native.DTYPES[x.dtype], rows, length, RANKED, offset, seed,
         *addresses, _native.threads(),
     )  # fmt: skip
+    return out
+
+
+def _cuda(
+    x: Tensor, density: float, epsilon: float, seed: int, offset: int, rescale: bool
+) -> Tensor:
+    from nlm.kernels.magprune import magprune as launch
+
+    out = _out(x, density, epsilon, seed, offset, rescale)
+    tables = _tables(x.shape[1], density, epsilon, rescale)
+    launch(out, x.contiguous(), tables, RANKED, offset, seed)
     return out
 
 
@@ -104,8 +121,8 @@ _MAGPRUNE = register(
     reference=reference,
     out=_out,
     cpu=_cpu,
-    cuda=None,
-    missing={"cpu": _native.cpu_missing},
+    cuda=_cuda,
+    missing={"cpu": _native.cpu_missing, "cuda": _native.triton_missing},
 )
 
 
@@ -119,8 +136,7 @@ def magprune(
 ) -> Tensor:
     """What is left of the rows of a task vector, of which smaller entries are dropped more often.
 
-    Not differentiable: the result does not require gradients. On a GPU the reference runs, whose
-    sort is PyTorch's.
+    Not differentiable: the result does not require gradients.
 
     Parameters
     ----------

@@ -94,8 +94,16 @@ def test_tables_name_the_fastest_peer(tmp_path: Path) -> None:
     first = _report("first", {"nlm": 2e-3, "nlm in bfloat16": 1e-3, **others})
     (folder / "first.json").write_text(json.dumps(first))
     (folder / "second.json").write_text(json.dumps(_report("second", {"nlm": 1e-3})))
+    (other := tmp_path / "n").mkdir()
+    third = _report("third", {"nlm": 4e-3, **others})
+    rows = [*third["rows"], *(row | {"workload": "v"} for row in third["rows"]), *first["rows"][:1]]
+    slow = {**third, "machine": "n", "commit": "d", "rows": rows[:4] + rows[-1:]}
+    (other / "third.json").write_text(json.dumps(slow))
     timings = _performance.load(tmp_path)
     table = _performance.readme_table(timings).splitlines()
+    assert table[4].startswith("| `third` | 1 | 50 / 50 / 50 % | 2.00 / 2.00 / 2.00 x | 0.75 / ")
+    assert "`third`: measured on n (v3), PyTorch 2, nlm at d." in "\n".join(table)
+    assert "## third\n\nMeasured on n" in _performance.page(timings)
     assert table[2].startswith("| `first` | 1 | 50 / 50 / 50 % | 4.00 / 4.00 / 4.00 x | 1.50 / ")
     assert table[3] == "| `second` | 1 | 50 / 50 / 50 % | - | - |"
     assert "| w | float32 | 2 ms | 50 % | 4.00 x | 1.50 x, clever | 1e-07 | 1e-07 |" in (

@@ -16,7 +16,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from _sass import facts_of_cubin
-from nlm.kernels import _stream, channel_moments, cross_moments
+from nlm.kernels import _stream, channel_moments, cross_moments, magprune
 from nlm.kernels._descriptors import has_tma
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -119,6 +119,28 @@ def product(
     return Configuration(name, cross_moments.product_kernel, types, constants, aligned, options)
 
 
+def pruning(dtype: str) -> Iterator[Configuration]:
+    """The three kernels of magprune for one type."""
+    bits = {"fp16": "i16", "bf16": "i16", "fp32": "i32", "fp64": "i64"}[dtype]
+    types = {"x": f"*{dtype}", "out": f"*{dtype}", "bits": f"*{bits}", "ends": "*i64"}
+    types |= dict.fromkeys(("scratch", "least", "counts", "source", "target"), "*i32")
+    types |= {"factors": "*fp64", "offset": "i64", "seed": "i64"}
+    digits = {"DIGITS": {"i16": 4, "i32": 8, "i64": 16}[bits]}
+    wide = {"WIDE": tl.float64 if dtype == "fp64" else tl.float32}
+    chunks = {"SEGMENT": 1 << 20, "CHUNK": magprune.CHUNK}
+    for kind, kernel, constants in (
+        ("short", magprune.short_kernel, wide),
+        ("count", magprune.count_kernel, chunks),
+        ("move", magprune.move_kernel, chunks | wide),
+    ):
+        given = {name: type_ for name, type_ in types.items() if name in kernel.arg_names}
+        aligned = {name for name, type_ in given.items() if type_.startswith("*")} | {"length"}
+        name = f"magprune {kind} {dtype}"
+        options = {"num_warps": magprune.WARPS}
+        constants = constants | digits | {"BLOCK": magprune.BLOCK}
+        yield Configuration(name, kernel, given, constants, aligned, options)
+
+
 def configurations(target: str) -> Iterator[Configuration]:
     for dtype, layout, mask in (
         ("fp32", "last", False), ("fp32", "last", True), ("fp32", "first", False),
@@ -140,6 +162,8 @@ def configurations(target: str) -> Iterator[Configuration]:
         ("bf16", "first", False),
     ):  # fmt: skip
         yield centre(dtype, layout, mask)
+    for dtype in ("fp32", "bf16", "fp64"):
+        yield from pruning(dtype)
     for same in (False, True):
         for whole in (False, True):
             yield product(target, 256, same, whole)
@@ -202,7 +226,9 @@ def facts(target: str, configuration: Configuration) -> dict[str, Any]:
 
 def jobs() -> list[tuple[str, str]]:
     """(target, name) of everything that is compiled; AMD gets one of each kind."""
-    amd = {"channel_moments fp32 channels-first", "cross_moments product 256"}
+    amd = {
+        "channel_moments fp32 channels-first", "cross_moments product 256", "magprune short fp32"
+    }  # fmt: skip
     return [
         (target, each.name)
         for target in TARGETS

@@ -11,6 +11,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -216,6 +218,43 @@ def descriptors() -> None:
     compare_cross("masked", [(wide, wide[:, :9], torch.arange(200) % 3 > 0)], 1)
 
 
+def compare_pruned(name: str, x: Tensor, *args: Any) -> None:
+    launch = import_module("nlm.ops.magprune")._cuda
+    result, truth = launch(x, *args), operations()["magprune"].reference(x, *args)
+    if x.dtype == torch.bfloat16:  # which the interpreter does not round but cut off
+        wide = operations()["magprune"].reference(x.float(), *args)
+        truth = (wide.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
+    report(name, same=torch.equal(bits_of(result), bits_of(truth)))
+
+
+def bits_of(x: Tensor) -> Tensor:
+    """NaN of any sign and digits are one."""
+    whole = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
+    return whole.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def magprune() -> None:
+    """The conformance samples, of large ones some rows, by the launch of short rows and of long."""
+    from nlm.kernels import magprune as kernel
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from ops.samples_magprune import samples
+
+    kernel.PROGRAMS, kernel.BLOCK, kernel.CHUNK = 2, 128, 256
+    for short in (kernel.SHORT, 0):
+        kernel.SHORT = short
+        for sample in samples():
+            x, *rest = sample.args
+            if x.shape[1] <= 1000 and (short or x.dtype in FLOATS[:2]):
+                compare_pruned(f"{sample.name}, rows up to {short} alone", x[:3], *rest)
+    module = import_module("nlm.ops.magprune")
+    module.RANKED, kernel.BLOCK, kernel.CHUNK = 96, 16, 32
+    for length, wave in ((96, 1 << 20), (97, 1), (192, 200), (230, 200)):
+        kernel.WAVE = wave
+        x = torch.randint(-9, 9, (2, length), generator=make).half()
+        compare_pruned(f"{length} in parts of 96, {wave} at once", x, 0.5, 0.3, 7, 1, True)
+
+
 def positions() -> None:
     """Offsets of positions of a view whose inner dimension is as long as an int32 can say."""
     from _offsets import offsets_of
@@ -236,6 +275,7 @@ if __name__ == "__main__":
         "channel_moments": channel_moments,
         "cross_moments": cross_moments,
         "descriptors": descriptors,
+        "magprune": magprune,
         "positions": positions,
     }
     programs[sys.argv[1]]()
