@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nlm.integrations import mergekit
+from nlm.integrations import _start, mergekit
 
 
 def main() -> None:
@@ -14,7 +14,10 @@ def main() -> None:
         mergekit.check_host()
     except ImportError as error:
         sys.exit(str(error))
-    command()()
+    with _start.importing("peft"):  # which the host uses for LoRA adapters alone
+        run = command()
+        mergekit.register()
+    run()
 
 
 def command() -> Any:
@@ -22,10 +25,13 @@ def command() -> Any:
     import click
     from mergekit.scripts.run_yaml import main as host
 
+    from nlm.integrations.mergekit.writer import streamed
+
     def run(align: tuple[str, ...], spec: str | None, **options: Any) -> None:
         mergekit.register()
         with ExitStack() as stack:
             stack.enter_context(mergekit.use_as_default())
+            stack.enter_context(streamed())
             try:
                 alignments = dict(_pair(each) for each in align)
                 _check_models(alignments, Path(options["config_file"]))
