@@ -65,8 +65,8 @@ def fuzz(name: str, seconds: float, seed: int, output: Path) -> None:
             (Path(corpus) / str(number)).write_bytes(draw.randbytes(64))
         (Path(corpus) / "good").write_bytes(examiner.good + b"\x00")
         options = [
-            f"-seed={seed + 1}", f"-max_len={4 * len(examiner.good)}", f"-artifact_prefix={corpus}/",
-            "-handle_alrm=0", "-rss_limit_mb=0", "-timeout=1200",
+            f"-seed={seed + 1}", f"-max_len={4 * len(examiner.good)}",
+            f"-artifact_prefix={corpus}/", "-handle_alrm=0", "-rss_limit_mb=0", "-timeout=1200",
         ]  # fmt: skip
         atheris.Setup([sys.argv[0], *options, corpus], once)
         atheris.Fuzz()

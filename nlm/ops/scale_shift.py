@@ -47,8 +47,9 @@ def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int) ->
     NaN for an id out of range, which nothing refuses where the expression is compiled.
     """
     rows = torch.atleast_2d(parameters)  # [T, C]
-    chosen = rows[0]  # [C]
-    if task is not None:
+    if task is None:
+        chosen = rows[0]  # [C]
+    else:
         known = (task >= 0) & (task < rows.shape[0])
         chosen = rows[torch.where(known, task, 0)]  # [N, C]
         chosen = torch.where(known[:, None], chosen, torch.nan)
