@@ -199,14 +199,15 @@ def _night(nightly: dict[str, Any]) -> str:
     lines = [
         "## The night", "",
         "`.ci/nightly` runs what a change does not wait for, in one command, and keeps what each "
-        "stage said. Here on a machine with much other work, which the seconds count too:", "",
-        "| stage | begun | at | seconds | it said |", "|---|---|---|--:|---|",
+        "stage said. Here on a machine with much other work, for which stages were paused: seconds "
+        "from beginning to end, and of one processor where they were counted.", "",
+        "| stage | begun | at | seconds | of a processor | it said |", "|---|---|---|--:|--:|---|",
     ]  # fmt: skip
     for name, found in nightly.items():
         said = "; ".join(line.strip("= ") for line in found["said"]).replace("|", "/")
         lines.append(
             f"| {name} | {found['began'].replace('T', ' ').rstrip('Z')} | {found['commit']} | "
-            f"{found['seconds']} | {said} |"
+            f"{found['seconds']:,} | {found.get('processor seconds', '-')} | {said} |"
         )
     return "\n".join(lines)
 

@@ -15,6 +15,8 @@ gradients are taken in float64 and in a fixed order: the same bits for any numbe
 Under ``torch.compile`` and ``torch.export`` the plain expression is emitted, which fuses for free;
 a task id out of range, an error in eager code on the CPU, gives NaN there. The transforms of
 ``torch.func`` and forward-mode differentiation take the plain expression too.
+Source: TACT's correction, Sharma et al., arXiv:2410.12766; of one task, Jordan et al., REPAIR,
+arXiv:2211.08403.
 """
 
 import operator
