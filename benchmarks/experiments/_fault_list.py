@@ -182,7 +182,7 @@ def _changes() -> Iterator[Fault]:
 
         def run(world: World, programs: Programs, change=change) -> Ended:
             process = programs.start(world.arguments("dare"), "write 6 stop", world.run)
-            assert programs.wait(process).is_stopped
+            assert programs.wait(process, for_stop=True).is_stopped
             change(world.folder / "models/two/model-1.safetensors")
             return programs.go_on(process)
 
@@ -222,7 +222,7 @@ def _outputs() -> Iterator[Fault]:
 
     def two(world: World, programs: Programs) -> Ended:
         first = programs.start(world.arguments("dare"), "write 6 stop", world.run)
-        assert programs.wait(first).is_stopped
+        assert programs.wait(first, for_stop=True).is_stopped
         second = programs.run(world.arguments("dare", "--resume"))
         assert programs.go_on(first).code == 0
         return second

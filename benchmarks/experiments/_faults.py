@@ -196,9 +196,9 @@ class Programs:
         self._numbers[process] = int(fault.split()[1]) if fault else 0
         return process
 
-    def wait(self, process: int) -> Ended:
-        """Until a process ends or is stopped."""
-        answer = self._ask(wait=process)
+    def wait(self, process: int, for_stop: bool = False) -> Ended:
+        """Until a process ends, or for a stop that its fault makes: others may pause it too."""
+        answer = self._ask(wait=process, for_stop=for_stop)
         told = self.folder / f"{process}.txt"
         said = told.read_text() if told.exists() else ""  # killed before it could say anything
         calls, number = answer["calls"], self._numbers[process]
@@ -233,7 +233,7 @@ def serve() -> None:
         request = json.loads(line)
         answer: Any
         if "wait" in request:
-            _, status = os.waitpid(request["wait"], os.WUNTRACED)
+            _, status = os.waitpid(request["wait"], os.WUNTRACED if request["for_stop"] else 0)
             is_stopped = os.WIFSTOPPED(status)
             code = 0 if is_stopped else os.waitstatus_to_exitcode(status)
             counted = Path(request["said"]) / f"{request['wait']}.calls"

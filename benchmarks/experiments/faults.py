@@ -179,7 +179,7 @@ def kill_one_of(world: World, programs: Programs, size: int, victim: int) -> dic
     processes[victim].wait()
     dead = time.perf_counter()
     others = [each for rank, each in enumerate(processes) if rank != victim]
-    said = [each.communicate(timeout=120)[1] for each in others]
+    said = [each.communicate(timeout=600)[1] for each in others]
     seconds = time.perf_counter() - dead
     wrong = []
     if processes[victim].returncode != -signal.SIGKILL:
@@ -191,7 +191,7 @@ def kill_one_of(world: World, programs: Programs, size: int, victim: int) -> dic
     if world.state(recipe) not in ("nothing", "partial"):
         wrong.append(f"the output is {world.state(recipe)}")
     again = start(resume=True, fault=False)
-    texts = [each.communicate(timeout=120)[1] for each in again]
+    texts = [each.communicate(timeout=600)[1] for each in again]
     if (found := after(world, recipe, max(e.returncode for e in again), texts[0])) is not None:
         wrong.append(found)
     sentences = sorted({text.strip().splitlines()[-1] for text in said if text.strip()})
