@@ -2,25 +2,38 @@
 
     python benchmarks/trust_page.py
 
-makes it of the committed results of benchmarks/experiments/fuzzing.py, .ci/release and
-.ci/nightly; a test fails where the page is not what this script would write.
+makes it of the committed results of benchmarks/experiments/fuzzing.py and faults.py,
+benchmarks/scaling.py, .ci/release, .ci/nightly and .ci/run; a test fails where the page is not what
+this script would write.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "trust.md"
-FUZZING = ROOT / "benchmarks" / "experiments" / "results" / "fuzzing.json"
-RELEASE = ROOT / "benchmarks" / "results" / "release.json"
-NIGHTLY = ROOT / "benchmarks" / "results" / "nightly.json"
+RESULTS = ROOT / "benchmarks" / "results"
+EXPERIMENTS = ROOT / "benchmarks" / "experiments" / "results"
+FILES = {
+    "fuzzing": EXPERIMENTS / "fuzzing.json",
+    "faults": EXPERIMENTS / "faults.json",
+    "release": RESULTS / "release.json",
+    "nightly": RESULTS / "nightly.json",
+    "ci": RESULTS / "ci.json",
+}
+EXAMPLES = 2000  # of each operator and each kind of file, by night
 
 INTRODUCTION = """# What is tried
 
 Made by `benchmarks/trust_page.py`. Merges that are killed or that the system fails have
 [a page of their own](faults.md), so have [time and memory](scaling.md) and
 [families of models](support.md).
+
+| what is tried | how much |
+|---|---|
+{numbers}
 
 ## Files from strangers
 
@@ -41,6 +54,21 @@ libFuzzer): **{tried:,} files, {findings} findings open**.
 FOUND = """Found in this way and mended: {number} places where another library's error came through
 or a file was taken for whole: {list}.
 """
+THREADS = """## Threads and memory
+
+All operators on the samples of the conformance suite from 8 Python threads at once while the
+number of PyTorch's threads changes, in children of a plain `os.fork` beside their working parent,
+and in workers of data loaders that fork and that spawn: the same bits as alone, and no hang
+(`tests/test_concurrency.py`). In a forked child an operation asks PyTorch for one thread;
+PyTorch's own operations wait there for ever where they would use several, unless
+`torch.set_num_threads(1)` is called first, as data loaders do.
+
+AddressSanitizer and UndefinedBehaviorSanitizer run on every change (`.ci/sanitize`);
+ThreadSanitizer on a build whose threads are those of the standard library (`.ci/races`) and
+valgrind on a build without instruction sets (`.ci/valgrind`) by night. Each first has to see a
+mistake that is made on purpose.
+"""
+
 MENDED = (
     "negative and truncated offsets in zip archives of PyTorch",
     "archives of many disks (seen only by the fuzzing that coverage guides)",
@@ -58,19 +86,57 @@ MENDED = (
 )
 
 
-def page(fuzzing: dict[str, Any], release: dict[str, Any], nightly: dict[str, Any]) -> str:
+def page(results: dict[str, dict[str, Any]]) -> str:
+    fuzzing = results["fuzzing"]
     parts = [
         INTRODUCTION.format(
-            kinds=len(fuzzing["rows"]), tried=fuzzing["tried"], findings=fuzzing["findings"]
+            kinds=len(fuzzing["rows"]), tried=fuzzing["tried"], findings=fuzzing["findings"],
+            numbers=_numbers(results),
         ).strip(),
         FOUND.format(number=len(MENDED), list="; ".join(MENDED)).strip(),
         _fuzzed(fuzzing),
-        _threads(nightly),
-        _released(release),
-        "## The night",
-        "`.ci/nightly` runs all of it in one command and prints a table of seconds.",
-    ]
+        THREADS.strip(),
+        _released(results["release"]),
+        _changes(results["ci"]),
+        _night(results["nightly"]),
+    ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _numbers(results: dict[str, dict[str, Any]]) -> str:
+    fuzzing, faults, release = (results[name] for name in ("fuzzing", "faults", "release"))
+    kills = sum(each["kills"] for each in faults["kills"])
+    versions = {name: {row["versions"][name] for row in release["rows"]} for name in ("torch",)}
+    pythons = {".".join(row["python"].split(".")[:2]) for row in release["rows"]}
+    rows = {
+        "operators, and kinds of files, held to their rule on drawn examples": (
+            f"100 examples of each on every change, {EXAMPLES:,} by night"
+            + _examined(results["nightly"])
+        ),
+        "malformed files tried under guidance by coverage": f"{fuzzing['tried']:,}",
+        "merges killed; errors of the system and damaged files injected": (
+            f"{kills}; {len(faults['faults'])}"
+        ),
+        "Python threads at once, with PyTorch's changing among 1, 2 and 4": "8",
+        "offsets in elements; tensors of a state dict; layers; units of a group": (
+            "beyond 2^31; 20,000; 1,000; 1 to 16,384"
+        ),
+        "versions of Python; of PyTorch": (
+            f"{', '.join(sorted(pythons, key=_order))}; "
+            f"{', '.join(sorted(versions['torch'], key=_order))}"
+        ),
+        "findings that are open": str(fuzzing["findings"] + faults["wrong"]),
+    }
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _examined(nightly: dict[str, Any]) -> str:
+    passed = re.search(r"(\d+) passed", " ".join(nightly.get("examples", {}).get("said", [])))
+    return f": {int(passed[1]) * EXAMPLES:,}" if passed else ""
+
+
+def _order(version: str) -> list[int]:
+    return [int(part) for part in version.partition("+")[0].split(".")]
 
 
 def _fuzzed(report: dict[str, Any]) -> str:
@@ -85,27 +151,6 @@ def _fuzzed(report: dict[str, Any]) -> str:
             f"{row['edges']:,} | {len(row['findings'])} |"
         )
     return "\n".join(lines)
-
-
-def _threads(nightly: dict[str, Any]) -> str:
-    lines = [
-        "## Threads and memory", "",
-        "All operators on the samples of the conformance suite from 8 Python threads at once while "
-        "the number of PyTorch's threads changes, in children of a plain `os.fork` beside their "
-        "working parent, and in workers of data loaders that fork and that spawn: the same bits as "
-        "alone, and no hang (`tests/test_concurrency.py`). In a forked child an operation asks "
-        "PyTorch for one thread; PyTorch's own operations wait there for ever where they would "
-        "use several, unless `torch.set_num_threads(1)` is called first, as data loaders do.", "",
-        "AddressSanitizer and UndefinedBehaviorSanitizer run in CI (`.ci/sanitize`); "
-        "ThreadSanitizer on a build whose threads are those of the standard library (`.ci/races`) "
-        "and valgrind on a build without instruction sets (`.ci/valgrind`) by night. Each first "
-        "has to see a mistake that is made on purpose. The stages of the night whose run is kept:",
-    ]  # fmt: skip
-    table = ["", "| run | seconds | it said |", "|---|--:|---|"]
-    for name, found in nightly.items():
-        said = "; ".join(found["said"]).replace("|", "/")
-        table.append(f"| {name} | {found['seconds']} | {said} |")
-    return "\n".join(lines + table)
 
 
 def _released(report: dict[str, Any]) -> str:
@@ -126,15 +171,55 @@ def _released(report: dict[str, Any]) -> str:
             f"| {row['python']} | {of['torch']} | {of['numpy']} | {of['scipy']} | "
             f"{of['safetensors']} | {row['first']} | {row['examples']} | {row['libgomp']} |"
         )
+    for row in report["rows"]:
+        if "least" in row and row["first"] == "torch":
+            least = ", ".join(f"{name} {version}" for name, version in row["least"].items())
+            lines += [
+                "", f"With Python {row['python']} everything is as old as `pyproject.toml` allows, "
+                f"and the demonstration and a network of transformers ran too: {least}.",
+            ]  # fmt: skip
     return "\n".join(lines)
 
 
-def load() -> tuple[dict[str, Any], ...]:
-    return tuple(json.loads(file.read_text()) for file in (FUZZING, RELEASE, NIGHTLY))
+def _changes(ci: dict[str, Any]) -> str:
+    if not ci:
+        return (
+            "## Every change\n\n`.ci/run` passes in a clean checkout before a change is taken, and "
+            "prints a table of seconds; `NLM_STAGES=FILE` keeps it."
+        )
+    lines = [
+        "## Every change", "",
+        f"`.ci/run` passes in a clean checkout before a change is taken; at {ci['commit']} on a "
+        f"machine of {ci['processors']} processors:", "", "| stage | seconds |", "|---|--:|",
+    ]  # fmt: skip
+    return "\n".join(lines + [f"| {name} | {took} |" for name, took in ci["seconds"].items()])
+
+
+def _night(nightly: dict[str, Any]) -> str:
+    lines = [
+        "## The night", "",
+        "`.ci/nightly` runs what a change does not wait for, in one command, and keeps what each "
+        "stage said. Here on a machine with much other work, for which stages were paused: seconds "
+        "from beginning to end, and of one processor where they were counted.", "",
+        "| stage | begun | at | seconds | of a processor | it said |", "|---|---|---|--:|--:|---|",
+    ]  # fmt: skip
+    for name, found in nightly.items():
+        said = "; ".join(line.strip("= ") for line in found["said"]).replace("|", "/")
+        lines.append(
+            f"| {name} | {found['began'].replace('T', ' ').rstrip('Z')} | {found['commit']} | "
+            f"{found['seconds']:,} | {found.get('processor seconds', '-')} | {said} |"
+        )
+    return "\n".join(lines)
+
+
+def load() -> dict[str, dict[str, Any]]:
+    return {
+        name: json.loads(file.read_text()) if file.exists() else {} for name, file in FILES.items()
+    }
 
 
 def main() -> None:
-    PAGE.write_text(page(*load()))
+    PAGE.write_text(page(load()))
 
 
 if __name__ == "__main__":

@@ -96,8 +96,9 @@ def _index() -> str:
         if name.startswith("_"):
             continue
         room = getattr(getattr(nlm, name), "__module__", None) or f"nlm.{name}"
+        room = f"nlm.{name}" if f"nlm.{name}" in ROOMS else room  # a package that can be called
         known = next((each for each in ROOMS if room.startswith(each)), None)
-        told = f"[{known}]({known}.md)" if known else f"`{room}`"
+        told = f"[{known}]({known}.md)" if known else "below"
         if name == "ops":
             told = "[operations](../kernels/index.md)"
         lines.append(f"| `nlm.{name}` | {told} |")
@@ -114,8 +115,16 @@ def _room(room: str) -> str:
 
 def _kernels(stems: list[str]) -> str:
     lines = ["# Operations", "", "One stem in every room, and one page each:", ""]
-    rows = [f"- [`{stem}`]({stem}.md)" for stem in stems]
+    lines += ["| operation | |", "|---|---|"]
+    rows = [f"| [`{stem}`]({stem}.md) | {_first_line(stem)} |" for stem in stems]
     return "\n".join([*lines, *rows, ""])
+
+
+def _first_line(stem: str) -> str:
+    """What an operation is, as its front room begins."""
+    source = (ROOT / "nlm" / "ops" / f"{stem}.py").read_text()
+    told = ast.get_docstring(ast.parse(source)) or ""
+    return told.partition("\n\n")[0].replace("\n", " ")
 
 
 def _kernel(stem: str) -> str:

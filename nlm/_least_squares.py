@@ -8,7 +8,6 @@ Imports no torch.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import linalg
 
 
 class LeastSquares:
@@ -27,6 +26,8 @@ class LeastSquares:
     """
 
     def __init__(self, name: str, grams: Sequence[np.ndarray], alpha: float) -> None:
+        from scipy import linalg  # a quarter of a second to import
+
         self.grams = [_scaled(gram, alpha) for gram in grams]
         total = np.sum(self.grams, axis=0)
         diagonal = np.einsum("ii->i", total)
@@ -49,6 +50,8 @@ class LeastSquares:
 
     def rows(self, weights: Sequence[np.ndarray]) -> np.ndarray:
         """The merged rows of the experts' rows ``[rows, inputs]``, float64."""
+        from scipy import linalg
+
         mean = np.sum(weights, axis=0, dtype=np.float64) / len(weights)
         wanted = np.zeros_like(mean)
         for weight, gram in zip(weights, self.grams, strict=True):

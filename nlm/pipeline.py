@@ -90,7 +90,9 @@ def align_experts(
 
     Parameters
     ----------
+    foundations : modules of one architecture, two or more, trained apart.
     experts : task -> (number of its foundation, the expert).
+    spec : what may be permuted, see :func:`nlm.trace`.
     method : as for :func:`nlm.align`, or None to permute nothing (the control).
     base : "mean" of the aligned foundations, or the number of one.
     permutations : permutations found before, one per further foundation, instead of a method.
@@ -200,8 +202,11 @@ def choose(
 
     Parameters
     ----------
+    aligned : what :func:`align_experts` returns.
     calibration : task -> unlabelled batches for the correction; "none" and "data_free" need none.
     validation : task -> (inputs, labels) batches, disjoint from calibration and test data.
+    method : as for :func:`nlm.merge`; ``heads``, patterns of entries that each task keeps.
+    correction : its name, see :func:`nlm.correct.correct`.
     scales : the factors to try; the linear mean has none, and TALL-mask tries ``mask_thresholds``
         for each task instead.
     ridges : the ridges of a refit to try with each of them; None is the default one.

@@ -1,8 +1,10 @@
 """What an installed wheel must do, in any environment with its core dependencies alone.
 
-``python _installed.py torch|core`` imports PyTorch or the compiled core first, runs every example
-in the docstrings of the operations, a trace, an alignment, merges, a correction and a streamed
-merge, and prints what it saw as JSON. Nothing of the checkout is imported.
+``python _installed.py torch|core [NAME==VERSION ...]`` imports PyTorch or the compiled core first,
+runs every example in the docstrings of the operations, a trace, an alignment, merges, a correction
+and a streamed merge, and prints what it saw as JSON. Where versions are named these must be what is
+installed, and the demonstration and a network of transformers run too. Nothing of the checkout is
+imported.
 """
 
 import doctest
@@ -63,6 +65,40 @@ def whole_way() -> None:
         assert all(torch.allclose(t, halves[name]) for name, t in load_file(files["out"]).items())
 
 
+def pinned(pins: list[str]) -> dict[str, str]:
+    """The versions that are installed, which are those that are named."""
+    from importlib.metadata import version
+
+    found = {}
+    for pin in pins:
+        name, _, wanted = pin.partition("==")
+        found[name] = version(name).partition("+")[0]
+        parts = [[int(each) for each in text.split(".")] for text in (wanted, found[name])]
+        assert parts[1] == parts[0] + [0] * (len(parts[1]) - len(parts[0])), (pin, found[name])
+    return found
+
+
+def with_extras() -> None:
+    """The command line and all that the demonstration needs; a model of transformers."""
+    import torch
+    import transformers
+
+    import nlm
+    from nlm.cli.app import run
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / name) for name in ("demo.json", "report.html")]
+        done = run(["demo", "--tasks", "2", "--quiet", "--json", files[0], "--report", files[1]])
+        assert done == 0 and all(Path(file).stat().st_size > 1000 for file in files)
+    config = transformers.LlamaConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    spec = nlm.trace(model, {"input_ids": torch.arange(20).view(2, 10)})
+    assert spec.proven and len(spec.free) > 4
+
+
 def main() -> None:
     first = "torch" if sys.argv[1] == "torch" else "nlm._C"
     importlib.import_module(first)
@@ -80,11 +116,15 @@ def main() -> None:
     threaded = nlm.ops.channel_moments(x)
     torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(threaded, nlm.ops.channel_moments(x), strict=True))
+    pins = pinned(sys.argv[2:])
+    if pins:
+        with_extras()
     known = nlm.info()
     assert known["compiled core"] == "loaded", known["compiled core"]
     report = {
         "first": first, "python": sys.version.split()[0], "versions": known["versions"],
         "instruction set": known["instruction set"], "libgomp": len(runtimes()), **before,
+        **({"least": pins} if pins else {}),
     }  # fmt: skip
     print(json.dumps(report))
     sys.exit(1 if before["failed"] else 0)

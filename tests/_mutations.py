@@ -33,6 +33,29 @@ def mutated(content: bytes, form: str, draw: Draw) -> bytes:
     return content
 
 
+def rewritten(content: bytes, form: str) -> bytes:
+    """Other bytes that say the same: what reads a file of the form has to read them."""
+    if form == "text":
+        return b"# another writing\n" + content + b"\n\n"
+    if form == "json":
+        return _reordered(content)
+    if form == "safetensors":  # padded with spaces, as the format allows
+        length = int.from_bytes(content[:8], "little")
+        header = _reordered(content[8 : 8 + length])
+        header += b" " * (-len(header) % 8 + 8)
+        return len(header).to_bytes(8, "little") + header + content[8 + length :]
+    made = io.BytesIO(content)  # what lies where is part of PyTorch's format: not packed again
+    with zipfile.ZipFile(made, "a") as archive:
+        archive.comment = b"another writing"
+    return made.getvalue()
+
+
+def _reordered(content: bytes) -> bytes:
+    """A JSON object with its keys in another order, and as many spaces as there may be."""
+    tree = json.loads(content)
+    return json.dumps(dict(reversed(tree.items())), indent=3).encode()
+
+
 def _bytes(content: bytes, draw: Draw) -> bytes:
     """Somewhere a byte, a token or a stretch is changed, put in, doubled or left out."""
     at = draw(0, len(content))

@@ -64,8 +64,11 @@ def fuzz(name: str, seconds: float, seed: int, output: Path) -> None:
         for number in range(16):
             (Path(corpus) / str(number)).write_bytes(draw.randbytes(64))
         (Path(corpus) / "good").write_bytes(examiner.good + b"\x00")
-        options = [f"-seed={seed + 1}", "-handle_alrm=0", "-rss_limit_mb=0", "-timeout=1200"]
-        atheris.Setup([sys.argv[0], *options, f"-max_len={4 * len(examiner.good)}", corpus], once)
+        options = [
+            f"-seed={seed + 1}", f"-max_len={4 * len(examiner.good)}",
+            f"-artifact_prefix={corpus}/", "-handle_alrm=0", "-rss_limit_mb=0", "-timeout=1200",
+        ]  # fmt: skip
+        atheris.Setup([sys.argv[0], *options, corpus], once)
         atheris.Fuzz()
 
 

@@ -50,6 +50,8 @@ def activation_matching(
 
     Parameters
     ----------
+    model_a, model_b : of one architecture; they come back as they were.
+    spec : what may be permuted, see :func:`nlm.trace`.
     data : a re-iterable of batches; a few hundred samples suffice.
     observe : group -> name of the module whose output shows it; by default the last one that
         carries nothing else but its parents, after the activation function. Or (name, dimension)

@@ -16,15 +16,17 @@ seconds).
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 from torch import Tensor
 
 from nlm.align.result import AlignmentResult
 from nlm.symmetry.widening import Widening, kept_apart
+
+if TYPE_CHECKING:
+    from scipy.sparse import coo_array
 
 Grid = dict[str, list[int]]  # group -> the numbers of merged pairs to choose from
 
@@ -134,6 +136,8 @@ def _within(
             lost[start : start + table.size] += sums[grid[group]] / sizes[group]
             whole[start : start + table.size] = 1
         start += table.size
+    from scipy.optimize import Bounds, LinearConstraint, milp  # half a second to import
+
     margins, right = _margins(tables, first)
     limit = LinearConstraint(cost[None], -np.inf, budget - constant / one_model)
     result = milp(
@@ -174,7 +178,7 @@ def _tables(
 
 def _margins(
     tables: Mapping[tuple[str, ...], np.ndarray], first: Mapping[str, int]
-) -> tuple[coo_array, np.ndarray]:
+) -> tuple["coo_array", np.ndarray]:
     """One grid point is taken of every group, and a combination as often as each of its points."""
     entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # rows, columns, values
     right: list[float] = []
@@ -195,5 +199,7 @@ def _margins(
             add(len(right) + np.indices(table.shape)[axis], own, 1.0)
             add(len(right) + points, first[group] + points, -1.0)
             right += [0.0] * len(points)
+    from scipy.sparse import coo_array
+
     rows, columns, values = map(np.concatenate, zip(*entries, strict=True))
     return coo_array((values, (rows, columns)), shape=(len(right), start)), np.array(right)

@@ -81,9 +81,9 @@ def stream_sites(spec: PermutationSpec, stream: str) -> list[str]:
 def without_heads(spec: PermutationSpec) -> PermutationSpec:
     """The units of all heads of a layer as one flat group: "ignore-heads", for comparison alone.
 
-    It is no symmetry (units leave their heads), so :func:`nlm.align.align` refuses it;
-    :func:`nlm.align.activation_matching`, which proves nothing, takes it, and its ``apply`` makes
-    of the second model one of another function.
+    ``spec`` is left as it is. What comes back is no symmetry (units leave their heads), so
+    :func:`nlm.align.align` refuses it; :func:`nlm.align.activation_matching`, which proves nothing,
+    takes it, and its ``apply`` makes of the second model one of another function.
 
     Raises
     ------

@@ -63,6 +63,7 @@ def weight_matching(
     Parameters
     ----------
     a, b : state dicts of the specification's entries and shapes, of any float dtype.
+    spec : what may be permuted, see :func:`nlm.trace`.
     seed : of the order in which the groups are visited, and of the restarts.
     max_sweeps : at most so many visits to every group in a descent.
     tolerance : the relative gain of a sweep at which to stop.

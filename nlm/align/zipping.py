@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from itertools import combinations_with_replacement
 
 import torch
-from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from nlm.statistics import Data, Forward, Mask, collect_cross_moments
@@ -88,6 +86,9 @@ def clusters(correlation: Tensor, count: int) -> Tensor:
     """The cluster of every unit, counted in the order of their first units."""
     if len(correlation) < 2:
         return torch.zeros(len(correlation), dtype=torch.int64)
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.spatial.distance import squareform
+
     distance = (1 - (correlation + correlation.T) / 2).clamp(min=0).fill_diagonal_(0)
     tree = linkage(squareform(distance.numpy(), checks=False), "complete")
     labels = torch.from_numpy(cut_tree(tree, n_clusters=[count])[:, 0]).long()

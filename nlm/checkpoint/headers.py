@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads the headers of a checkpoint.
+    """Reads the headers of a checkpoint: ``path`` is a file, an index, or a folder with either.
 
     Raises
     ------

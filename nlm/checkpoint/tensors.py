@@ -71,7 +71,7 @@ def _settle_header(path: str | os.PathLike[str]) -> None:
 def read_tensors(
     path: str | os.PathLike[str], framework: str = "pt"
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Reads a safetensors file: its tensors (``framework`` "pt" or "np") and its metadata.
+    """The tensors (``framework`` "pt" or "np") and the metadata of a safetensors file at ``path``.
 
     Raises
     ------
@@ -94,7 +94,9 @@ def read_tensors(
 
 
 def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes in a safetensors file, or in all those of a folder; no tensor is read.
+    """The names and shapes in a safetensors file, or in all those of a folder at ``path``.
+
+    No tensor is read.
 
     Raises
     ------
@@ -122,7 +124,9 @@ def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
 def read_kind(
     path: str | os.PathLike[str], kind: str, caller: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors and the metadata of a file whose metadata entry "nlm" is ``kind``.
+    """The tensors and the metadata of a file at ``path`` whose metadata entry "nlm" is ``kind``.
+
+    ``caller`` begins the messages of errors.
 
     Raises
     ------

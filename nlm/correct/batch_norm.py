@@ -48,7 +48,7 @@ def reset_batch_norm(
 
     Each norm sees inputs that come from norms already reset. Moments are pooled over all batches:
     an average of batch variances, which momentum-based resets give, loses the variance between
-    batches.
+    batches (Jordan et al., REPAIR, arXiv:2211.08403, reset norms so).
 
     Parameters
     ----------

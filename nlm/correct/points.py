@@ -96,7 +96,10 @@ def _told(reader: str, runs: int) -> str:
 def default_points(
     network: nn.Module, call: Callable[[], Any], apart: Iterable[str] = ()
 ) -> dict[str, int]:
-    """The points before activations: name -> channel dimension; see :func:`find_points`."""
+    """The points before activations: name -> channel dimension; see :func:`find_points`.
+
+    ``call`` runs ``network`` once; ``apart`` are patterns of the heads' names.
+    """
     return find_points(network, call, None, apart).dims
 
 

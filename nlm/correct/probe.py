@@ -109,8 +109,9 @@ def fit_logistic(
     Parameters
     ----------
     features : float [n, d].
-    labels : int64 [n].
+    labels : int64 [n], from 0 to ``classes`` - 1.
     l2 : the weight of the squared norm of the standardised weights, beside the mean cross-entropy.
+    steps : of L-BFGS at most.
 
     Returns
     -------

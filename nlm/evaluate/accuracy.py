@@ -93,6 +93,8 @@ def normalized_accuracy(
 ) -> dict[str, float]:
     """Each task's accuracy divided by its expert's, and their "average" and "worst".
 
+    ``merged`` and ``experts`` are task -> accuracy, from 0 to 1.
+
     Raises
     ------
     ValueError

@@ -58,6 +58,7 @@ def loss_barrier(
     Parameters
     ----------
     network : the architecture; its own weights are not used and not changed.
+    state_a, state_b : its weights at both ends, floating.
     data : a re-iterable of (inputs, targets) batches.
     loss : the mean loss of a batch from outputs and targets.
     forward : runs the network as ``forward(network, batch, **kwargs)``, targets included, instead.

@@ -47,6 +47,7 @@ def projection(
     expert : the expert of the data's task.
     point : a module of all of them; its whole output for a sample is that sample's features.
     data : a re-iterable of batches; only inputs are used.
+    seed : of t-SNE; ``max_samples``, how many samples are used.
     perplexity : about how many neighbours count; at most a third of all places.
     forward, device : see :mod:`nlm.statistics.data`.
     kwargs : passed on to ``models``, such as ``task="digits"``.

@@ -24,6 +24,12 @@ def breadcrumbs(
 ) -> dict[str, dict[str, Tensor]]:
     """task -> name -> the base plus what is left of the task vector, in float32 at least.
 
+    Parameters
+    ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    density : the share of a task vector's entries that is left, in (0, 1].
+    gamma : the share of each tensor's largest entries that is taken away first, in [0, 1).
+
     Raises
     ------
     ValueError

@@ -35,6 +35,13 @@ def dropped(
 ) -> dict[str, dict[str, Tensor]]:
     """task -> name -> the base plus what is left of the task vector, in float32 at least.
 
+    Parameters
+    ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    drop : the share of entries that is dropped, in [0, 1).
+    seed : of the draws; the same seed drops the same entries on any device.
+    rescale : "expected", "l1" or "none": the table of :mod:`nlm.merge.dare`.
+
     Raises
     ------
     ValueError

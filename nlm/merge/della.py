@@ -39,6 +39,14 @@ def magprune(
 ) -> dict[str, dict[str, Tensor]]:
     """task -> name -> the base plus what is left of the task vector, in float32 at least.
 
+    Parameters
+    ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    density : the mean share of entries that is left, in (0, 1].
+    epsilon : how far the probabilities of a row's smallest and largest entry lie from it.
+    seed : of the draws; the same seed drops the same entries for any chunks and threads.
+    rescale : "expected", "l1" or "none": the table of :mod:`nlm.merge.della`.
+
     Raises
     ------
     ValueError

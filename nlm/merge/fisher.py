@@ -37,6 +37,13 @@ def fisher_mean(
 ) -> dict[str, Tensor]:
     """The mean of the experts weighted by their Fisher information, in the dtypes of ``like``.
 
+    Parameters
+    ----------
+    experts : task -> state dict; ``weights``, task -> the factor on its information.
+    like : a state dict whose dtypes the result has.
+    fishers : task -> name -> the diagonal of its Fisher information, shaped as the entry.
+    floor : what every information counts for at least, above 0.
+
     Raises
     ------
     ValueError

@@ -28,6 +28,12 @@ def sce(
 ) -> dict[str, Tensor]:
     """The merged entries, in the base's dtype.
 
+    Parameters
+    ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    scale : the factor on the merged task vector.
+    select : the share of each tensor's entries, those that vary most among the experts, in (0, 1].
+
     Raises
     ------
     ValueError

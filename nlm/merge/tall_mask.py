@@ -32,6 +32,8 @@ def tall_masks(
 
     Parameters
     ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    merged : the merged state dict.
     threshold : lambda_t > 0, one for all or per task; 0.2 to 0.6 in the paper, chosen per task on
         validation data.
 
@@ -67,6 +69,13 @@ def consensus(
     agreement: int,
 ) -> dict[str, Tensor]:
     """The base, plus the scaled sum of the task vectors where ``agreement`` masks or more agree.
+
+    Parameters
+    ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    scale : the factor on the sum; ``weights``, task -> the factor on its task vector.
+    threshold : lambda_t of the masks, see :func:`tall_masks`.
+    agreement : from 1 to the number of experts.
 
     Raises
     ------

@@ -17,7 +17,13 @@ def task_arithmetic(
     scale: float,
     weights: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """The base plus the scaled sum of the task vectors, in the base's dtype."""
+    """The base plus the scaled sum of the task vectors, in the base's dtype.
+
+    Parameters
+    ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    scale : the factor on the sum; ``weights``, task -> the factor on its task vector.
+    """
     factors = [weights[task] for task in experts]
     return {
         name: combined(

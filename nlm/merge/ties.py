@@ -43,6 +43,13 @@ def ties(
 ) -> dict[str, Tensor]:
     """The base plus the scaled TIES mean of the task vectors, in the base's dtype.
 
+    Parameters
+    ----------
+    experts : task -> state dict; ``base``, the state dict that their task vectors start from.
+    density : the share of entries that is left, the largest ones, in (0, 1].
+    scale : the factor on the mean; ``weights``, task -> what its entries count for.
+    dialect : "global", "mergekit" or "peft": over what is trimmed, and how the mean is taken.
+
     Raises
     ------
     ValueError

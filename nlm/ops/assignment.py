@@ -22,7 +22,6 @@ import itertools
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nlm import _native
@@ -55,6 +54,8 @@ def reference(
     changed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """SciPy's solution, and v as the least distances over c_ij - c[i, p(i)] from p(i) to j."""
+    from scipy.optimize import linear_sum_assignment  # half a second to import
+
     results = _out(costs, maximize, None, None, None, None)
     sign = -1.0 if maximize else 1.0
     for place in itertools.product(*map(range, costs.shape[:-2])):

@@ -16,6 +16,7 @@ type once.
 Bytes: one read and one write of every tensor (permute_add_: two reads, one write). Flops: none (2
 per element). Numerics: permute copies bits; permute_add_ rounds after the product and after the
 sum, so kernel and reference agree in every bit, for any number of threads.
+Source: permutations of units as in Ainsworth et al., Git Re-Basin, arXiv:2209.04836.
 
 A schema has no nested lists. Behind the tensors it takes one flat list each of the `indices`, of
 their `owners` (positions in the list of tensors), of their `axes`, of all `parents` one after the

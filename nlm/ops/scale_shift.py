@@ -15,6 +15,8 @@ gradients are taken in float64 and in a fixed order: the same bits for any numbe
 Under ``torch.compile`` and ``torch.export`` the plain expression is emitted, which fuses for free;
 a task id out of range, an error in eager code on the CPU, gives NaN there. The transforms of
 ``torch.func`` and forward-mode differentiation take the plain expression too.
+Source: TACT's correction, Sharma et al., arXiv:2410.12766; of one task, Jordan et al., REPAIR,
+arXiv:2211.08403.
 """
 
 import operator
@@ -47,8 +49,9 @@ def _per_sample(parameters: Tensor, x: Tensor, task: Tensor | None, dim: int) ->
     NaN for an id out of range, which nothing refuses where the expression is compiled.
     """
     rows = torch.atleast_2d(parameters)  # [T, C]
-    chosen = rows[0]  # [C]
-    if task is not None:
+    if task is None:
+        chosen = rows[0]  # [C]
+    else:
         known = (task >= 0) & (task < rows.shape[0])
         chosen = rows[torch.where(known, task, 0)]  # [N, C]
         chosen = torch.where(known[:, None], chosen, torch.nan)

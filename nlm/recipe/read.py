@@ -61,7 +61,7 @@ _OUTPUT = ("path", "dtype", "shard", "per_task")
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Reads a recipe; a file with the key ``merge_method`` is mergekit's.
+    """Reads a recipe at ``path``; a file with the key ``merge_method`` is mergekit's.
 
     Raises
     ------

@@ -30,7 +30,8 @@ def batches(
     device: torch.device | str | None = None,
     caller: str = "nlm",
 ) -> Iterator[Any]:
-    """The batches of some data, on a device, cut after ``max_samples`` samples in all.
+    """The batches of some data, on a device, cut after ``max_samples`` samples in all. ``caller``
+    begins the messages of errors.
 
     Raises
     ------
@@ -80,7 +81,10 @@ def cut(batch: Any, start: int, stop: int, caller: str = "nlm") -> Any:
 
 
 def first(batch: Any, count: int, caller: str = "nlm") -> Any:
-    """The first samples of a batch; all of it where it is not known which tensors count them."""
+    """The first samples of a batch; all of it where it is not known which tensors count them.
+
+    ``caller`` begins the messages of errors.
+    """
     return cut(batch, 0, count, caller) if len(_lengths(batch)) == 1 else batch
 
 

@@ -63,6 +63,8 @@ def collect_moments(
 
     Parameters
     ----------
+    model : is run in evaluation mode and comes back as it was; ``caller`` begins the messages of
+        errors.
     points : module name -> channel dimension of its output.
     data, forward, mask, max_samples, device : see :mod:`nlm.statistics.data`.
     process_group : of torch.distributed: each of its processes walks data of its own, and all get
@@ -126,9 +128,11 @@ def collect_cross_moments(
 
     Parameters
     ----------
+    model_x, model_y : models with modules of the same names, or one model twice.
     points, data, forward, max_samples, device, process_group : see :func:`collect_moments`.
     mask, stride, max_tokens, seed : see :mod:`nlm.statistics.positions`.
     precision : of the products, see :func:`nlm.ops.cross_moments_`.
+    caller : begins the messages of errors.
     progress : called with the number of batches done after each; what it raises cancels.
 
     Raises

@@ -67,6 +67,7 @@ def run(
 
     Parameters
     ----------
+    plan : the models, the method, its parameters and the place of the result.
     recipe : what is done, as text: a merge is resumed only with the same, of the same files.
     resume : takes up the finished files of a process that died.
     force : replaces an output that is there.

@@ -1,13 +1,56 @@
 """docs/trust.md is made of the committed results, which have no open finding."""
 
+import re
+from pathlib import Path
+
+import pytest
 import trust_page
 from _readers import KINDS
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_the_page_is_made_of_the_committed_results() -> None:
-    fuzzing, release, nightly = trust_page.load()
-    assert trust_page.PAGE.read_text() == trust_page.page(fuzzing, release, nightly)
-    assert fuzzing["findings"] == 0
+    results = trust_page.load()
+    fuzzing, release = results["fuzzing"], results["release"]
+    assert trust_page.PAGE.read_text() == trust_page.page(results)
+    assert fuzzing["findings"] == results["faults"]["wrong"] == 0
     assert {row["kind"] for row in fuzzing["rows"]} == set(KINDS)
     assert all(row["failed"] == 0 for row in release["rows"])
-    assert all(found["code"] == 0 for found in nightly.values())
+    assert all(found["code"] == 0 for found in results["nightly"].values())
+
+
+def test_changes_are_checked_in_forty_minutes() -> None:
+    seconds = trust_page.load()["ci"].get("seconds")
+    if not seconds:
+        pytest.skip("no table of .ci/run is kept: NLM_STAGES=benchmarks/results/ci.json .ci/run")
+    assert seconds["total"] < 40 * 60
+
+
+def test_the_least_versions_are_tried_ones() -> None:
+    """Of what runs with nlm, in ``.ci/release``; of tools and hosts, with ``constraints.txt``."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [least] = [
+        row for row in trust_page.load()["release"]["rows"]
+        if "least" in row and row["first"] == "torch"
+    ]  # fmt: skip
+    assert project["requires-python"] == ">=" + ".".join(least["python"].split(".")[:2])
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )  # fmt: skip
+    tried = {"core", "cli", "demo", "hf"}
+    rooms = {"core": project["dependencies"], **project["optional-dependencies"]}
+    for room, lines in rooms.items():
+        for line in lines:
+            if found := re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", line):
+                name, version = found.groups()
+                versions = [least["least"][name]] if room in tried else [pinned[name]]
+                assert any(_same(version, each) for each in versions), (room, line, versions)
+
+
+def _same(one: str, other: str) -> bool:
+    numbers = [[int(part) for part in each.split(".") if part.isdigit()] for each in (one, other)]
+    most = max(map(len, numbers))
+    return len({tuple(each + [0] * (most - len(each))) for each in numbers}) == 1

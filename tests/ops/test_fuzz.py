@@ -1,10 +1,12 @@
-"""Every operator on any layout, scale and special values of its conformance samples.
+"""Every operator on any sizes, layouts, scales, masks, task ids, permutations and special values.
 
-A hundred examples for each; two thousand with ``HYPOTHESIS_PROFILE=nightly``.
+An example begins with a sample of the conformance suite, of any type. A hundred examples for each
+operator; two thousand with ``HYPOTHESIS_PROFILE=nightly``.
 """
 
 import os
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from nlm._registry import operations
 
 EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 100
 LARGEST = 20_000  # elements of a sample: many examples rather than large ones
-LAYOUTS = ("as it is", "unaligned", "every second", "reversed axes", "one row for all")
+LAYOUTS = (
+    "as it is", "unaligned", "every second", "reversed axes", "channels last", "one row for all",
+)  # fmt: skip
 SCALES = ("as they are", "mixed", "small", "subnormal", "equal", "zero")
 SPECIALS = (float("nan"), float("inf"), -float("inf"))
 CASES = cases()
@@ -45,6 +49,8 @@ def relaid(tensor: Tensor, layout: str) -> Tensor:
     if layout == "reversed axes":
         order = list(reversed(range(tensor.dim())))
         return tensor.permute(order).contiguous().permute(order)
+    if layout == "channels last" and tensor.dim() > 2:
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
     if layout == "one row for all" and tensor.dim() and tensor.shape[0]:
         return tensor[:1].expand(tensor.shape)
     return tensor
@@ -90,11 +96,80 @@ def inputs(sample: Sample, name: str) -> list[Tensor]:
     return [each for each in tensors_in(read) if each.is_floating_point()]
 
 
+def resized(sample: Sample, old: int, new: int) -> Sample:
+    """Each dimension of a size has another one; what counts along it is counted anew."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        kept = tuple(slice(new if size == old else None) for size in tensor.shape)
+        found = tensor[kept].clone()
+        if tensor.dtype == torch.int64 and tensor.dim() and tensor.shape[-1] == old > new:
+            return found.argsort(-1).argsort(-1)  # of a permutation, one of the size left
+        return found
+
+    return Sample(f"{sample.name}, {new} for {old}", map_tensors(cut, sample.args))
+
+
+def redrawn(draw: st.DrawFn, name: str, sample: Sample, generator: torch.Generator) -> Sample:
+    """With other masks, task ids, permutations, seeds, weights and shares."""
+    known = operations()[name].default._schema.arguments
+    values = dict(zip((each.name for each in known), sample.args, strict=True))
+
+    def integers(tensor: Tensor, most: int) -> Tensor:
+        return torch.randint(most, tensor.shape, generator=generator, dtype=tensor.dtype)
+
+    def shuffled(index: Tensor) -> Tensor:
+        return index[..., torch.randperm(index.shape[-1], generator=generator)]
+
+    for key, value in values.items():
+        if key == "task" and value is not None:
+            values[key] = integers(value, max(1, values["scale"].shape[0]))
+        elif key in ("mask", "masks") and value is not None:
+            share = draw(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]))
+            if value.dtype == torch.bool:
+                values[key] = torch.rand(value.shape, generator=generator) < share
+            else:  # packed: a bit for each entry
+                values[key] = integers(value, 256) if 0 < share < 1 else value
+        elif key == "indices":
+            values[key] = [shuffled(each) for each in value]
+        elif key in ("seed", "offset"):
+            values[key] = draw(st.integers(0, 2**40))
+        elif key in ("drop", "density"):
+            values[key] = draw(st.floats(0.01, 0.99))
+        elif key == "weights":
+            values[key] = [draw(st.floats(-2, 2)) for _ in value]
+    return Sample(sample.name, tuple(values.values()))
+
+
+def taken(name: str, sample: Sample) -> bool:
+    """Whether the operator takes arguments such as these, as its checks say."""
+    try:
+        call(operations()[name], operations()[name].default, map_tensors(torch.clone, sample.args))
+    except ValueError:
+        return False
+    return True
+
+
+def other(draw: st.DrawFn, name: str, generator: torch.Generator) -> Sample:
+    """A sample of other sizes and numbers, or where these do not go together as it was."""
+    sample = draw(st.sampled_from(small(name)))
+    sizes = sorted({size for each in tensors_in(sample.args) for size in each.shape if size})
+    trials: list[Any] = []
+    if sizes and draw(st.booleans()):
+        old = draw(st.sampled_from(sizes))
+        trials.append(lambda before: resized(before, old, draw(st.integers(0, old))))
+    if draw(st.booleans()):
+        trials.append(lambda before: redrawn(draw, name, before, generator))
+    for trial in trials:
+        made = trial(sample)
+        sample = made if taken(name, made) else sample
+    return sample
+
+
 @st.composite
 def changed(draw: st.DrawFn, name: str) -> tuple[Sample, Sample | None]:
-    """A sample with other layouts and values; and one with NaN or infinity in it."""
-    sample = draw(st.sampled_from(small(name)))
+    """A sample with other sizes, layouts and values; and one with NaN or infinity in it."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    sample = other(draw, name, generator)
     layouts, scales = ([x for x in known if x not in unfit(name)] for known in (LAYOUTS, SCALES))
     ours = {
         id(each): (draw(st.sampled_from(layouts)), draw(st.sampled_from(scales)))
