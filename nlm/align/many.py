@@ -309,7 +309,7 @@ def _seen_together(
         )
     walk = dict(options)
     by_weights = {name: walk.pop(name) for name in _SEARCH if name in walk}
-    heads, residual = walk.pop("heads", "matched"), walk.setdefault("residual", "last")
+    heads, residual = walk.pop("heads", "matched"), walk.setdefault("residual", "all")
     dual = walk.pop("dual", 0.5)
     check_share(dual)
     prove(spec, modules[0], example_inputs, data, walk.get("forward"), walk.get("device"))
