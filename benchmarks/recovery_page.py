@@ -24,9 +24,10 @@ a tensor's standard deviations on every tensor: the share of units that come bac
 means over {seeds} seeds with their standard errors. Peers are `rebasin` 0.0.47 with its own loop,
 Git Re-Basin's loop written out with PyTorch and SciPy, and one pass from the input to the output.
 They know of no heads: of the transformer they match the feed-forward layers, and nlm does so beside
-them; "all groups" is nlm's alone. "Layerwise" is `nlm.align(..., layerwise=True)`. Where not all
-come back, noise has moved the optimum off what was planted: a higher objective may then be a unit
-or two fewer in their places."""
+them; "all groups" is nlm's alone. "nlm weights" is `nlm.align` as it is called by default: a second
+descent layer by layer where the first one's end is not clear. "Layerwise" always has it
+(`layerwise=True`), "one descent" never. Where not all come back, noise has moved the optimum off
+what was planted: a higher objective may then be a unit or two fewer in their places."""
 
 
 def page() -> str:
@@ -59,6 +60,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     for network, noise in dict.fromkeys((row["network"], row["noise"]) for row in rows):
         at = (network, noise)
         shares = {r["method"]: r["shares"] for r in rows if (r["network"], r["noise"]) == at}
+        values = {r["method"]: r["objectives"] for r in rows if (r["network"], r["noise"]) == at}
         peers = [name for name in PEERS if name in shares]
         if not peers:
             continue
@@ -68,9 +70,19 @@ def verdict(rows: list[dict[str, Any]]) -> str:
                 less = [theirs - ours for theirs, ours in zip(shares[best], found, strict=True)]
                 below.setdefault(method, [])
                 if mean(less) > 1e-9:
-                    told = f"{network}, noise {noise:g}, by {_error(less, 4)} ({best})"
-                    below[method].append(told)
-    lines = ["Below the peer that is best there, by the mean difference and its error:", ""]
+                    tie = ", a tie" if mean(less) <= _standard_error(less) else ""
+                    pairs = list(zip(values[method], values[best], strict=True))
+                    high = sum(ours >= theirs * (1 - 1e-9) for ours, theirs in pairs)
+                    below[method].append(
+                        f"{network}, noise {noise:g}, by {_error(less, 4)}{tie} ({best}; the "
+                        f"objective at least its own in {high} of {len(pairs)})"
+                    )
+    lines = [
+        "Below the peer that is best there, by the mean difference over the seeds and its standard "
+        "error (no more than that is a tie), and in how many of the seeds the objective, which "
+        "both maximise, is nevertheless at least the peer's:",
+        "",
+    ]
     lines += [f"- {name}: {'; '.join(where) or 'nowhere'}" for name, where in below.items()]
     return "\n".join(lines)
 
@@ -81,8 +93,11 @@ def spread(values: list[float]) -> str:
 
 
 def _error(values: list[float], digits: int) -> str:
-    error = stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {_standard_error(values):.{digits}f}"
+
+
+def _standard_error(values: list[float]) -> float:
+    return stdev(values) / len(values) ** 0.5
 
 
 def main() -> None:

@@ -95,6 +95,8 @@ def weight_matching(
     """
     if order not in ORDERS:
         raise ValueError(f"nlm.align: the order is one of {', '.join(ORDERS)}, got {order!r}")
+    if layerwise not in (None, False, True):
+        raise ValueError(f"nlm.align: layerwise is True, False or None, got {layerwise!r}")
     if restarts < 0:
         raise ValueError(f"nlm.align: the number of restarts is at least 0, got {restarts}")
     started = time.perf_counter()

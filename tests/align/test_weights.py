@@ -96,3 +96,9 @@ def test_normalised_contributions_do_not_depend_on_the_scale_of_an_entry():
     assert again.report.correlation == pytest.approx(result.report.correlation)
     plain = nlm.align(scaled, b, spec)
     assert any(not torch.equal(p, result.permutation[g]) for g, p in plain.permutation.items())
+
+
+def test_layerwise_is_one_of_three():
+    spec = nlm.trace(mlp(0), vectors(8))
+    with pytest.raises(ValueError, match="layerwise is True, False or None, got 'always'"):
+        nlm.align(mlp(0), mlp(1), spec, layerwise="always")
