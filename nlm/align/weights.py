@@ -129,7 +129,7 @@ def weight_matching(
         best = descend(start)
     assert best is not None
     similarity = best.agreement(comparisons)
-    if layerwise is None and not frank_wolfe and seen is None:
+    if layerwise is None and not frank_wolfe and not shown:
         layerwise = min(means(similarity).values(), default=1.0) < _CLEAR
     if layerwise:
         names = list(entries)
