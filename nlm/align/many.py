@@ -201,6 +201,8 @@ def align_many(
     """
     started = time.perf_counter()
     _check(len(models), method, strategy, options)
+    if strategy != "reference":
+        options.setdefault("layerwise", False)  # all are improved together afterwards
     search: dict[str, Any] = {
         "seed": seed, "max_sweeps": max_sweeps, "tolerance": tolerance, "exclude": exclude,
     }  # fmt: skip
@@ -280,7 +282,6 @@ def _one_by_one(
     from nlm.align import align
 
     entries, excluded = compared(_named(models), spec, search["exclude"])
-    options = {"layerwise": False, **options}
     results = [
         align(
             models[0], model, spec, method, data=data,
