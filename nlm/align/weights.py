@@ -115,7 +115,8 @@ def weight_matching(
     def descend(start: Permutation | None) -> Descent:
         """The better of the best descent so far and that from a start."""
         nonlocal relaxed
-        descent, steps = Descent(spec.groups, [*comparisons, *shown], start), []
+        descent = Descent(spec.groups, [*comparisons, *shown], start)
+        steps: list[float] = []
         if frank_wolfe:
             descent, steps = _projected(descent, progress)
         descent.run(seed + len(descents), max_sweeps, tolerance, order, progress)
