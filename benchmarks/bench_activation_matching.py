@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import nlm
 from nlm.align import AlignmentResult
+from nlm.align.variants import stream_sites, streams
 
 BATCH, NOISE = 16, 0.5
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -67,7 +68,9 @@ def shown(model: nn.Module, spec: nlm.PermutationSpec, batch: Tensor) -> dict[st
     """module -> what it shows of a batch, [positions, channels]."""
     found: dict[str, Tensor] = {}
     handles = []
-    for name in dict.fromkeys(spec.observation_sites().values()):
+    places = [*spec.observation_sites().values()]
+    places += [name for stream in streams(spec) for name in stream_sites(spec, stream)]
+    for name in dict.fromkeys(places):
 
         def keep(module: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
             found[name] = output.movedim(spec.sites[name].dim, -1).flatten(0, -2).contiguous()

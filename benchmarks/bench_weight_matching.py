@@ -6,10 +6,12 @@ identity over the same groups until nothing is gained. ``rebasin`` runs its own 
 wrappers of the layers; the groups are handed to it, because its tracer finds none in BERT and takes
 the flattened features of VGG16 for one group of 25088. The tracer also lists parameters several
 times, and each is multiplied again: in a ViT the first feed-forward layer eight times, the second
-four times. "rebasin" has each once, "rebasin as traced" so many times. Groups inside others (heads)
-are beyond it: "all groups" is nlm's alone. A run ends after ``--most`` seconds, then with the sweep
-that it is in. Each pair of models has a process of its own. Beside them: the heads of BERT-base
-from their correlations on, and SciPy in a loop over all pairs of heads.
+four times. "rebasin" has each once, "rebasin as traced" so many times. "nlm ORDER" is one descent,
+"nlm" what is called by default, which starts another where the first end is not clear. Groups
+inside others (heads) are beyond the peer: "all groups" is nlm's alone. A run ends after ``--most``
+seconds, then with the sweep that it is in. Each pair of models has a process of its own. Beside
+them: the heads of BERT-base from their correlations on, and SciPy in a loop over all pairs of
+heads.
 
     python benchmarks/bench_weight_matching.py [--workload PART] [--providers NAME ...]
 """
@@ -215,7 +217,9 @@ def run(spec: PermutationSpec, a: State, b: State, provider: str, most: float) -
         "seconds": seconds,
         "sweeps": sweeps,
         "complete": complete,
-        "objective": objective(spec, a, b, permutation) if permutation else trace[-1][1],
+        "objective": objective(spec, a, b, permutation)
+        if permutation
+        else max(v for _, v in trace),
         "state_bytes": held,
         "added_bytes": added,
         "trace": trace,

@@ -28,8 +28,9 @@ batches each, are brought into one order by `nlm.align_many`; then the mean of a
 scored on held-out images in their own 240-way task. "Each with the mean of the others" is Git
 Re-Basin's way to merge many models (arXiv:2209.04836, section 5); "all together" by weights is
 C2M3's (arXiv:2405.17897), refined. Any map between two models goes through the shared order: round
-every cycle the maps cancel. Means over the seeds with their standard errors; seconds are those
-that one processor core worked, of the runs that counted them."""
+every cycle the maps cancel. Alignments by weights start from one descent (`layerwise=False`).
+Means over the seeds with their standard errors; seconds are those that one processor core worked,
+of the runs that counted them."""
 
 
 def load() -> list[dict[str, Any]]:

@@ -108,8 +108,9 @@ def run(network: str, seed: int, counts: Sequence[int]) -> Iterator[dict[str, An
             for strategy in STRATEGIES:
                 begin = time.process_time()
                 joint = nlm.align_many(
-                    chosen, spec, method, strategy, data=given, seed=seed, tolerance=TOLERANCE
-                )
+                    chosen, spec, method, strategy, data=given, seed=seed, tolerance=TOLERANCE,
+                    layerwise=False,
+                )  # fmt: skip
                 seconds = time.process_time() - begin
                 moved = [
                     spec.apply(permutation, state)

@@ -115,7 +115,7 @@ class Comparison:
         for method in ("weights", "activations", "dual"):
             started = time.process_time()
             data = None if method == "weights" else self.few
-            found = nlm.align(a, b, self.spec, method, data=data, layerwise=False)
+            found = nlm.align(a, b, self.spec, method, data=data, layerwise=False, residual="last")
             yield method, self.moved(b, found.permutation), time.process_time() - started
 
     def corrections(

@@ -112,7 +112,7 @@ class Comparison:
             "heads": self.permuted(a, b, rest),
             "stream permuted, first": self.permuted(a, b, spec.free, residual="first"),
             "stream permuted, all": self.permuted(a, b, spec.free, residual="all"),
-            "stream permuted": self.permuted(a, b, spec.free),
+            "stream permuted": self.permuted(a, b, spec.free, residual="last"),
         }
         for name, options in BY_WEIGHTS.items():
             matched = weight_matching(a.state_dict(), b.state_dict(), spec, **options)
@@ -128,7 +128,7 @@ class Comparison:
         first = there.state_dict()
         copied = self.scrambled(there, 2)
         if self.gauge is None:
-            back = self.permuted(there, copied, self.spec.free)
+            back = self.permuted(there, copied, self.spec.free, residual="last")
         else:
             back = self.rotated(there, copied, self.gauge)
         lines: dict[str, tuple[State, State]] = {"raw": (a.state_dict(), b.state_dict())}

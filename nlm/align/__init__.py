@@ -63,7 +63,7 @@ def align(
     dual: float = 0.5,
     observe: Mapping[str, str | tuple[str, int]] | None = None,
     heads: str = "matched",
-    residual: str = "last",
+    residual: str = "all",
     forward: Forward | None = None,
     mask: Mask | None = None,
     max_samples: int | None = None,

@@ -34,7 +34,7 @@ def activation_matching(
     *,
     observe: Mapping[str, str | tuple[str, int]] | None = None,
     heads: str = "matched",
-    residual: str = "last",
+    residual: str = "all",
     forward: Forward | None = None,
     mask: Mask | None = None,
     max_samples: int | None = None,
@@ -59,11 +59,12 @@ def activation_matching(
         the last factor behind its parents (heads x units).
     heads : "matched": by what their units are worth, which are matched inside each; "monotonic":
         the order of heads is kept; "identity": that of their units too. Experts alike.
-    residual : where residual streams are seen, which many modules write and read: "last" (what
-        ``observe`` would be), "first" or "all" of their norms (the mean correlation); "identity":
-        they stay in order. A permuted copy of a model comes back only with them. Of transformers
-        trained apart (docs/barriers.md) "all" was the best of these, "last" mostly better than
-        "identity", and of pre-norm ones rotations were better still (:func:`orthogonal_matching`).
+    residual : where residual streams are seen, which many modules write and read: at "all" of
+        their norms (the mean correlation), the "first" or the "last" of them; "identity": they
+        stay in order, which is the published default. A permuted copy of a model comes back only
+        where they are seen. Of transformers trained apart (docs/barriers.md) "all" left lower
+        barriers than "identity" and than "last" in every comparison, and of pre-norm ones
+        rotations left less still (:func:`orthogonal_matching`).
     forward, max_samples, device : how a batch is run, ``forward(model, batch)``, how many samples
         are used, and where.
     mask : ``mask(batch)`` says which positions count (:mod:`nlm.statistics.positions`); by default

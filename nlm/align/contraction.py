@@ -18,6 +18,8 @@ from nlm.align.similarity import Chain, Comparison, Window, similarity, source
 from nlm.symmetry.blocks import Block
 from nlm.symmetry.gather import Gather, Gathers
 
+_AT_ONCE = 1 << 22  # entries of a model that are read for a change: memory for a few of that size
+
 
 @dataclass(frozen=True)
 class Place:
@@ -101,27 +103,33 @@ def of_correlations(place: Place, order: Gathers, window: Window | None = None) 
 
 
 def add_change(target: Tensor, place: Place, before: Gathers, changes: Sequence[Change]) -> None:
-    """Adds to ``target[place.chain.key]`` what changes in the order of held groups make of it."""
+    """Adds to ``target[place.chain.key]`` what changes in the order of held groups make of it.
+
+    Some positions at a time, so that it takes little memory of its own.
+    """
     assert place.comparison.a is not None
     a, b = (place.block.view(tensor) for tensor in (place.comparison.a, place.comparison.b))
     gathers = {gather.axis: gather for gather in _held(place, before)}
     for change in changes:
-        part = a.index_select(change.at, change.positions)
         if change.is_plain:
             gathers.pop(change.at, None)
-            wide = torch.promote_types(b.dtype, torch.float32)
-            old, new = (
-                b.index_select(change.at, each.index[change.positions]).to(wide)
-                for each in (change.old, change.new)
-            )
-            rest = [_at(each, change.at, change.positions) for each in gathers.values()]
-            _add(target, place, part.to(wide), new - old, rest)
-        else:
-            still = Gather(change.at, torch.arange(b.shape[change.at]))
-            for gather, sign in ((change.old, -1.0), (change.new, 1.0)):
-                known = {change.at: still} | gathers | {gather.axis: gather}
-                parts = [_at(each, change.at, change.positions) for each in known.values()]
-                _add(target, place, part, b, parts, sign)
+        rows = max(1, _AT_ONCE * a.shape[change.at] // max(1, a.numel()))
+        for positions in change.positions.split(rows):
+            part = a.index_select(change.at, positions)
+            if change.is_plain:
+                wide = torch.promote_types(b.dtype, torch.float32)
+                old, new = (
+                    b.index_select(change.at, each.index[positions]).to(wide)
+                    for each in (change.old, change.new)
+                )
+                rest = [_at(each, change.at, positions) for each in gathers.values()]
+                _add(target, place, part.to(wide), new - old, rest)
+            else:
+                still = Gather(change.at, torch.arange(b.shape[change.at]))
+                for gather, sign in ((change.old, -1.0), (change.new, 1.0)):
+                    known = {change.at: still} | gathers | {gather.axis: gather}
+                    parts = [_at(each, change.at, positions) for each in known.values()]
+                    _add(target, place, part, b, parts, sign)
         gathers[change.new.axis] = change.new
 
 

@@ -28,11 +28,12 @@ ORDERS = ("random", "forward", "backward", "alternating")
 _ROUNDING = 1e-9  # of the objective's terms, summed in float64
 
 
-def check_rise(before: float, after: float, scale: float) -> None:
-    """Raises RuntimeError where an objective whose terms have this size has fallen.
+def check_rise(objective: Sequence[float], scale: float) -> None:
+    """Raises RuntimeError where an objective whose terms have this size fell in its last step.
 
     Only what raises it is ever accepted: a fall, beyond rounding, is a fault of this package.
     """
+    before, after = objective[-2:]
     if not after >= before - _ROUNDING * scale:
         raise RuntimeError(
             f"nlm.align: the objective never falls, got {before!r} and then {after!r} (please "
@@ -111,7 +112,7 @@ class Descent:
                 if self._improve(move):
                     stale |= self._neighbours(move)
             self.objective.append(math.fsum(self._values.values()))
-            check_rise(*self.objective[-2:], sum(other.scale for other in self.comparisons))
+            check_rise(self.objective, sum(other.scale for other in self.comparisons))
             if progress is not None:
                 progress(sweep + 1, self.objective[-1])
             if self.objective[-1] - self.objective[-2] <= tolerance * abs(self.objective[-1]):

@@ -33,7 +33,7 @@ def dual_matching(
     dual: float = 0.5,
     search: Mapping[str, Any],
     heads: str = "matched",
-    residual: str = "last",
+    residual: str = "all",
     progress: Callable[[int, float], None] | None = None,
     **walk: Any,
 ) -> AlignmentResult:

@@ -58,7 +58,7 @@ class Joint:
     def check(self) -> None:
         """Raises RuntimeError where the objective has fallen since it was noted before."""
         scale = math.fsum(abs(product) for row in self.products for product in row)
-        check_rise(*self.objective[-2:], scale)
+        check_rise(self.objective, scale)
 
     def move(self, permutations: Sequence[Permutation]) -> None:
         """Goes on to other permutations."""

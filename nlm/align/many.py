@@ -201,6 +201,8 @@ def align_many(
     """
     started = time.perf_counter()
     _check(len(models), method, strategy, options)
+    if strategy != "reference":
+        options.setdefault("layerwise", False)  # all are improved together afterwards
     search: dict[str, Any] = {
         "seed": seed, "max_sweeps": max_sweeps, "tolerance": tolerance, "exclude": exclude,
     }  # fmt: skip
@@ -280,7 +282,6 @@ def _one_by_one(
     from nlm.align import align
 
     entries, excluded = compared(_named(models), spec, search["exclude"])
-    options = {"layerwise": False, **options}
     results = [
         align(
             models[0], model, spec, method, data=data,
@@ -309,7 +310,7 @@ def _seen_together(
         )
     walk = dict(options)
     by_weights = {name: walk.pop(name) for name in _SEARCH if name in walk}
-    heads, residual = walk.pop("heads", "matched"), walk.setdefault("residual", "last")
+    heads, residual = walk.pop("heads", "matched"), walk.setdefault("residual", "all")
     dual = walk.pop("dual", 0.5)
     check_share(dual)
     prove(spec, modules[0], example_inputs, data, walk.get("forward"), walk.get("device"))

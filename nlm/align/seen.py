@@ -40,7 +40,7 @@ def correlate(
     data: Data,
     *,
     observe: Mapping[str, str | tuple[str, int]] | None = None,
-    residual: str = "last",
+    residual: str = "all",
     mask: Mask | None = None,
     progress: Callable[[int, float], None] | None = None,
     **walk: Any,

@@ -96,6 +96,8 @@ def weight_matching(
     """
     if order not in ORDERS:
         raise ValueError(f"nlm.align: the order is one of {', '.join(ORDERS)}, got {order!r}")
+    if layerwise not in (None, False, True):
+        raise ValueError(f"nlm.align: layerwise is True, False or None, got {layerwise!r}")
     if restarts < 0:
         raise ValueError(f"nlm.align: the number of restarts is at least 0, got {restarts}")
     started = time.perf_counter()
@@ -114,7 +116,8 @@ def weight_matching(
     def descend(start: Permutation | None) -> Descent:
         """The better of the best descent so far and that from a start."""
         nonlocal relaxed
-        descent, steps = Descent(spec.groups, [*comparisons, *shown], start), []
+        descent = Descent(spec.groups, [*comparisons, *shown], start)
+        steps: list[float] = []
         if frank_wolfe:
             descent, steps = _projected(descent, progress)
         descent.run(seed + len(descents), max_sweeps, tolerance, order, progress)
@@ -128,7 +131,7 @@ def weight_matching(
         best = descend(start)
     assert best is not None
     similarity = best.agreement(comparisons)
-    if layerwise is None and not frank_wolfe and seen is None:
+    if layerwise is None and not frank_wolfe and not shown:
         layerwise = min(means(similarity).values(), default=1.0) < _CLEAR
     if layerwise:
         names = list(entries)

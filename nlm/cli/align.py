@@ -79,8 +79,8 @@ def align(
         str, typer.Option(help="By activations: matched, monotonic (in order) or identity.")
     ] = "matched",
     residual: Annotated[
-        str, typer.Option(help="By activations: seen at last, first or all, or left: identity.")
-    ] = "last",
+        str, typer.Option(help="By activations: seen at all, first or last, or left: identity.")
+    ] = "all",
     seed: Annotated[int, typer.Option(min=0, help="Of the order of groups, of positions.")] = 0,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with the figures of the alignment here.")

@@ -75,8 +75,9 @@ def test_a_start_layer_by_layer_is_the_default_where_the_first_end_is_not_clear(
         assert same.report.objective == report.objective
         assert same.report.correlation == report.correlation
     assert len(nlm.align(a, other, spec, "frank-wolfe").report.descents) == 1
-    for found in nlm.align_many([a, other], spec, "weights", "reference").report.alignments:
-        assert len(found.descents) == 1
+    for strategy, descents in (("mean", 1), ("reference", 2)):
+        [found] = nlm.align_many([a, other], spec, "weights", strategy).report.alignments
+        assert len(found.descents) == descents
 
 
 def test_normalised_contributions_do_not_depend_on_the_scale_of_an_entry():
@@ -96,3 +97,9 @@ def test_normalised_contributions_do_not_depend_on_the_scale_of_an_entry():
     assert again.report.correlation == pytest.approx(result.report.correlation)
     plain = nlm.align(scaled, b, spec)
     assert any(not torch.equal(p, result.permutation[g]) for g, p in plain.permutation.items())
+
+
+def test_layerwise_is_one_of_three():
+    spec = nlm.trace(mlp(0), vectors(8))
+    with pytest.raises(ValueError, match="layerwise is True, False or None, got 'always'"):
+        nlm.align(mlp(0), mlp(1), spec, layerwise="always")

@@ -8,7 +8,13 @@ import torch
 from _networks import convnet, images
 from torch import Tensor, nn
 
-from nlm.statistics import CrossMoments, attention_mask, collect_cross_moments, tokens_except
+from nlm.statistics import (
+    CrossMoments,
+    attention_mask,
+    collect_cross_moments,
+    observe,
+    tokens_except,
+)
 from nlm.statistics.positions import Positions
 
 
@@ -62,7 +68,8 @@ def test_masks_of_batches_by_name():
 
 
 @pytest.mark.parametrize(("point", "dim"), [("3", 1), ("8", -1)])
-def test_both_models_are_seen_at_the_same_positions(point, dim):
+def test_both_models_are_seen_at_the_same_positions(point, dim, monkeypatch):
+    monkeypatch.setattr(observe, "_AT_ONCE", 1)  # the sums of every batch, to the bit
     first, second, data = convnet(0), convnet(1), [images(16, 0), images(8, 1)]
     found = collect_cross_moments(first, second, {point: dim}, data, stride=3, seed=5)[point]
     positions, expected = Positions(stride=3, seed=5), CrossMoments.zeros(*found.comoment.shape)
@@ -75,6 +82,25 @@ def test_both_models_are_seen_at_the_same_positions(point, dim):
     assert torch.equal(found.comoment, expected.comoment)
     same = collect_cross_moments(first, first, {point: dim}, data, max_tokens=8)[point]
     assert same.correlation().diagonal().sort().values[4:].allclose(torch.ones(()).double())
+
+
+@pytest.mark.parametrize("most", [1, 40, 10**6])
+def test_positions_that_are_summed_together_are_those_of_all_batches(most, monkeypatch):
+    """However many wait for one another; those of the last batches are not forgotten."""
+    model, other = convnet(0).eval(), convnet(1).eval()
+    data = [images(n, seed=n) for n in (8, 1, 5)]
+    monkeypatch.setattr(observe, "_AT_ONCE", most)
+    [found] = collect_cross_moments(model, other, {"0": 1}, data, stride=3).values()
+    positions, parts = Positions(stride=3), ([], [])
+    for batch in data:
+        positions.begin(batch)
+        for each, part in zip((model, other), parts, strict=True):
+            output = each[0](batch)
+            part.append(output.movedim(1, -1)[positions.of(output, 1)].detach())
+    x, y = (torch.cat(part).double() for part in parts)
+    assert int(found.count) == len(x)
+    wanted = (x - x.mean(0)).T @ (y - y.mean(0))
+    torch.testing.assert_close(found.comoment, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_precision_is_that_of_the_operation():
@@ -110,17 +136,16 @@ class Stream:
 
     def __iter__(self) -> Iterator[Tensor]:
         for number in range(self.length):
-            if number in (1, self.length - 1):
-                self.alive.append(alive())
+            self.alive.append(alive())
             yield images(64, number)
 
 
 def test_memory_does_not_grow_with_the_data():
-    data = Stream(20)
+    """Positions wait for those of other batches, eight of them at "6", not for all."""
+    data = Stream(32)
     found = collect_cross_moments(convnet(0), convnet(1), {"3": 1, "6": 1}, data, stride=2)
-    assert int(found["3"].count) == 20 * 64 * 16 // 2
-    second, last = data.alive
-    assert last <= second
+    assert int(found["3"].count) == 32 * 64 * 16 // 2
+    assert max(data.alive[16:]) <= max(data.alive[:16])
 
 
 def test_a_mask_of_other_positions_is_named():
