@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from _pages import table
+from _pages import counted, table
 
 FIT, SERVE = 1.3, 1.05  # the goals, of the bare passes and of the uncorrected model's time
 
@@ -19,9 +19,9 @@ def section(found: Mapping[str, Any]) -> list[str]:
     extra = mean((row["mixed_seconds"] - row["plain_seconds"]) / row["points"] for row in small)
     return [
         "Made of `benchmarks/experiments/tact_cost.py`, on "
-        f"{found['machine']['threads']} threads. A small vision transformer (width 96, 4 blocks, "
+        f"{counted(range(found['machine']['threads']), 'thread')}. A small vision transformer (width 96, 4 blocks, "
         f"{first['points']} points, {first['samples']} samples a task in micro-batches of "
-        f"{first['micro_batch']}): seconds of a fit, of the bare passes of the merged model and "
+        f"{first['micro_batch']}): processor seconds of a fit, of the bare passes of the merged model and "
         "the experts over the same samples, their ratio, the time of a batch of mixed tasks over "
         "that of the uncorrected model, and the bytes of all corrections.",
         curve(small),

@@ -9,7 +9,8 @@ against one forward pass of the merged model and one of each expert on the same 
 also runs one on at most 32 samples, to find the points, which counts for more the fewer samples
 there are. The large networks are fitted on two amounts of samples, and what ``AMOUNT`` samples a
 task take is on the line through them: tasks are fitted one after the other, so that time is linear
-in both. A mixed batch stands against the same batch through the model that is not corrected.
+in both. Seconds are those of the processor, which other work on the machine changes little: on
+several threads they are the sum. A mixed batch stands against the same batch through the model that is not corrected.
 """
 
 import argparse
@@ -68,13 +69,13 @@ def noisy(network: nn.Module, amount: float = 0.2) -> nn.Module:
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call; they take turns."""
+    """Median seconds of each call, of the processor; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, nargs=2, default=(32, 64), help="per task, of the large networks"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
