@@ -19,11 +19,12 @@ def section(found: Mapping[str, Any]) -> list[str]:
     extra = mean((row["mixed_seconds"] - row["plain_seconds"]) / row["points"] for row in small)
     return [
         "Made of `benchmarks/experiments/tact_cost.py`, on "
-        f"{counted(range(found['machine']['threads']), 'thread')}. A small vision transformer (width 96, 4 blocks, "
-        f"{first['points']} points, {first['samples']} samples a task in micro-batches of "
-        f"{first['micro_batch']}): processor seconds of a fit, of the bare passes of the merged model and "
-        "the experts over the same samples, their ratio, the time of a batch of mixed tasks over "
-        "that of the uncorrected model, and the bytes of all corrections.",
+        f"{counted(range(found['machine']['threads']), 'thread')}. A small vision transformer "
+        f"(width 96, 4 blocks, {first['points']} points, {first['samples']} samples a task in "
+        f"micro-batches of {first['micro_batch']}): processor seconds of a fit, of the bare passes "
+        "of the merged model and the experts over the same samples, their ratio, the time of a "
+        "batch of mixed tasks over that of the uncorrected model, and the bytes of all "
+        "corrections.",
         curve(small),
         f"A point takes {1e6 * extra:.0f} microseconds more in a batch of the small network, most "
         "of them for the call and not for the numbers; in large blocks that is little beside their "

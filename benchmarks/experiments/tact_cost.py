@@ -10,7 +10,8 @@ also runs one on at most 32 samples, to find the points, which counts for more t
 there are. The large networks are fitted on two amounts of samples, and what ``AMOUNT`` samples a
 task take is on the line through them: tasks are fitted one after the other, so that time is linear
 in both. Seconds are those of the processor, which other work on the machine changes little: on
-several threads they are the sum. A mixed batch stands against the same batch through the model that is not corrected.
+several threads they are the sum. A mixed batch stands against the same batch through the model that
+is not corrected.
 """
 
 import argparse
