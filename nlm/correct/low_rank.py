@@ -32,6 +32,7 @@ from nlm.correct.fitting import check_tasks
 from nlm.correct.normal_equations import NormalEquations
 from nlm.correct.refit import Route, walked
 from nlm.correct.solving import Walk
+from nlm.correct.tasks import Task, task_by_task, task_ids
 from nlm.correct.updates import Same, Update, Updated, check_update, updated
 from nlm.correct.walk import Step
 from nlm.statistics import Data, Forward, Mask
@@ -145,6 +146,27 @@ class LowRank(MultiTaskModel):
     """
 
     states: Updated
+
+    def forward(self, *args: Any, task: Task, **kwargs: Any) -> Any:
+        """The network's output with the weights of one task, or of each sample's.
+
+        Parameters
+        ----------
+        task : a task's name or id, or names or ids with one per sample: one pass for each task.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`Correction.forward` does.
+        """
+
+        def run(place: int, args: Any, kwargs: dict[str, Any]) -> Any:
+            return super(LowRank, self).forward(*args, task=self.tasks[place], **kwargs)
+
+        ids = task_ids(task, self.tasks)
+        if isinstance(ids, Tensor):
+            return task_by_task(run, ids, args, kwargs)
+        return run(ids, args, kwargs)
 
     @property
     def updates(self) -> dict[str, Update]:

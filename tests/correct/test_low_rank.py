@@ -101,6 +101,11 @@ def test_it_is_served_by_task_kept_and_corrected_further(tmp_path):
     for task in TASKS:
         torch.testing.assert_close(found(x, task=task), found.for_task(task)(x))
         assert not torch.allclose(found(x, task=task), model(x, task=task))
+    mixed = found(x, task=["a", "b", "b", "a", "a", "b"])
+    torch.testing.assert_close(mixed[1:3], found(x[1:3], task="b"))
+    torch.testing.assert_close(mixed[3:5], found(x[3:5], task=0))
+    with pytest.raises(ValueError, match="the task is one of a, b, got 'c'"):
+        found(x, task="c")
     path = tmp_path / "parts.safetensors"
     found.save(path)
     again = LowRank.load(path, model)
