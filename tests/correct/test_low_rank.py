@@ -4,6 +4,7 @@ import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import nlm
 from nlm.correct import LowRank
@@ -136,6 +137,25 @@ def test_the_result_does_not_depend_on_the_micro_batch():
     for task in TASKS:
         for name, weight in whole.for_task(task).state_dict().items():
             torch.testing.assert_close(parts.for_task(task).state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_outputs_as_columns_and_other_dtypes(dtype):
+    own = {task: nn.Sequential(Conv1D(6, 12), nn.ReLU(), nn.Linear(6, 2)) for task in TASKS}
+    model = nn.Sequential(Conv1D(6, 12), nn.ReLU(), nn.Linear(6, 2))
+    data = {task: [vectors(200).to(dtype)] for task in TASKS}
+    nets = [model, *own.values()]
+    for net in nets:
+        net.to(dtype)
+    found = LowRank.fit(model, own, data, share=100.0, ridge=1e-4)
+    for task in TASKS:
+        plain = found.for_task(task)
+        assert plain[0].weight.dtype == dtype and found.ranks[task] == {"0.weight": 6}
+        close = (
+            {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+        )
+        torch.testing.assert_close(plain[0].weight, own[task][0].weight, **close)
 
 
 def test_bad_input(tmp_path):
