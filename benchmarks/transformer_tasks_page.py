@@ -54,8 +54,11 @@ def load(kind: str) -> dict[str, Any] | None:
 def page() -> str:
     parts = []
     for kind, title in KINDS.items():
+        parts.append(f"## {title}")
         if found := load(kind):
-            parts += [f"## {title}", *section(found)]
+            parts += section(found)
+        else:
+            parts.append(f"Not measured yet: `transformer_tasks.py {kind}` does it.")
     return "\n\n".join([INTRODUCTION, *parts]) + "\n"
 
 
