@@ -43,7 +43,7 @@ Made by `benchmarks/transformer_tasks_page.py` from the results of
 fine-tuned for a task in turn; the experts are merged by Task Arithmetic and corrected. Normalised
 test accuracy (merged / expert), the mean over the tasks with its standard deviation over the seeds,
 and the worst task's mean. REPAIR and TACT see 128 unlabelled samples a task and the scale is chosen
-on validation data; refit sees {images} samples, at a scale of {scale}, beside TACT at the same."""
+on validation data; refit stands beside TACT at one scale, on as many samples."""
 
 
 def load(kind: str) -> dict[str, Any] | None:
@@ -54,10 +54,12 @@ def load(kind: str) -> dict[str, Any] | None:
 def page() -> str:
     parts = []
     for kind, title in KINDS.items():
+        parts.append(f"## {title}")
         if found := load(kind):
-            introduction = INTRODUCTION.format(**found["refit"])
-            parts += [f"## {title}", *section(found)]
-    return "\n\n".join([introduction, *parts]) + "\n"
+            parts += section(found)
+        else:
+            parts.append(f"Not measured yet: `transformer_tasks.py {kind}` does it.")
+    return "\n\n".join([INTRODUCTION, *parts]) + "\n"
 
 
 def section(found: dict[str, Any]) -> list[str]:
@@ -71,14 +73,34 @@ def section(found: dict[str, Any]) -> list[str]:
     )
     told = (
         f"{size['depth']} layers of width {size['width']}, {settings['steps']} steps; seeds "
-        f"{', '.join(seeds)}. The experts' own accuracies: {tasks}."
+        f"{', '.join(seeds)}. The experts' own accuracies: {tasks}. What is solved anew sees "
+        f"{found['refit']['images']} samples a task, at a scale of {found['refit']['scale']}."
     )
     parts = [told]
     for count in next(iter(first["rows"].values())):
-        rows = {place: [each["rows"][place][count] for each in seeds.values()] for place in PLACES}
+        rows = gathered(seeds, "rows", count)
         parts += [f"### {count} tasks", table(rows, CORRECTIONS)]
-    solved = {place: [each["refits"][place] for each in seeds.values()] for place in PLACES}
-    return [*parts, "### The same, solved anew", table(solved, SOLVED), verdict(solved)]
+    solved = gathered(seeds, "refits")
+    columns = {
+        name: title for name, title in SOLVED.items()
+        if all(name in each for rows in solved.values() for each in rows)
+    }  # fmt: skip
+    told = verdict(solved, columns)
+    return [*parts, "### The same, solved anew", table(solved, columns), told]
+
+
+def gathered(
+    seeds: dict[str, dict[str, Any]], what: str, *keys: str
+) -> dict[str, list[dict[str, Any]]]:
+    """place -> what each seed has there, of the places where all have it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for place in PLACES:
+        own = [each[what].get(place) for each in seeds.values()]
+        for key in keys:
+            own = [each and each.get(key) for each in own]
+        if all(own):
+            found[place] = own
+    return found
 
 
 def table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, str]) -> str:
@@ -92,15 +114,15 @@ def table(rows: dict[str, list[dict[str, Any]]], columns: dict[str, str]) -> str
     return "\n".join(lines)
 
 
-def verdict(solved: dict[str, list[dict[str, Any]]]) -> str:
+def verdict(solved: dict[str, list[dict[str, Any]]], columns: dict[str, str]) -> str:
     """How far the best of each treatment is from local merging under the same."""
 
     def average(place: str, name: str) -> float:
         return mean(each[name]["average"] for each in solved[place])
 
     text = []
-    for name, title in SOLVED.items():
-        best = max((place for place in PLACES if place != "local"), key=lambda p: average(p, name))
+    for name, title in columns.items():
+        best = max((place for place in solved if place != "local"), key=lambda p: average(p, name))
         behind = 100 * (average("local", name) - average(best, name))
         text.append(
             f"{title}: best where the experts are of {PLACES[best]} ({average(best, name):.3f}), "

@@ -5,13 +5,13 @@
 merges the demo's experts by Task Arithmetic in three settings and writes one JSON per network and
 seed beside this file; docs/corrections.md is made of them. The scale is chosen on validation data
 for each correction; beside it stands what the correction gives at scale 0, without task vectors.
-A run that was ended goes on where it was. Between the numbers of tasks of the table the shared
-corrections and TACT are compared on aligned experts alone ("between").
+A run that was ended goes on where it was. With ``--every-number`` the shared corrections and TACT
+alone are compared, on aligned experts, at every number of tasks (every_number_*.json).
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from nlm.pipeline import Aligned, Choice, choose, correct
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = ("permuted", "nonlocal", "local")
 COUNTS = {"cnn64": (2, 4, 8), "cnn64_norm": (4,)}
-BETWEEN = {"cnn64": (3, 5, 6, 7), "cnn64_norm": ()}
+EVERY = range(2, 9)
 SHORT = ("none", "repair", "least_squares", "tact")
 
 
@@ -76,7 +76,6 @@ def run(
     counts: Sequence[int],
     settings: Sequence[str] = SETTINGS,
     progress: Callable[[str], None] = print,
-    between: Sequence[int] = (),
     found: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], object] = lambda found: None,
 ) -> dict[str, Any]:
@@ -85,23 +84,43 @@ def run(
     ``found`` is what an earlier run has done; ``save`` gets what there is after each row.
     """
     rows = {name: row for name, row in ROWS.items() if name != "batch_norm" or _has_norms(world)}
-    found = {"settings": {}, "between": {}} if found is None else found
+    found = {"settings": {}} if found is None else found
     found |= {"seed": world.demo.seed, "calibration": world.samples}
     found["rows"] = {name: {"title": row.title, "needs": row.needs} for name, row in rows.items()}
 
-    def fill(at: dict[str, Any], setting: str, count: int, names: Iterable[str]) -> None:
-        aligned, at = world.aligned(setting, count), at.setdefault(str(count), {})
-        for name in names:
-            if name not in at:
-                at[name] = asdict(measure(world, setting, aligned, rows[name]))
-                progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
-                save(found)
-
     for setting in settings:
         for count in counts:
-            fill(found["settings"].setdefault(setting, {}), setting, count, rows)
-    for count in between:
-        fill(found["between"], "permuted", count, SHORT)
+            at = found["settings"].setdefault(setting, {}).setdefault(str(count), {})
+            for name in fill(world, setting, count, rows, at):
+                progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
+                save(found)
+    return found
+
+
+def fill(
+    world: World, setting: str, count: int, names: Iterable[str], at: dict[str, Any]
+) -> Iterator[str]:
+    """Measures the rows that a table lacks, and yields their names."""
+    aligned = world.aligned(setting, count)
+    for name in names:
+        if name not in at:
+            at[name] = asdict(measure(world, setting, aligned, ROWS[name]))
+            yield name
+
+
+def every_number(
+    world: World,
+    counts: Iterable[int],
+    found: dict[str, Any],
+    save: Callable[[dict[str, Any]], object] = lambda found: None,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Number of tasks -> the figures of a few corrections of aligned experts."""
+    for count in counts:
+        at = found["counts"].setdefault(str(count), {})
+        for name in fill(world, "permuted", count, SHORT, at):
+            progress(f"{count} tasks, {name}: {at[name]['average']:.3f}")
+            save(found)
     return found
 
 
@@ -165,21 +184,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=list(COUNTS), choices=list(COUNTS))
+    parser.add_argument("--every-number", action="store_true")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    facts = {"threads": torch.get_num_threads(), "commit": commit()}
     for network in arguments.networks:
-        counts = COUNTS[network]
         for seed in arguments.seeds:
+            told = partial(print, network, seed, flush=True)
+            counts = EVERY if arguments.every_number else COUNTS[network]
             world = prepare(seed, max(counts), settings=Settings(network))
             path = arguments.folder / result_path(network, seed).name
-            start = {
-                "network": network, "settings": {}, "between": {},
-                "threads": torch.get_num_threads(), "commit": commit(),
-            }  # fmt: skip
-            run(
-                world, counts, SETTINGS, partial(print, network, seed, flush=True),
-                BETWEEN[network], unfinished(path, start), partial(write, path),
-            )  # fmt: skip
+            start = {"network": network, "seed": seed, **facts}
+            if arguments.every_number:
+                path = path.with_name(path.name.replace("corrections", "every_number"))
+                found = unfinished(path, {**start, "counts": {}})
+                every_number(world, counts, found, partial(write, path), told)
+            else:
+                found = unfinished(path, {**start, "settings": {}})
+                run(world, counts, SETTINGS, told, found, partial(write, path))
 
 
 if __name__ == "__main__":

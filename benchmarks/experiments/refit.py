@@ -53,7 +53,7 @@ def rows(
     world: World,
     setting: str,
     count: int,
-    all_ridges: Sequence[float] = RIDGES,
+    all_ridges: Sequence[float | None] = RIDGES,
     names: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Correction -> its scores; ``refit_default`` is refit at the ridge that it takes by itself."""

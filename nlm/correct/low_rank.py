@@ -19,7 +19,7 @@ tasks share.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from nlm.correct.fitting import check_tasks
 from nlm.correct.normal_equations import NormalEquations
 from nlm.correct.refit import Route, walked
 from nlm.correct.solving import Walk
+from nlm.correct.tasks import Task, task_by_task, task_ids
 from nlm.correct.updates import Same, Update, Updated, check_update, updated
 from nlm.correct.walk import Step
 from nlm.statistics import Data, Forward, Mask
@@ -60,26 +61,31 @@ class LowRankWalk(Walk):
         equations = self.equations(step)
         biased = step.norm is not None or self.is_biased(step)
         alive = self._affine(step.norm)[2] if step.norm is not None else None
-        weight = torch.cat([self.matrix(name) for name in step.layers])
-        solving = []
-        for number, (part, own) in enumerate(
-            zip(weight.chunk(len(equations)), equations, strict=True)
-        ):
-            factor, wanted = own.residual(part, self.ridge, biased, step.layers[0], CALLER)
-            if alive is not None:
-                wanted = wanted * alive.chunk(len(equations))[number]
-            solving.append((factor, torch.linalg.solve_triangular(factor, wanted, upper=False)))
+        whitened = list(self._whitened(step, equations, biased, alive))
         first, taken = 0, []
         for name in step.layers:
             rows = len(self.matrix(name)) // len(equations)
             rank = self._afford(self.matrix(name), len(equations), biased)
             if rank is not None:
                 outputs = slice(first, first + rows)
-                self._add(name, [_truncated(f, w[:, outputs], rank) for f, w in solving])
+                self._add(name, [_truncated(f, w[:, outputs], rank) for f, w in whitened])
                 taken.append(name)
             first += rows
         if biased:
             self._shift(step, taken, equations, alive)
+
+    def _whitened(
+        self, step: Step, equations: Sequence[NormalEquations], biased: bool, alive: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """L and L^-1 C of each group of channels; nothing is wanted of a norm's dead channels."""
+        count = len(equations)
+        weight = torch.cat([self.matrix(name) for name in step.layers])
+        live = weight.new_ones(len(weight)) if alive is None else alive
+        for part, own, wanted in zip(
+            weight.chunk(count), equations, live.chunk(count), strict=True
+        ):
+            factor, off = own.residual(part, self.ridge, biased, step.layers[0], CALLER)
+            yield factor, torch.linalg.solve_triangular(factor, off * wanted, upper=False)
 
     def _afford(self, weight: Tensor, groups: int, biased: bool) -> int | None:
         """The rank that the share of a layer pays for, after its bias; None if not even that."""
@@ -145,6 +151,27 @@ class LowRank(MultiTaskModel):
     """
 
     states: Updated
+
+    def forward(self, *args: Any, task: Task, **kwargs: Any) -> Any:
+        """The network's output with the weights of one task, or of each sample's.
+
+        Parameters
+        ----------
+        task : a task's name or id, or names or ids with one per sample: one pass for each task.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`Correction.forward` does.
+        """
+
+        def run(place: int, args: Any, kwargs: dict[str, Any]) -> Any:
+            return super(LowRank, self).forward(*args, task=self.tasks[place], **kwargs)
+
+        ids = task_ids(task, self.tasks)
+        if isinstance(ids, Tensor):
+            return task_by_task(run, ids, args, kwargs)
+        return run(ids, args, kwargs)
 
     @property
     def updates(self) -> dict[str, Update]:

@@ -9,10 +9,8 @@ the expert, from the merged network's own inputs.
 That takes units that the layers of one step make and those of another one read, and nothing else:
 hidden units, attention heads, groups of heads with one key and value. The specification tells them.
 
-Between two small GPTs, in three pairs, refit leaves a barrier of .196 to .229 and selecting one
-of .119 to .128 (where they are not aligned .495 and .210, in one pair; these with means of hidden
-units in the pool, of which next to none were kept, while of the heads half are means; as it is now
-the first pair leaves .119 and .211). It takes two and a half to three times the work of refit.
+What it leaves between small transformers beside refit, aligned and not, docs/barriers.md says. It
+takes a pass of the merged network for each expert, one more, and the elimination.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -17,12 +17,13 @@ from nlm._state_dict import place_of, state_of
 from nlm.correct.batch_norm import write_statistics
 from nlm.correct.normal_equations import NormalEquations, as_linear
 from nlm.correct.passes import ExpertPass, MergedPass
-from nlm.correct.walk import CONVOLUTIONS, Step
+from nlm.correct.walk import CONVOLUTIONS, Step, weight_of
 from nlm.statistics import Mask
 from nlm.statistics.observe import check_activation
 from nlm.statistics.positions import Positions
 
 CALLER = "nlm.refit"
+_ENTRIES = ("weight", "bias", "running_mean", "running_var")
 _DEAD = 1e-6  # of a batch norm's largest scale: what is below tells nothing of its input
 
 
@@ -71,7 +72,9 @@ class Walk:
 
     def is_shared(self, name: str) -> bool:
         """Whether all tasks have in common what a layer or a batch norm holds."""
-        return f"{name}.weight" in self.weights or f"{name}.running_mean" in self.weights
+        module = submodule(self.network, name)
+        held = [each for each in _ENTRIES if weight_of(module, each) is not None]
+        return bool(held) and all(f"{name}.{each}" in self.weights for each in held)
 
     def take(self, step: Step) -> None:
         """Gives a step's batch norm the statistics of its inputs, then solves its layers."""

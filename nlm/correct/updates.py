@@ -84,7 +84,7 @@ class Updated:
         return tuple(self.updates)
 
     def for_task(self, task: str) -> Mapping[str, Tensor]:
-        return self.updates[task].on(self.below.for_task(task)) if task in self.updates else {}
+        return self.updates[task].on(self.below.for_task(task))
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of the weights below, and ``update.NUMBER.ENTRY`` for each task in its turn."""

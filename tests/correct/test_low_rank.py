@@ -4,6 +4,7 @@ import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import nlm
 from nlm.correct import LowRank
@@ -101,6 +102,11 @@ def test_it_is_served_by_task_kept_and_corrected_further(tmp_path):
     for task in TASKS:
         torch.testing.assert_close(found(x, task=task), found.for_task(task)(x))
         assert not torch.allclose(found(x, task=task), model(x, task=task))
+    mixed = found(x, task=["a", "b", "b", "a", "a", "b"])
+    torch.testing.assert_close(mixed[1:3], found(x[1:3], task="b"))
+    torch.testing.assert_close(mixed[3:5], found(x[3:5], task=0))
+    with pytest.raises(ValueError, match="the task is one of a, b, got 'c'"):
+        found(x, task="c")
     path = tmp_path / "parts.safetensors"
     found.save(path)
     again = LowRank.load(path, model)
@@ -116,8 +122,9 @@ def test_it_is_served_by_task_kept_and_corrected_further(tmp_path):
     ids = torch.tensor([0, 1, 1, 0, 1, 0])
     mixed = tact(x, task=ids)
     torch.testing.assert_close(mixed[ids == 1], tact(x[ids == 1], task="b"))
-    with pytest.raises(ValueError, match=r"nlm\.refit: what is refitted are linear"):
-        nlm.refit(found, own, data, points="0")
+    for layer in ("0", "4", "8"):  # each task has a bias of its own at least
+        with pytest.raises(ValueError, match=r"nlm\.refit: what is refitted are linear"):
+            nlm.refit(found, own, data, points=layer)
 
 
 @torch.no_grad()
@@ -130,6 +137,25 @@ def test_the_result_does_not_depend_on_the_micro_batch():
     for task in TASKS:
         for name, weight in whole.for_task(task).state_dict().items():
             torch.testing.assert_close(parts.for_task(task).state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_outputs_as_columns_and_other_dtypes(dtype):
+    own = {task: nn.Sequential(Conv1D(6, 12), nn.ReLU(), nn.Linear(6, 2)) for task in TASKS}
+    model = nn.Sequential(Conv1D(6, 12), nn.ReLU(), nn.Linear(6, 2))
+    data = {task: [vectors(200).to(dtype)] for task in TASKS}
+    nets = [model, *own.values()]
+    for net in nets:
+        net.to(dtype)
+    found = LowRank.fit(model, own, data, share=100.0, ridge=1e-4)
+    for task in TASKS:
+        plain = found.for_task(task)
+        assert plain[0].weight.dtype == dtype and found.ranks[task] == {"0.weight": 6}
+        close = (
+            {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+        )
+        torch.testing.assert_close(plain[0].weight, own[task][0].weight, **close)
 
 
 def test_bad_input(tmp_path):

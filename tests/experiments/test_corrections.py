@@ -20,21 +20,19 @@ def test_the_table_in_small(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NLM_CACHE", str(tmp_path_factory.mktemp("cache")))
     told = []
     world = prepare(0, 3, settings=SMALL)
-    found = corrections.run(world, (2,), ("permuted", "local"), told.append, between=(3,))
+    found = corrections.run(world, (2,), ("permuted", "local"), told.append)
     rows = set(corrections.ROWS) - {"batch_norm"}  # there is no norm
-    assert list(found["settings"]) == ["permuted", "local"] and len(told) == 2 * len(rows) + 4
-    assert list(found["between"]["3"]) == list(corrections.SHORT)
+    assert list(found["settings"]) == ["permuted", "local"] and len(told) == 2 * len(rows)
     for setting in found["settings"].values():
         assert set(setting["2"]) == rows
         for name, at in setting["2"].items():
             assert 0 < at["worst"] <= at["average"] and at["seconds"] > 0
             assert (at["bytes"] > 0) == (name in ("free", "tact", "tact_once"))
     page = corrections_page.section([found, found])
-    assert "| 3 | " in page[-2] and page[-1].startswith("TACT above REPAIR")
     assert all(
-        page[-4].count(f"| {row['title']} | {row['needs']} |") for row in found["rows"].values()
+        page[-1].count(f"| {row['title']} | {row['needs']} |") for row in found["rows"].values()
     )
-    assert "± 0.000" in page[-4] and "### Experts of one foundation" in page
+    assert "± 0.000" in page[-1] and "### Experts of one foundation" in page
 
 
 def result(seed, **averages):
@@ -61,3 +59,30 @@ def test_the_page_says_what_is_recovered():
         "| TACT | nothing | 0.900 ± 0.000 / 0.80 | 0.500 ± 0.000 / 0.25 | 4,096 | 0.50 |"
     )
     assert lines[-3].startswith("| NONE | nothing | 0.600 ± 0.141 / 0.50 |")
+
+
+def test_every_number_of_tasks(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("NLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    kept: list[int] = []
+    start = {"seed": 0, "counts": {"2": {"none": {"average": 0.5}}}}
+    world = prepare(0, 3, settings=SMALL)
+    found = corrections.every_number(world, (2, 3), start, lambda all: kept.append(1), lambda _: 0)
+    assert found["counts"]["2"]["none"] == {"average": 0.5} and len(kept) == 7  # it goes on
+    assert list(found["counts"]["3"]) == list(corrections_page.SHORT) == list(corrections.SHORT)
+
+
+def test_the_page_says_where_a_goal_is_missed():
+    def scores(**averages):
+        return {name: {"average": each, "worst": each} for name, each in averages.items()}
+
+    three = scores(none=0.5, repair=0.6, least_squares=0.6, tact=0.8)
+    found = {"seed": 0, "counts": {"2": scores(none=0.5, repair=0.9, least_squares=0.7, tact=0.8)}}
+    told = corrections_page.every_number([found | {"counts": {**found["counts"], "3": three}}])
+    assert "from three tasks on: met for every seed" in told[-1]
+    assert "that all tasks share: missed at 3 (33%) tasks" in told[-1]
+    assert (
+        "| 3 | 0.500 / 0.50 | 0.600 / 0.60 | 0.600 / 0.60 | 0.800 / 0.80 | 33% | 20.0 |" in told[1]
+    )
+    worse = {"3": {**three, "repair": {"average": 0.9, "worst": 0.9}}}
+    told = corrections_page.every_number([{"seed": 0, "counts": worse}])
+    assert "from three tasks on: missed at 3 tasks" in told[-1]
