@@ -68,7 +68,7 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
     for expert in recipe.experts:
         if sentence := wrong_name(expert.name):
             found.append(recipe.where("experts", expert.name) + sentence)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _apart(recipe: Recipe, opened: Opened, output: Path) -> Iterator[str]:
@@ -140,7 +140,7 @@ def _numbers(recipe: Recipe, start: Checkpoint) -> Iterator[str]:
         of_each = NUMBERS[parameter].per_expert
         for expert in recipe.experts if of_each else (None,):
             who = None if expert is None else expert.name
-            where = recipe.where("experts", who) if who else recipe.where("parameters", parameter)
+            where = recipe.where_of(parameter, who)
             try:
                 numbers = {value(parameter, who, name) for name in names}
             except ValueError as error:

@@ -142,6 +142,10 @@ def test_numbers_that_do_not_go_together():
         "0.1 to 0.3: write 'dialect: mergekit' or one number"
     ]
     assert found(ties + "parameters: {dialect: mergekit}\n") == []
+    of_all = RECIPE.replace("task_arithmetic", "ties").replace("weight: 0.5", "weight: 1")
+    (told,) = found(of_all + "parameters:\n  density: [0.1, 0.3]\n")
+    line = 1 + of_all.count("\n") + 1
+    assert told.startswith(f"r.yaml:{line}: the global dialect of ties trims all tensors together")
 
 
 def test_mergekit_without_a_weight_for_some_tensor():
@@ -170,8 +174,8 @@ output: out.safetensors
     for name in ("base", "a", "b"):
         Path(name, "config.json").unlink()
     problems = found(text)
-    assert all(each.startswith("r.yaml:4: a source is a folder with conf") for each in problems[:2])
-    assert problems[2:] == [
+    assert problems[0].startswith("r.yaml:4: a source is a folder with config.json")
+    assert problems[1:] == [
         "r.yaml:7: a corrected model is a folder, got the file 'out.safetensors'",
         "r.yaml:3: a source is a folder with config.json, or an id in the local cache of Hugging "
         "Face (nothing is downloaded), got 'a'",
