@@ -238,11 +238,13 @@ def _is_of_architecture(key: str) -> bool:
 
 def _memory(recipe: Recipe, opened: Opened) -> Iterator[str]:
     """Whether what is held at once fits into memory, where the system tells its size."""
-    needed, free = memory_bytes(recipe, opened), available_memory()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed, free = memory_bytes(recipe, opened, processes), available_memory()
     if free is not None and needed > free:
         given = [name for name in ("correct", "align") if getattr(recipe, name) is not None]
         yield recipe.where(*(given or ["method"])[:1]) + (
             f"what is held at once fits into memory, got {needed} bytes for {free} free"
+            + (f" and {processes} processes" if processes > 1 else "")
             + (", without the activations of the data" if runs_models(recipe) else "")
         )
 

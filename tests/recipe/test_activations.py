@@ -48,7 +48,7 @@ def test_families_without_weights_take_what_they_take_with_them(name: str) -> No
 
 
 def test_the_forecast_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all samples of a task in a correction, of a batch of 16 otherwise; unknown of a function."""
+    """Of all samples in a correction, of a batch of 16 otherwise; unknown of a function's."""
     monkeypatch.chdir(tmp_path)
     model = tiny.foundation(tiny.vit)
     inputs = tiny.inputs(model, 40)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -322,6 +323,22 @@ align: weights
     )
     # One row, of which DELLA ranks 2^20 entries at a time.
     assert found(RECIPE.replace("task_arithmetic", "della\nseed: 1")) == []
+
+
+def test_processes_that_share_the_data_hold_all_models_each(monkeypatch):
+    """By the correction all models: 4 of them, in float32, in each of the processes."""
+    size = 4 * (10 * 4 + 4 * 4 + 4 * 4 + 3 * 4)
+    told = "what is held at once fits into memory"
+    monkeypatch.setattr(sys.modules["nlm.recipe.check"], "available_memory", lambda: 9 * size)
+    for method, processes, fits in (
+        ("tact", 1, True), ("tact", 2, True), ("tact", 3, False), ("refit", 8, True),
+    ):  # fmt: skip
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        problems = found(f"{RECIPE}correct: {{method: {method}, data: {{a: d.txt, b: d.txt}}}}\n")
+        said = [each for each in problems if told in each]
+        assert (said == []) == fits, said
+        if not fits:
+            assert f"got {12 * size} bytes for {9 * size} free and 3 processes, without" in said[0]
 
 
 def test_a_permutation_is_one():
