@@ -230,6 +230,7 @@ def test_an_architecture_that_is_unknown():
     text = text.replace("f: f, g: g", "f: base, g: b")
     [problem] = found(text)
     assert problem.startswith("r.yaml:5: a config.json names a model_type that transformers")
+    assert "knows, got 'toy' in 'base'" in problem
 
 
 def test_outputs(monkeypatch):
