@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nlm import Repair, Tact, align, merge, refit, trace
 from nlm.correct import LeastSquares
+from nlm.merge import gram_matrices
 from nlm.statistics import Moments
 
 Corrections = dict[tuple[str, str, str], tuple[Tensor, Tensor]]
@@ -32,6 +33,28 @@ def align_together(rank: int, port: int, folder: str, parts: list[Tensor]) -> No
     found = align(first, second, spec, "activations", data=[parts[rank]], process_group=group)
     found.save(f"{folder}/{rank}.safetensors")
     distributed.destroy_process_group()
+
+
+def measure_together(rank: int, port: int, folder: str, parts: list[list[Tensor]]) -> None:
+    """Saves the Gram matrices that processes measure, of a layer that runs in one of them too."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=len(parts))
+    grams = gram_matrices(Forked(), parts[rank], process_group=distributed.group.WORLD)
+    torch.save(grams, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+class Forked(nn.Module):
+    """A layer that runs for inputs of a positive sum alone, beside one that always does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.always, self.seldom = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.always(x)
+        return self.seldom(hidden) if x.sum() > 0 else hidden
 
 
 def corrections(data: dict[str, list[Tensor]], process_group: object = None) -> Corrections:

@@ -36,6 +36,7 @@ def gram_matrices(
     mask: Mask | None = None,
     max_samples: int | None = None,
     device: torch.device | str | None = None,
+    process_group: Any = None,
 ) -> dict[str, Tensor]:
     """The Gram matrices of what the linear layers of a model read: all that RegMean needs of data.
 
@@ -43,6 +44,8 @@ def gram_matrices(
     ----------
     data, forward, mask, max_samples, device : see :mod:`nlm.statistics.data`; labels are not used.
     heads : patterns of layers that are left out.
+    process_group : of torch.distributed: each of its processes walks data of its own, and all get
+        the matrices of all data.
 
     Returns
     -------
@@ -80,10 +83,30 @@ def gram_matrices(
     finally:
         for handle in handles:
             handle.remove()
+    if process_group is not None:
+        found = _of_all(found, layers, process_group)
     return {
         name: own.comoment / own.count + torch.outer(own.mean_x, own.mean_x)
         for name, own in found.items()
     }
+
+
+def _of_all(
+    found: dict[str, CrossMoments], layers: dict[str, nn.Module], process_group: Any
+) -> dict[str, CrossMoments]:
+    """The moments of all processes, of the layers that ran in any of them."""
+    import torch.distributed as distributed
+
+    ran = [set(found) for _ in range(distributed.get_world_size(process_group))]
+    distributed.all_gather_object(ran, set(found), group=process_group)
+    joined = {}
+    for name, layer in layers.items():
+        if any(name in each for each in ran):
+            weight: Any = layer.weight
+            inputs = weight.shape[0 if is_transformers_conv1d(layer) else 1]
+            own = found.pop(name, None) or CrossMoments.zeros(inputs, device=weight.device)
+            joined[name] = own.all_reduce(process_group)
+    return joined
 
 
 def regmean(

@@ -55,16 +55,13 @@ class Foundations:
         assert recipe.align is not None and recipe.align.method is not None
         first, *others = recipe.foundations.items()
         method, options = recipe.align.method, self._options(first[1])
+        shared = ""
         if ranks is not None:
-            batches = list(options["data"])
-            if len(batches) >= ranks.size:
-                options["data"] = batches[ranks.rank :: ranks.size]
-                options["process_group"] = ranks.group
-            elif ranks.first:
-                options["data"], ranks = batches, None
-            else:
+            options["data"], group = ranks.part(list(options["data"]))
+            if not options["data"]:
                 return
-        shared = "" if ranks is None else f" by {ranks.size} processes"
+            if group is not None:
+                options["process_group"], shared = group, f" by {ranks.size} processes"
         start = self._model(first[1], proves=True)
         for name, path in others:
             what = f"aligning {name} with {first[0]}"
@@ -74,7 +71,8 @@ class Foundations:
             def report(number: int, value: float, what: str = what) -> None:
                 self.progress(f"{what}: {number}", 0.0)
 
-            found = align(start, other, self.spec, method, progress=report, **options)
+            with (ranks or Ranks()).hearing():
+                found = align(start, other, self.spec, method, progress=report, **options)
             self.results[name] = found
             similar = found.report.correlation
             mean = sum(similar.values()) / len(similar) if similar else 1.0

@@ -68,7 +68,7 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
     for expert in recipe.experts:
         if sentence := wrong_name(expert.name):
             found.append(recipe.where("experts", expert.name) + sentence)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _apart(recipe: Recipe, opened: Opened, output: Path) -> Iterator[str]:
@@ -140,7 +140,7 @@ def _numbers(recipe: Recipe, start: Checkpoint) -> Iterator[str]:
         of_each = NUMBERS[parameter].per_expert
         for expert in recipe.experts if of_each else (None,):
             who = None if expert is None else expert.name
-            where = recipe.where("experts", who) if who else recipe.where("parameters", parameter)
+            where = recipe.where_of(parameter, who)
             try:
                 numbers = {value(parameter, who, name) for name in names}
             except ValueError as error:
@@ -238,11 +238,13 @@ def _is_of_architecture(key: str) -> bool:
 
 def _memory(recipe: Recipe, opened: Opened) -> Iterator[str]:
     """Whether what is held at once fits into memory, where the system tells its size."""
-    needed, free = memory_bytes(recipe, opened), available_memory()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed, free = memory_bytes(recipe, opened, processes), available_memory()
     if free is not None and needed > free:
         given = [name for name in ("correct", "align") if getattr(recipe, name) is not None]
         yield recipe.where(*(given or ["method"])[:1]) + (
             f"what is held at once fits into memory, got {needed} bytes for {free} free"
+            + (f" and {processes} processes" if processes > 1 else "")
             + (", without the activations of the data" if runs_models(recipe) else "")
         )
 

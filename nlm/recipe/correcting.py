@@ -23,14 +23,17 @@ from nlm.correct import Correction, correct
 from nlm.loading import SIDE_CAR, TASKS
 from nlm.merge.result import Merged
 from nlm.recipe.data import open_data
+from nlm.recipe.methods import SHARED
 from nlm.recipe.modules import hollow_module, names_of
 from nlm.recipe.recipe import Recipe
-from nlm.statistics import attention_mask
+from nlm.statistics import attention_mask, batches
 from nlm.statistics.data import sample_count
 from nlm.streaming.folder import copy_others
+from nlm.streaming.ranks import Ranks
 from nlm.symmetry.pretrained import load_model, quiet, read_config
 
 CALLER = "nlm.recipe"
+_SAMPLES = 128  # of a task, that those of SHARED use by default
 Progress = Callable[[str, float], None]
 
 
@@ -42,9 +45,9 @@ class Calibration:
     data : expert -> batches.
     """
 
-    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, progress: Progress, ranks: Ranks) -> None:
         assert recipe.correct is not None
-        self.recipe, self.progress = recipe, progress
+        self.recipe, self.progress, self.ranks = recipe, progress, ranks
         self.data: dict[str, list[Any]] = {}
         for expert in recipe.experts:
             if (text := recipe.correct.data.get(expert.name)) is not None:
@@ -75,15 +78,7 @@ class Calibration:
         str
             What was done, a sentence.
         """
-        chosen = self.recipe.correct
-        assert chosen is not None
-        heads = {
-            expert.name: _head_names(expert.path, experts[expert.name], self.recipe.heads)
-            for expert in self.recipe.experts
-        }
-        model = _merged(folder, experts, heads)
-        method, options = chosen.method, self._options()
-        fitted = correct(model, experts, self.data, method, **options)
+        fitted, model = self.fit(folder, experts)
         inner = fitted.model if isinstance(fitted, Correction) else fitted
         if inner is not model:
             assert isinstance(inner, MultiTaskModel) and isinstance(inner.states, Merged)
@@ -100,6 +95,29 @@ class Calibration:
             files[SIDE_CAR] = {"sha256": _digest(folder / SIDE_CAR, files)}
         return self._told(fitted)
 
+    def fit(self, folder: Path, experts: Mapping[str, nn.Module]) -> tuple[Any, MultiTaskModel]:
+        """What corrects the merged model, and that model. Of several processes each sees its part
+        of the batches, where there are enough of every task and the method is a shared one."""
+        chosen = self.recipe.correct
+        assert chosen is not None
+        heads = {
+            expert.name: _head_names(expert.path, experts[expert.name], self.recipe.heads)
+            for expert in self.recipe.experts
+        }
+        model = _merged(folder, experts, heads)
+        data, options = self.data, self._options()
+        if chosen.method in SHARED and self.ranks.size > 1:
+            limit = chosen.samples or _SAMPLES  # of all processes
+            cut = {task: list(batches(each, limit, None, CALLER)) for task, each in data.items()}
+            least = min(map(len, cut.values()))
+            data = {task: self.ranks.part(each, least)[0] for task, each in cut.items()}
+            if least >= self.ranks.size:
+                options["process_group"] = self.ranks.group
+            elif not self.ranks.first:
+                return None, model
+        with self.ranks.hearing():
+            return correct(model, experts, data, chosen.method, **options), model
+
     def _options(self) -> dict[str, Any]:
         chosen = self.recipe.correct
         assert chosen is not None
@@ -114,8 +132,8 @@ class Calibration:
             options["max_samples"] = chosen.samples
         hidden = any(
             isinstance(batch, dict) and not bool(torch.as_tensor(batch[name]).all())
-            for batches in self.data.values()
-            for batch in batches
+            for each in self.data.values()
+            for batch in each
             for name in batch
             if name == "attention_mask"
         )
@@ -162,8 +180,8 @@ class Calibration:
         chosen = self.recipe.correct
         assert chosen is not None
         used = []
-        for task, batches in self.data.items():
-            count = sum(sample_count(batch, CALLER) for batch in batches)
+        for task, each in self.data.items():
+            count = sum(sample_count(batch, CALLER) for batch in each)
             text = chosen.data[task]
             sha = f", SHA-256 {sha256_of(Path(text))}" if Path(text).is_file() else ""
             used.append(f"{task!r}: {count} samples of `{text}`{sha}")

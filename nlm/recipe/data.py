@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from nlm.checkpoint import DamagedFileError, read_tensors
+from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.headers import read_header
 from nlm.recipe.functions import find_function
 from nlm.statistics import batches
@@ -35,7 +36,7 @@ from nlm.statistics import batches
 TENSORS = (".safetensors", ".npz")
 _TOKENS = {"input_ids", "decoder_input_ids"}
 _POSITIONS = ("position_embeddings", "position_embedding", "wpe")  # tables that are looked up in
-_BATCH = 16  # samples
+BATCH = 16  # samples
 _WINDOW = 128  # tokens
 _CHARACTERS = 16  # of a text that are read for a token, where not all is needed
 _TOKENIZERS = (
@@ -101,6 +102,29 @@ def check_data(text: str, model: nn.Module, folder: str | None, caller: str) -> 
     else:
         _check_reads_text(model, path, caller)
         open_tokenizer(folder, path, caller)
+
+
+def batch_shapes(
+    text: str, model: nn.Module, samples: int | None = None, most: int = BATCH
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]] | None:
+    """Input -> shape and type of a batch of ``most`` samples, or of all where there are fewer, from
+    what shows before anything is read; texts count as long as they may be. None for a function's.
+    """
+    path = Path(text)
+    if not path.is_file():
+        return None
+    rows = most if samples is None else min(most, samples)
+    if path.suffix == ".safetensors":
+        entries = read_header(path)[0].items()
+        known = {n: (each.shape, getattr(torch, TORCH_TYPES[each.dtype])) for n, each in entries}
+    elif path.suffix in TENSORS:
+        known = dict(_arrays(path, lambda each: (each.shape, torch.from_numpy(each[:1]).dtype)))
+    else:
+        names = ["input_ids", *(["attention_mask"] if path.suffix == ".jsonl" else [])]
+        names += [n for n in ("decoder_input_ids",) if n in _parameters(model)[0]]
+        return dict.fromkeys(names, ((rows, _longest(model)), torch.int64))
+    named = _named(known, model).items()
+    return {name: ((min(rows, shape[0]), *shape[1:]), dtype) for name, (shape, dtype) in named}
 
 
 def check_inputs(
@@ -204,7 +228,7 @@ def _named(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _parts(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    for part in zip(*(each.split(_BATCH) for each in inputs.values()), strict=True):
+    for part in zip(*(each.split(BATCH) for each in inputs.values()), strict=True):
         yield dict(zip(inputs, part, strict=True))
 
 
@@ -244,7 +268,7 @@ def _text_batches(
             raise ValueError(
                 f"{caller}: a text has at least {length} tokens, got {len(tokens)} in {str(path)!r}"
             )
-        made = ({"input_ids": each} for each in windows.split(_BATCH))
+        made = ({"input_ids": each} for each in windows.split(BATCH))
     both = "decoder_input_ids" in _parameters(model)[0]
     for batch in made:
         yield {**batch, "decoder_input_ids": batch["input_ids"]} if both else batch
@@ -287,8 +311,8 @@ def _padded(
         )
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     filler = next(each for each in known if each is not None)
-    for begin in range(0, len(tokens), _BATCH):
-        chosen = tokens[begin : begin + _BATCH]
+    for begin in range(0, len(tokens), BATCH):
+        chosen = tokens[begin : begin + BATCH]
         longest = max(map(len, chosen))
         ids = torch.full((len(chosen), longest), filler, dtype=torch.int64)
         mask = torch.zeros_like(ids)

@@ -76,13 +76,13 @@ def execute(
         return _compared(recipe, target, work, opened, memory, progress, ranks, how)
     if problems := check(recipe, opened, force=force or (resume and is_unfinished(target))):
         raise RecipeError(problems)
-    models = Models(recipe, work, memory, progress or (lambda what, share: None), ranks.first)
+    models = Models(recipe, work, memory, progress or (lambda what, share: None), ranks)
     with ExitStack() as stack:
         with ranks.together():
             if ranks.first:
                 stack.enter_context(own_folder(work))
-                models.open_calibration()
-        models.align(ranks)  # one that fails ends, and the others see that
+            models.open_calibration()
+        models.align()
         with ranks.together():
             if ranks.first:
                 plan = models.plan(target)
@@ -96,7 +96,8 @@ def execute(
 
         report = run(
             plan, "\n".join([text, *moved]), resume=resume, force=force,
-            progress=progress, ranks=ranks, write_others=complete, **how,
+            progress=progress, ranks=ranks, write_others=complete,
+            assist=models.assist, **how,
         )  # fmt: skip
     if report.complete and target.is_dir():  # as they are since the correction
         report = replace(report, files=read_card(target)[1])

@@ -39,6 +39,7 @@ class Forecast:
     memory : bytes of the models and matrices that alignment, correction or a measurement holds at
         once, beside activations and the buffers of the merge.
     runs : whether models are run, whose activations are not in ``memory``.
+    activations : bytes of those that live at once in a pass of one model; None where unknown.
     untimed : what of it the predicted time leaves out.
     """
 
@@ -55,6 +56,7 @@ class Forecast:
     memory: int = 0
     untimed: tuple[str, ...] = ()
     runs: bool = False
+    activations: int | None = None
 
     def seconds(self, rates: Rates) -> float:
         """The predicted time of all but what is ``untimed``.
@@ -83,7 +85,8 @@ class Forecast:
         if self.memory:
             rows.append(("held in memory beside the buffers", readable(self.memory)))
         if self.runs:
-            rows.append(("activations of the data, beside that", "not counted"))
+            known = "not known" if self.activations is None else readable(self.activations)
+            rows.append(("activations of a pass, beside that", known))
         if rates is not None:
             less = f", {' and '.join(self.untimed)} not counted" if self.untimed else ""
             rows.append(("takes about", f"{self.seconds(rates):.1f} s{less}"))
@@ -141,7 +144,16 @@ def forecast(recipe: Recipe, opened: Opened | None = None) -> Forecast:
         memory_bytes(recipe, opened),
         tuple(untimed),
         runs_models(recipe),
+        _activations(recipe, opened),
     )
+
+
+def _activations(recipe: Recipe, opened: Opened) -> int | None:
+    if not runs_models(recipe):
+        return None
+    from nlm.recipe.activations import activation_bytes
+
+    return activation_bytes(recipe, opened)
 
 
 def _bytes(recipe: Recipe, model: Checkpoint) -> int:

@@ -20,8 +20,10 @@ from nlm.merge import gram_matrices
 from nlm.recipe.data import TENSORS, check_data, open_data
 from nlm.recipe.functions import find_function
 from nlm.recipe.modules import hollow_module, load_module, names_of
+from nlm.recipe.recipe import Expert
 from nlm.statistics import attention_mask
 from nlm.statistics.data import sample_count
+from nlm.streaming.ranks import Ranks
 
 CALLER = "nlm.recipe"
 
@@ -35,18 +37,26 @@ def column_weights(path: Path) -> tuple[str, ...]:
 
 
 def write_grams(
-    path: Path, model: nn.Module, data: str, samples: int | None, heads: tuple[str, ...], file: Path
+    expert: Expert, model: nn.Module, heads: tuple[str, ...], file: Path, ranks: Ranks
 ) -> None:
-    """Writes the Gram matrices of what an expert's linear layers read.
+    """Writes the Gram matrices of what an expert's linear layers read, under its names of entries.
 
     Parameters
     ----------
-    path : the expert's folder, whose names of entries the file has.
     model : the expert, in the order of units in which it is merged.
+    ranks : each process measures its part of the batches; the first one writes.
     """
-    inputs = open_data(data, model, str(path), CALLER, samples)
+    path = expert.path
+    assert expert.data is not None
+    inputs = open_data(expert.data, model, str(path), CALLER, expert.samples)
     mask = attention_mask if _is_masked(inputs) else None
-    grams = gram_matrices(model, inputs, mask=mask)
+    own, group = ranks.part(inputs)
+    if not own:
+        return
+    with ranks.hearing():
+        grams = gram_matrices(model, own, mask=mask, process_group=group)
+    if not ranks.first:
+        return
     names = {own: name for name, own in names_of(open_checkpoint(path), model).items()}
     kept = {names[own]: gram for own, gram in grams.items() if own in names}
     kept = {name: gram for name, gram in kept.items() if not matches(name, heads)}

@@ -13,7 +13,7 @@ from nlm.checkpoint.atomic import write_text
 from nlm.checkpoint.headers import Stamp, read_config
 from nlm.checkpoint.names import file_name
 from nlm.recipe.finished import named_files
-from nlm.recipe.methods import DTYPES, METHODS
+from nlm.recipe.methods import DTYPES, METHODS, SHARED
 from nlm.recipe.recipe import Expert, Recipe
 from nlm.streaming import Plan, run
 from nlm.streaming.aligned import is_aligned, write_aligned
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 
 
+def _is_measured(recipe: Recipe, expert: Expert) -> bool:
+    return recipe.method == "regmean" and expert.gram is None and expert.data is not None
+
+
 def _one(parameter: str, task: str | None, tensor: str) -> float:
     return 1.0
 
@@ -37,44 +41,73 @@ def _one(parameter: str, task: str | None, tensor: str) -> float:
 class Models:
     """The checkpoints of a recipe, in one order of units.
 
-    The files that are made for them lie in ``work``, where another process ``makes`` them or this
-    one.
+    The files that are made for them lie in ``work``, where the first process makes them.
     """
 
     recipe: Recipe
     work: Path
     memory: int
     progress: Progress
-    makes: bool
+    ranks: Ranks
     inputs: dict[Path, Stamp] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)  # digests of the permutations
     notes: list[str] = field(default_factory=list)  # for the model card
     _foundations: "Foundations | None" = None
     _calibration: "Calibration | None" = None
 
+    @property
+    def makes(self) -> bool:
+        """Whether files are made by this process."""
+        return self.ranks.first
+
     # --- before the merge -------------------------------------------------------------------------
 
     def open_calibration(self) -> None:
         """Reads the data of the correction: what is wrong with it is told before any work."""
-        if self.recipe.correct is not None:
+        if self.recipe.correct is not None and (self.makes or self.corrects_together):
             from nlm.recipe.correcting import Calibration
 
-            self._calibration = Calibration(self.recipe, self.progress)
+            self._calibration = Calibration(self.recipe, self.progress, self.ranks)
 
-    def align(self, ranks: Ranks) -> None:
-        """Aligns the foundations on data of which every process sees a share."""
-        align = self.recipe.align
-        if self.recipe.aligns and align is not None and align.data is not None and ranks.size > 1:
-            self.foundations.align(ranks)
+    @property
+    def corrects_together(self) -> bool:
+        """Whether all processes correct, each on its part of the data."""
+        chosen = self.recipe.correct
+        return (
+            self.ranks.size > 1 and chosen is not None and chosen.method in SHARED
+            and not self.recipe.rotates
+        )  # fmt: skip
+
+    def align(self) -> None:
+        """Aligns the foundations: on data of which every process sees a part, or the first alone.
+        Then every process measures its part of the data that a method needs."""
+        recipe, ranks = self.recipe, self.ranks
+        measured = [each for each in recipe.experts if _is_measured(recipe, each)]
+        if recipe.aligns:
+            for path in recipe.foundations.values():
+                self._opened(path)
+            if recipe.align is not None and recipe.align.data is not None and ranks.size > 1:
+                self.foundations.align(ranks)  # one that fails ends, and the others see that
+            with ranks.together():
+                if self.makes and not self.foundations.results:
+                    self.foundations.align()
+            if ranks.size > 1 and (measured or self.corrects_together):
+                found = ranks.gather(self.foundations.results if self.makes else None)[0]
+                self.foundations.results = found
+        for each in measured:
+            self._measure(each)
+
+    def _measure(self, expert: Expert) -> None:
+        from nlm.recipe.measuring import write_grams
+
+        model = self._module(expert)
+        self.progress(f"measuring expert {expert.name}", 0.0)
+        file = self._file(f"grams {expert.name}")
+        write_grams(expert, model, self.recipe.heads, file, self.ranks)
 
     def plan(self, output: Path) -> Plan:
         recipe = self.recipe
         self.inputs |= named_files(recipe)
-        if recipe.aligns:
-            for path in recipe.foundations.values():
-                self._opened(path)
-            if self.makes and not self.foundations.results:
-                self.foundations.align()
         experts = {each.name: self._expert(each) for each in recipe.experts}
         curvatures = {
             each.name: self._curvature(each)
@@ -147,14 +180,7 @@ class Models:
                 f"{' or '.join(METHODS[self.recipe.method].of_each)} of every expert, got none for "
                 f"{expert.name!r}"
             )
-        made = self._file(f"grams {expert.name}")
-        if self.makes:
-            from nlm.recipe.measuring import write_grams
-
-            model = self._module(expert)
-            self.progress(f"measuring expert {expert.name}", 0.0)
-            write_grams(expert.path, model, expert.data, expert.samples, self.recipe.heads, made)
-        return open_checkpoint(made)
+        return open_checkpoint(self._file(f"grams {expert.name}"))
 
     def _column_weights(self) -> tuple[str, ...]:
         """The weights that are [inputs, outputs], of models that have a configuration."""
@@ -297,7 +323,9 @@ class Models:
         notes = [] if self._foundations is None else list(self._foundations.notes)
         notes += self.notes
         if self._calibration is not None:
-            experts = {each.name: self._module(each) for each in recipe.experts}
+            experts = self._modules()
+            if self.corrects_together:
+                self.ranks.gather((str(folder),))  # which the others wait for
             notes.append(
                 self._calibration.apply(
                     folder, experts, files, recipe.output.shard_bytes, self.like()
@@ -306,6 +334,19 @@ class Models:
         note_others(folder, files)
         models = self._named_models()
         write_text(folder / CARD, card(plan, text, files, models, notes, identity))
+
+    def assist(self) -> None:
+        """What another process than the first does of :meth:`complete`."""
+        if self._calibration is None:
+            return
+        experts = self._modules()
+        found = self.ranks.gather(None)[0]
+        if not isinstance(found, tuple):
+            raise RuntimeError(f"nlm.streaming: process 0 failed: {found}")
+        self._calibration.fit(Path(found[0]), experts)
+
+    def _modules(self) -> "dict[str, nn.Module]":
+        return {each.name: self._module(each) for each in self.recipe.experts}
 
     def _gauged(self) -> Any:
         return next(iter(self.foundations.results.values())).gauge  # type: ignore[attr-defined]

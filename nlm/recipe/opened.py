@@ -7,7 +7,7 @@ from pathlib import Path
 from nlm._names import matches
 from nlm._random import RANKED
 from nlm.checkpoint.headers import ITEM_BYTES, Checkpoint, TensorEntry, open_checkpoint
-from nlm.recipe.methods import BESIDE_WEIGHTS, DTYPES, METHODS
+from nlm.recipe.methods import BESIDE_WEIGHTS, DTYPES, METHODS, SHARED
 from nlm.recipe.recipe import Expert, Output, Recipe
 
 
@@ -144,11 +144,12 @@ def module_bytes(model: Checkpoint) -> int:
     return sum(4 * e.size if e.is_float else e.bytes for e in model.tensors.values())
 
 
-def memory_bytes(recipe: Recipe, opened: Opened) -> int:
+def memory_bytes(recipe: Recipe, opened: Opened, processes: int = 1) -> int:
     """Bytes that are held at once beside activations and the buffers of the merge.
 
     By alignment two foundations and cost matrices; by correction the merged model, its corrected
-    copy and all experts; by DELLA the longest row of a tensor, of 2^20 entries at most.
+    copy and all experts; by DELLA the longest row of a tensor, of 2^20 entries at most. Of
+    several ``processes`` on a machine each holds these where they share the data.
     """
     aligned = sorted(map(module_bytes, opened.foundations.values()))[-2:] if recipe.aligns else []
     if recipe.rotates:
@@ -162,7 +163,14 @@ def memory_bytes(recipe: Recipe, opened: Opened) -> int:
 
         costs = cost_bytes(recipe, opened)
     known = _measuring_bytes(recipe, opened)
-    return max(sum(aligned) + costs, sum(corrected), known, _ranked_bytes(recipe, opened.start))
+    sees = recipe.align is not None and recipe.align.data is not None
+    shares = recipe.correct is not None and recipe.correct.method in SHARED and not recipe.rotates
+    return max(
+        (sum(aligned) + costs) * (processes if sees else 1),
+        sum(corrected) * (processes if shares else 1),
+        known * (processes if recipe.method == "regmean" else 1),
+        _ranked_bytes(recipe, opened.start) * processes,
+    )
 
 
 def _measuring_bytes(recipe: Recipe, opened: Opened) -> int:

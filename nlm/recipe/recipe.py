@@ -185,3 +185,10 @@ class Recipe:
             if (line := self.lines.get(".".join(keys[:end]))) is not None:
                 return f"{self.file}:{line}: "
         return f"{self.file}: "
+
+    def where_of(self, parameter: str, expert: str | None) -> str:
+        """:meth:`where` a number stands: with its expert, or with those of all."""
+        own = expert is not None and parameter in self.expert(expert).values
+        if own or (expert is not None and parameter not in self.values):
+            return self.where("experts", str(expert), parameter)
+        return self.where("parameters", parameter)

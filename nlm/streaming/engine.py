@@ -62,6 +62,7 @@ def run(
     progress: Progress | None = None,
     ranks: Ranks | None = None,
     write_others: Callable[[Path, dict[str, Any]], None] | None = None,
+    assist: Callable[[], None] | None = None,
 ) -> Report:
     """Merges checkpoints into a new one, which appears whole or not at all.
 
@@ -76,7 +77,8 @@ def run(
     progress : called with what is being done and the share of bytes; may raise to stop.
     ranks : the processes that merge together, by default this one.
     write_others : called with the folder and what was written, file -> {"sha256": ...}, to add
-        other files; what it changes in a file it changes there too.
+        other files; what it changes in a file it changes there too. The first process calls it.
+    assist : called by the others meanwhile.
 
     Raises
     ------
@@ -134,6 +136,8 @@ def run(
                 with ranks.together():
                     if ranks.first:
                         partial.commit(complete)
+                    elif assist is not None:
+                        assist()
     return Report(
         time.perf_counter() - begun,
         sum(entry.bytes for model in models for entry in model.tensors.values()),

@@ -73,11 +73,34 @@ class Ranks:
         try:
             distributed.all_gather_object(values, value, group=self._group)
         except RuntimeError as error:  # what gloo raises where a connection ends
-            raise RuntimeError(
-                f"nlm.streaming: the processes of a merge all live until its end, got one of "
-                f"{self.size} that process {self.rank} no longer hears"
-            ) from error
+            raise RuntimeError(self._gone()) from error
         return values
+
+    def part(self, batches: list[Any], least: int | None = None) -> tuple[list[Any], Any]:
+        """This process's part of some batches, and the group that reduces what is measured on them.
+
+        Where there are fewer batches than processes the first one has them all, for itself.
+        ``least`` stands for their number where several lists are shared alike.
+        """
+        if self.size == 1 or (len(batches) if least is None else least) < self.size:
+            return (batches if self.first else []), None
+        return batches[self.rank :: self.size], self._group
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """What fails inside as another process is gone is told as that."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self._group is None or "gloo" not in str(error):
+                raise
+            raise RuntimeError(self._gone()) from error
+
+    def _gone(self) -> str:
+        return (
+            f"nlm.streaming: the processes of a merge all live until its end, got one of "
+            f"{self.size} that process {self.rank} no longer hears"
+        )
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -170,8 +170,19 @@ def read_config(source: Any) -> Any:
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"nlm.trace_config: a config.json names a model_type that transformers "
-            f"{transformers.__version__} knows, got {name!r}"
+            f"{transformers.__version__} knows, got {_model_type(name)}{name!r}"
         ) from error
+
+
+def _model_type(folder: str) -> str:
+    """What a configuration says that its model is, for a message."""
+    from nlm.checkpoint.headers import read_config as read_file
+
+    try:
+        found = (read_file(Path(folder)) or {}).get("model_type")
+    except (OSError, ValueError):
+        return ""
+    return f"{found!r} in " if found else ""
 
 
 def entry_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:

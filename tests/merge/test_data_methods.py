@@ -1,8 +1,11 @@
 """Soups, Fisher averaging and RegMean: methods that know more of the models than their weights."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
+from _distributed import Forked, measure_together
 from _networks import mlp
 from torch import Tensor, nn
 
@@ -234,3 +237,22 @@ def test_bad_regression() -> None:
             regmean(EXPERTS, **options)
     with pytest.raises(ValueError, match="linear layers beside its heads, got none"):
         gram_matrices(mlp(0), DATA["a"], heads="*")
+
+
+def test_gram_matrices_of_two_processes_are_those_of_all_data(tmp_path) -> None:
+    """To 1e-12, and the same bits in both; of a layer that runs in one of them alone, too."""
+    make = torch.Generator().manual_seed(0)
+    parts = [[x.abs(), -x[:9].abs(), x[9:].abs()] for x in torch.randn(2, 30, 6, generator=make)]
+    parts[1] = [-each.abs() for each in parts[1]]
+    alone = gram_matrices(Forked(), [each for part in parts for each in part])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(measure_together, (port, str(tmp_path), parts), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first.keys() == second.keys() == alone.keys() == {"always.weight", "seldom.weight"}
+    for name, expected in alone.items():
+        torch.testing.assert_close(first[name], expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(first[name], second[name])
+    apart = gram_matrices(Forked(), parts[0])["always.weight"]
+    assert not torch.allclose(apart, alone["always.weight"], rtol=1e-6)  # all samples count

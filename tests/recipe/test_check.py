@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,10 @@ def test_numbers_that_do_not_go_together():
         "0.1 to 0.3: write 'dialect: mergekit' or one number"
     ]
     assert found(ties + "parameters: {dialect: mergekit}\n") == []
+    of_all = RECIPE.replace("task_arithmetic", "ties").replace("weight: 0.5", "weight: 1")
+    (told,) = found(of_all + "parameters:\n  density: [0.1, 0.3]\n")
+    line = 1 + of_all.count("\n") + 1
+    assert told.startswith(f"r.yaml:{line}: the global dialect of ties trims all tensors together")
 
 
 def test_mergekit_without_a_weight_for_some_tensor():
@@ -170,8 +175,8 @@ output: out.safetensors
     for name in ("base", "a", "b"):
         Path(name, "config.json").unlink()
     problems = found(text)
-    assert all(each.startswith("r.yaml:4: a source is a folder with conf") for each in problems[:2])
-    assert problems[2:] == [
+    assert problems[0].startswith("r.yaml:4: a source is a folder with config.json")
+    assert problems[1:] == [
         "r.yaml:7: a corrected model is a folder, got the file 'out.safetensors'",
         "r.yaml:3: a source is a folder with config.json, or an id in the local cache of Hugging "
         "Face (nothing is downloaded), got 'a'",
@@ -225,6 +230,7 @@ def test_an_architecture_that_is_unknown():
     text = text.replace("f: f, g: g", "f: base, g: b")
     [problem] = found(text)
     assert problem.startswith("r.yaml:5: a config.json names a model_type that transformers")
+    assert "knows, got 'toy' in 'base'" in problem
 
 
 def test_outputs(monkeypatch):
@@ -318,6 +324,22 @@ align: weights
     )
     # One row, of which DELLA ranks 2^20 entries at a time.
     assert found(RECIPE.replace("task_arithmetic", "della\nseed: 1")) == []
+
+
+def test_processes_that_share_the_data_hold_all_models_each(monkeypatch):
+    """By the correction all models: 4 of them, in float32, in each of the processes."""
+    size = 4 * (10 * 4 + 4 * 4 + 4 * 4 + 3 * 4)
+    told = "what is held at once fits into memory"
+    monkeypatch.setattr(sys.modules["nlm.recipe.check"], "available_memory", lambda: 9 * size)
+    for method, processes, fits in (
+        ("tact", 1, True), ("tact", 2, True), ("tact", 3, False), ("refit", 8, True),
+    ):  # fmt: skip
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        problems = found(f"{RECIPE}correct: {{method: {method}, data: {{a: d.txt, b: d.txt}}}}\n")
+        said = [each for each in problems if told in each]
+        assert (said == []) == fits, said
+        if not fits:
+            assert f"got {12 * size} bytes for {9 * size} free and 3 processes, without" in said[0]
 
 
 def test_a_permutation_is_one():

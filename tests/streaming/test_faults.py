@@ -18,6 +18,7 @@ from nlm.checkpoint.shards import sha256_of
 from nlm.recipe import read_recipe
 from nlm.recipe.models import Models
 from nlm.streaming import MEMORY
+from nlm.streaming.ranks import Ranks
 
 # one of each kind
 SHORT = list({re.sub(r" \d+$", "", f.name): f for f in FAULTS if f.recipe == "dare"}.values())
@@ -98,8 +99,10 @@ def test_one_of_many_is_killed(disturbed, size, victim):
 def test_a_process_that_joins_knows_the_merge_by_the_same_files(disturbed, tmp_path):
     """Also by the specification's and the permutation's, which the first one alone opens."""
     recipe = read_recipe(disturbed[0].folder / "ties.yaml")
+    second = Ranks()
+    second.rank, second.size = 1, 2
     first, other = (
-        Models(recipe, tmp_path, MEMORY, lambda *_: None, is_first) for is_first in (True, False)
+        Models(recipe, tmp_path, MEMORY, lambda *_: None, ranks) for ranks in (Ranks(), second)
     )
     stamps = first.plan(tmp_path / "out").stamps()
     assert stamps == other.plan(tmp_path / "out").stamps()
