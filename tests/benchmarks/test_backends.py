@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+import _whole_processes
 import backends_page
-import host_mergekit
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -74,7 +74,7 @@ def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     save_file({"w": torch.tensor([1.0, -4.0]), "v": torch.ones(2)}, files[0])
     save_file({"w": torch.tensor([1.0, -2.0]), "v": torch.ones(2)}, files[1])
-    assert host_mergekit.compared(*files) == {"differing": 0.25, "difference": 0.5}
+    assert _whole_processes.compared(*files) == {"differing": 0.25, "difference": 0.5}
     save_file({"w": torch.ones(2)}, files[1])
     with pytest.raises(SystemExit, match="other entries; nothing is reported"):
-        host_mergekit.compared(*files)
+        _whole_processes.compared(*files)
