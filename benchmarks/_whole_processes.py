@@ -154,6 +154,8 @@ def arguments(host: Host, text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="where inputs and results are written")
     default = RESULTS / machine() / f"host_{host.name}.json"
     parser.add_argument("--json", type=Path, default=default)
+    if host.distribution is None:
+        parser.add_argument("--checkout", type=Path, help="a clone of the repository")
     parser.add_argument("--add", action="store_true", help="keep other rows of the report's file")
     return parser
 
@@ -178,6 +180,50 @@ def main(host: Host, options: argparse.Namespace) -> None:
         before = json.loads(options.json.read_text())["rows"]
         rows = [row for row in before if row["method"] not in options.rows] + rows
     write(options.json, {**facts(), **report, "rows": rows})
+
+
+def from_checkout(
+    name: str, repository: str, rows: Sequence[str], about: Callable[[str, str], Row]
+) -> Host:
+    """A host that is a clone of a repository: its functions are called by ``_checkouts``.
+
+    ``about`` says something of a row at a size.
+    """
+
+    def prepare(folder: Path, options: argparse.Namespace) -> Row:
+        if options.checkout is None:
+            raise SystemExit(f"{repository} is in no package: --checkout names a clone of it")
+        (folder / "given").write_text(f"{options.checkout.resolve()}\n{options.size}")
+        asked = ["git", "-C", str(options.checkout), "rev-parse", "--short", "HEAD"]
+        found = subprocess.run(asked, text=True, capture_output=True).stdout.strip()
+        return {"host": f"{repository} {found or 'of an unknown commit'}"}
+
+    def command(program: str, row: str, folder: Path, out: str) -> Command:
+        checkout, size = (folder / "given").read_text().splitlines()
+        return Command("_checkouts", [name, program, checkout, row, size, out], Path(out))
+
+    def commands(row: str, folder: Path) -> Mapping[str, Command]:
+        programs = (name, "nlm")
+        return {
+            each: command(each, row, folder, f"{folder / each}.safetensors") for each in programs
+        }
+
+    def start(folder: Path) -> Command:
+        return command(name, rows[0], folder, "-")
+
+    def more(row: str, folder: Path, options: argparse.Namespace) -> Row:
+        return about(row, options.size)
+
+    return Host(name, None, rows, prepare, commands, start, objectives, more)
+
+
+def objectives(stock: Path, found: Path) -> Row:
+    """What both have reached, which stands beside their results, and how far these differ."""
+    values = {}
+    for which, file in (("stock", stock), ("nlm", found)):
+        with safe_open(file, "pt") as opened:
+            values[f"{which}_objective"] = float(opened.metadata()["objective"])
+    return compared(stock, found) | values
 
 
 def version(host: Host) -> str:

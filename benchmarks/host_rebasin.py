@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from _rebasin import MODULES, NETWORKS, SIZES, build
-from _whole_processes import Command, Host, arguments, main
-from safetensors import safe_open
+from _whole_processes import Command, Host, arguments, main, objectives
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -31,15 +30,6 @@ def commands(network: str, folder: Path) -> dict[str, Command]:
 
 def start(folder: Path) -> Command:
     return Command("_rebasin", ["rebasin", "mlp", "tiny", "-"], folder)
-
-
-def objectives(stock: Path, found: Path) -> dict[str, float]:
-    """What was reached."""
-    values = {}
-    for program, file in (("rebasin", stock), ("nlm", found)):
-        with safe_open(file, "pt") as opened:
-            values[f"{program}_objective"] = float(opened.metadata()["objective"])
-    return values
 
 
 def parameters(network: str, folder: Path, options: argparse.Namespace) -> dict[str, int]:
