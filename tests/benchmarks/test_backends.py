@@ -70,6 +70,25 @@ def test_an_alignment_has_a_table_of_its_own(
     assert "the host needs 3.0 s to start" in text
 
 
+def test_functions_of_a_checkout_have_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"method": "zip", "units": 768, "zipit_s": 20.0, "nlm_s": 4.0, "ratio": 5.0}
+    row |= {"zipit_bytes": 1e9, "nlm_bytes": 5e8, "stock_objective": 0.51, "nlm_objective": 0.52}
+    row |= {"differing": 0.1, "difference": 1.0, "repeat": 2, "commit": "abc"}
+    report = {
+        "host": "ZipIt 1b6ca40", "start_s": 3.0, "threads": 2, "repeat": 1, "machine": "one",
+        "versions": {}, "commit": "def", "rows": [row, row | {"method": "permute", "repeat": 3}],
+    }  # fmt: skip
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "host_zipit.json").write_text(json.dumps(report))
+    monkeypatch.setattr(backends_page, "RESULTS", tmp_path)
+    text = backends_page.filled("<!-- results of zipit -->\n<!-- end -->")
+    assert "| zip | 768 | 20.0 s | 4.0 s | 5.0 | 1.00 GB | 0.50 GB | 0.51 | 0.52 |" in text
+    assert "mean correlation, stock" in text and "medians of 2 and 3 runs" in text
+    assert text.endswith("nlm at abc.\n<!-- end -->")
+
+
 def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     save_file({"w": torch.tensor([1.0, -4.0]), "v": torch.ones(2)}, files[0])
