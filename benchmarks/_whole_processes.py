@@ -177,8 +177,10 @@ def main(host: Host, options: argparse.Namespace) -> None:
     report = {"host": about.pop("host", None) or version(host), **about}
     report |= {"start_s": start, "threads": options.threads, "repeat": options.repeat}
     if options.add and options.json.exists():
-        before = json.loads(options.json.read_text())["rows"]
-        rows = [row for row in before if row["method"] not in options.rows] + rows
+        before = json.loads(options.json.read_text())
+        about_row = {"repeat": before["repeat"], "commit": before["commit"]}
+        others = [row for row in before["rows"] if row["method"] not in options.rows]
+        rows = [about_row | row for row in others] + rows
     write(options.json, {**facts(), **report, "rows": rows})
 
 
