@@ -3,6 +3,8 @@
 import gc
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from nlm.integrations import _start
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package that says on its path when it was imported."""
     folder = tmp_path / "waiting_package"
     folder.mkdir()
@@ -36,6 +38,26 @@ def test_a_package_is_imported_when_it_is_asked_for(package: str, tmp_path: Path
     assert type(waiting_package) is type(sys) and sys.modules[package] is waiting_package
     with pytest.raises(AttributeError, match="nothing"):
         _ = waiting_package.nothing
+
+
+def test_threads_wait_for_one_another(package: str, tmp_path: Path) -> None:
+    file = tmp_path / package / "__init__.py"
+    file.write_text("import time\ntime.sleep(0.2)\n" + file.read_text())
+    _start.postpone(package)
+    module = sys.modules[package]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: module.value, range(4))) == [3] * 4
+
+
+def test_an_import_that_fails_is_tried_again(package: str, tmp_path: Path) -> None:
+    file = tmp_path / package / "__init__.py"
+    good = file.read_text()
+    file.write_text("import no_such_package_at_all\n")
+    _start.postpone(package)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
+        _ = sys.modules[package].value
+    file.write_text(good + "# of another length than before\n")
+    assert sys.modules[package].value == 3
 
 
 def test_a_part_of_it_may_be_imported_first(package: str) -> None:
