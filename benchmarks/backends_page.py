@@ -31,7 +31,7 @@ def tables(report: dict[str, Any]) -> str:
         parts += [alone(report, runs)]
     if streamed := [row for row in rows if "merge_s" in row]:
         parts += [without_host(report, streamed)]
-    return "\n\n".join([*parts, caption(report)])
+    return "\n\n".join([*parts, *goals(report), caption(report)])
 
 
 def merges(report: dict[str, Any]) -> str:
@@ -87,6 +87,39 @@ def alignments(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]  # fmt: skip
     return table(header, rows)
+
+
+def goals(report: dict[str, Any]) -> list[str]:
+    """What was asked of whole processes, what is there, and what bounds it."""
+    rows, start = {row["method"]: row for row in report["rows"]}, report["start_s"]
+    stock = _stock(report)
+    found = []
+    for method, goal in GOALS.get(stock, {}).items():
+        if method not in rows:
+            continue
+        row = rows[method]
+        text = f"`{method}` was to be {goal:g} times as fast: {_met(row['ratio'], goal)}."
+        if row["ratio"] < goal:
+            text += (
+                f" That would be {row[f'{stock}_s'] / goal:.1f} s as a whole, of which the host's "
+                f"start alone takes {start:.1f} s."
+            )
+            if (adds := rows.get("task_arithmetic")) and stock == "mergekit":
+                text += f" A merge that only adds takes {adds['nlm_s']:.1f} s here."
+        found.append(text)
+    if stock == "fusion_bench":
+        share = max(row["nlm_bytes"] / row[f"{stock}_bytes"] for row in rows.values())
+        met = "met" if share <= 1 / 3 else "missed"
+        found.append(f"Its peak memory was to be a third of the stock run's: {share:.2f}, {met}.")
+    return [" ".join(found)] if found else []
+
+
+def _met(value: float, goal: float) -> str:
+    return f"{value:.1f}, {'met' if value >= goal else 'missed'}"
+
+
+#: Times as fast as the stock run, by host and method.
+GOALS = {"mergekit": {"ties": 5, "dare_ties": 2.5}, "fusion_bench": {"ties, sum": 4}}
 
 
 def caption(report: dict[str, Any]) -> str:
