@@ -2,8 +2,9 @@
 
 A script ``host_<name>.py`` describes a :class:`Host` and ends in ``main(HOST, __doc__)``. All
 programs of a row run in turns on the same files, and their results are compared; seconds are
-medians. Peak memory is that of the process, with the pages of the files that it reads; beside it,
-what it holds itself (RssAnon, looked at every 10 ms). The host's start is a run that does nothing.
+medians, of the clock and of processors, which other work on the machine stretches less. Peak memory
+is that of the process, with the pages of the files that it reads; beside it, what it holds itself
+(RssAnon, looked at every 10 ms). The host's start is a run that does nothing.
 """
 
 import argparse
@@ -64,7 +65,7 @@ class Host:
 
 
 def run(module: str, arguments: list[str], threads: int) -> dict[str, float]:
-    """Seconds of a module's process, its peak bytes, and those of them that are its own."""
+    """Seconds of a module's process, those of processors in it, its peak bytes, and its own."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path,
@@ -83,7 +84,8 @@ def run(module: str, arguments: list[str], threads: int) -> dict[str, float]:
         if process.returncode:
             said.seek(0)
             raise SystemExit(f"{' '.join(command)}: {said.read().decode()}")
-    return {"seconds": seconds, "bytes": used.ru_maxrss * 1024, "own": own}
+    worked = used.ru_utime + used.ru_stime
+    return {"seconds": seconds, "worked": worked, "bytes": used.ru_maxrss * 1024, "own": own}
 
 
 def anonymous(process: int) -> int:
@@ -125,9 +127,11 @@ def measure(host: Host, name: str, folder: Path, options: argparse.Namespace) ->
     for program, found in runs.items():
         row[f"{program}_s"] = statistics.median(each["seconds"] for each in found)
         row[f"{program}_all_s"] = [each["seconds"] for each in found]
+        row[f"{program}_worked_s"] = statistics.median(each["worked"] for each in found)
         row[f"{program}_bytes"] = max(each["bytes"] for each in found)
         row[f"{program}_own"] = max(each["own"] for each in found)
     row["ratio"] = row[f"{host.name}_s"] / row["nlm_s"]
+    row["worked_ratio"] = row[f"{host.name}_worked_s"] / row["nlm_worked_s"]
     stock = commands[host.name].result
     for program, command in commands.items():
         if program not in (host.name, "nlm"):
@@ -142,7 +146,8 @@ def line(host: Host, row: Row) -> str:
     parts = [f"{p} {row[f'{p}_s']:6.1f} s {row[f'{p}_bytes'] / 1e9:5.2f} GB" for p in programs]
     if "differing" in row:
         parts.append(f"{100 * row['differing']:.2g} % differ, by {row['difference']:.0e}")
-    return f"{row['method']:<16} {'  '.join(parts)}  x{row['ratio']:.2f}"
+    faster = f"x{row['ratio']:.2f}, x{row['worked_ratio']:.2f} of processors"
+    return f"{row['method']:<16} {'  '.join(parts)}  {faster}"
 
 
 def arguments(host: Host, text: str | None) -> argparse.ArgumentParser:

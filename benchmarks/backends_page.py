@@ -133,10 +133,13 @@ def caption(report: dict[str, Any]) -> str:
     if "parameters" in report:
         millions = f"{report['parameters'] / 1e6:.0f} M"
         of = f", a foundation and two experts of {millions} float32 parameters"
+    by = ""
+    if any("worked_ratio" in row for row in report["rows"]):
+        by = "; the second ratio is that of processor time"
     return (
         f"{report['host']}{of}, {report['threads']} threads; medians of "
         f"{' and '.join(map(str, repeats))} runs in turns, of which the host needs "
-        f"{report['start_s']:.1f} s to start. {report['machine']}, {versions}, nlm at "
+        f"{report['start_s']:.1f} s to start{by}. {report['machine']}, {versions}, nlm at "
         f"{' and '.join(commits)}."
     )
 
@@ -146,8 +149,10 @@ _REACHED = {"ZipIt": "mean correlation", "": "inner product"}
 
 
 def _costs(row: dict[str, Any], stock: str) -> tuple[str, ...]:
+    faster = [row[each] for each in ("ratio", "worked_ratio") if each in row]
     return (
-        f"{row[f'{stock}_s']:.1f} s", f"{row['nlm_s']:.1f} s", f"{row['ratio']:.1f}",
+        f"{row[f'{stock}_s']:.1f} s", f"{row['nlm_s']:.1f} s",
+        ", ".join(f"{each:.1f}" for each in faster),
         f"{row[f'{stock}_bytes'] / 1e9:.2f} GB", f"{row['nlm_bytes'] / 1e9:.2f} GB",
     )  # fmt: skip
 

@@ -82,6 +82,7 @@ def test_functions_of_a_checkout_have_a_table(
     row = {"method": "zip", "units": 768, "zipit_s": 20.0, "nlm_s": 4.0, "ratio": 5.0}
     row |= {"zipit_bytes": 1e9, "nlm_bytes": 5e8, "stock_objective": 0.51, "nlm_objective": 0.52}
     row |= {"differing": 0.1, "difference": 1.0, "repeat": 2, "commit": "abc"}
+    row |= {"worked_ratio": 3.96}
     report = {
         "host": "ZipIt 1b6ca40", "start_s": 3.0, "threads": 2, "repeat": 1, "machine": "one",
         "versions": {}, "commit": "def", "rows": [row, row | {"method": "permute", "repeat": 3}],
@@ -90,8 +91,9 @@ def test_functions_of_a_checkout_have_a_table(
     (tmp_path / "one" / "host_zipit.json").write_text(json.dumps(report))
     monkeypatch.setattr(backends_page, "RESULTS", tmp_path)
     text = backends_page.filled("<!-- results of zipit -->\n<!-- end -->")
-    assert "| zip | 768 | 20.0 s | 4.0 s | 5.0 | 1.00 GB | 0.50 GB | 0.51 | 0.52 |" in text
+    assert "| zip | 768 | 20.0 s | 4.0 s | 5.0, 4.0 | 1.00 GB | 0.50 GB | 0.51 | 0.52 |" in text
     assert "mean correlation, stock" in text and "medians of 2 and 3 runs" in text
+    assert "3.0 s to start; the second ratio is that of processor time." in text
     assert text.endswith("nlm at abc.\n<!-- end -->")
 
 

@@ -56,6 +56,7 @@ def test_programs_run_in_turns_and_are_compared(
     assert report["host"] == "json 1" and report["repeat"] == row["repeat"] == 2
     assert row["same"] and row["other_same"] and row["more"] == "a"
     assert row["ratio"] == row["tool_s"] / row["nlm_s"] and len(row["nlm_all_s"]) == 2
+    assert row["tool_worked_s"] > 0.005 and row["worked_ratio"] > 0
     assert row["tool_s"] > 0.005 and row["nlm_bytes"] > 10**6 and report["start_s"] > 0.005
 
     processes.main(HOST, parser.parse_args([*given, "--rows", "b", "--add"]))
