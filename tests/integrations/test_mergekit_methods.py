@@ -175,20 +175,6 @@ def test_dare_is_the_hosts_in_distribution(name: str) -> None:
         assert factor.std() < 1e-6 and abs(factor.mean() * density - 1) < 0.02
 
 
-@pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
-def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is drawn is the same, and what is kept but for the last bit of what rescales it."""
-    tensors = models(60, 1100)
-    parameters = {"weight": 0.5, "density": 0.3}
-    torch.manual_seed(0)
-    whole = merge(f"nlm_{name}", tensors, parameters, name="layer.weight")
-    monkeypatch.setattr(methods, "_BLOCK", 5000)
-    torch.manual_seed(0)
-    found = merge(f"nlm_{name}", tensors, parameters, name="layer.weight")
-    assert torch.equal(whole == tensors[0], found == tensors[0])
-    torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-7)
-
-
 def test_next_to_nothing_is_not_rescaled_as_in_the_host() -> None:
     vector = torch.full((500,), 1e-11)
     for method in ("nlm_dare_linear", "dare_linear"):
