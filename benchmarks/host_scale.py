@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import yaml
 from _bench import RESULTS, facts, machine, write
-from host_mergekit import MODELS, PROGRAMS, arguments, run
+from _llamas import MODELS
+from _whole_processes import run
 
 from nlm.checkpoint.shards import Part, ShardFile, plan_shards
 
@@ -147,7 +148,8 @@ def measure(folder: Path, method: str, size: int, options: argparse.Namespace) -
         shutil.rmtree(out, ignore_errors=True)
         if options.cold:
             drop_from_cache(files_of(folder))
-        runs.append(run(PROGRAMS["merge"], arguments("merge", file, out), options.threads))
+        merge = ["merge", str(file), "--output", str(out), "--quiet"]
+        runs.append(run("nlm", merge, options.threads))
         if options.cold:
             drop_from_cache(files_of(folder))
         copies.append(copy(folder))

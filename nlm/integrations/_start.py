@@ -2,20 +2,30 @@
 
 import gc
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
+_loading = threading.RLock()
+
 
 class Postponed(ModuleType):
     """A module that is imported when something of it is asked for; the same object afterwards."""
 
     def __getattr__(self, name: str) -> Any:
-        if self.__class__ is Postponed:
-            self.__class__ = ModuleType
-            self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
+        with _loading:  # other threads wait; this one comes back here while the module runs
+            if self.__dict__.pop("__waits__", False):
+                try:
+                    self.__spec__.loader.exec_module(self)  # type: ignore[union-attr]
+                except BaseException:
+                    self.__dict__["__waits__"] = True
+                    raise
+                self.__class__ = ModuleType
+        if type(self) is Postponed:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(self, name)
 
 
@@ -25,6 +35,7 @@ def postpone(name: str) -> None:
         return
     module = module_from_spec(spec)
     module.__class__ = Postponed
+    module.__dict__["__waits__"] = True
     sys.modules[name] = module
 
 

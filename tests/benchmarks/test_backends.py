@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+import _whole_processes
 import backends_page
-import host_mergekit
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -27,6 +27,7 @@ def test_a_table_is_made_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "one" / "host_mergekit.json").write_text(json.dumps(report))
     monkeypatch.setattr(backends_page, "RESULTS", tmp_path)
     text = backends_page.filled("<!-- results of mergekit -->\nold\n<!-- end -->\nrest")
+    assert "`ties` was to be 5 times as fast: 8.3, met." in text
     assert "| `ties` | 104.1 s | 12.5 s | 8.3 | 4.50 GB | 4.25 GB | 16 of 10^9 |" in text
     assert text.splitlines()[4].endswith("| none |")
     assert "252 M float32 parameters, 2 threads; medians of 3 runs" in text
@@ -49,6 +50,11 @@ def test_a_host_may_be_timed_without_its_start(
     text = backends_page.filled("<!-- results of fusion_bench -->\nold\n<!-- end -->\n")
     assert "| `ties, sum` | 30.0 s | 15.0 s | 2.0 | 10.00 GB | 2.00 GB | none |" in text
     assert "| `ties, sum` | 14.00 s | 1.75 s | 8.0 |" in text
+    assert (
+        "was to be 4 times as fast: 2.0, missed. That would be 7.5 s as a whole, of which the "
+        "host's start alone takes 7.0 s. Its peak memory was to be a third of the stock run's: "
+        "0.20, met."
+    ) in text
 
 
 def test_an_alignment_has_a_table_of_its_own(
@@ -70,11 +76,32 @@ def test_an_alignment_has_a_table_of_its_own(
     assert "the host needs 3.0 s to start" in text
 
 
+def test_functions_of_a_checkout_have_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"method": "zip", "units": 768, "zipit_s": 20.0, "nlm_s": 4.0, "ratio": 5.0}
+    row |= {"zipit_bytes": 1e9, "nlm_bytes": 5e8, "stock_objective": 0.51, "nlm_objective": 0.52}
+    row |= {"differing": 0.1, "difference": 1.0, "repeat": 2, "commit": "abc"}
+    row |= {"worked_ratio": 3.96}
+    report = {
+        "host": "ZipIt 1b6ca40", "start_s": 3.0, "threads": 2, "repeat": 1, "machine": "one",
+        "versions": {}, "commit": "def", "rows": [row, row | {"method": "permute", "repeat": 3}],
+    }  # fmt: skip
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "host_zipit.json").write_text(json.dumps(report))
+    monkeypatch.setattr(backends_page, "RESULTS", tmp_path)
+    text = backends_page.filled("<!-- results of zipit -->\n<!-- end -->")
+    assert "| zip | 768 | 20.0 s | 4.0 s | 5.0, 4.0 | 1.00 GB | 0.50 GB | 0.51 | 0.52 |" in text
+    assert "mean correlation, stock" in text and "medians of 2 and 3 runs" in text
+    assert "3.0 s to start; the second ratio is that of processor time." in text
+    assert text.endswith("nlm at abc.\n<!-- end -->")
+
+
 def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     save_file({"w": torch.tensor([1.0, -4.0]), "v": torch.ones(2)}, files[0])
     save_file({"w": torch.tensor([1.0, -2.0]), "v": torch.ones(2)}, files[1])
-    assert host_mergekit.compared(*files) == {"differing": 0.25, "difference": 0.5}
+    assert _whole_processes.compared(*files) == {"differing": 0.25, "difference": 0.5}
     save_file({"w": torch.ones(2)}, files[1])
     with pytest.raises(SystemExit, match="other entries; nothing is reported"):
-        host_mergekit.compared(*files)
+        _whole_processes.compared(*files)

@@ -340,9 +340,13 @@ def test_configurations_name_all_parameters_with_their_defaults(file: Path, tmp_
     assert type(again) is type(algorithm) and again.config == algorithm.config
 
 
-def test_the_hosts_command_line(spec: nlm.PermutationSpec, tmp_path: Path) -> None:
-    """Offline, with the configurations that come with nlm and one of the user's on top: TIES of
-    experts of two foundations, of which one stands in another order.
+@pytest.mark.parametrize(
+    "program", ["fusion_bench.scripts.cli", "nlm.integrations.fusion_bench.command"]
+)
+def test_the_hosts_command_line(spec: nlm.PermutationSpec, tmp_path: Path, program: str) -> None:
+    """The host's, and nlm's, which knows the folder. Offline, with the configurations that come
+    with nlm and one of the user's on top: TIES of experts of two foundations, of which one stands
+    in another order.
     """
     base = foundation(0)
     models = {"_pretrained_": base, "a": tuned(base, 1), "b": tuned(base, 2), "_two_": base}
@@ -374,8 +378,9 @@ def test_the_hosts_command_line(spec: nlm.PermutationSpec, tmp_path: Path) -> No
         "modelpool=toy", f"hydra.searchpath=[file://{tmp_path}]", "fabric.loggers=null",
         "print_config=false", f"merged_model_save_path={tmp_path / 'merged.pt'}",
     ]  # fmt: skip
+    known = [] if program.startswith("nlm") else ["--config-dir", str(folder)]
     done = subprocess.run(
-        [sys.executable, "-m", "fusion_bench.scripts.cli", "--config-dir", str(folder), *arguments],
+        [sys.executable, "-m", program, *known, *arguments],
         cwd=tmp_path, env=environment, text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

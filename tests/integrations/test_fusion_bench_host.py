@@ -41,3 +41,12 @@ def test_a_missing_host_is_said() -> None:
     done = subprocess.run([sys.executable, "-E", "-S", "-c", code], text=True, capture_output=True)
     assert done.returncode == 1 and Path(done.stdout.strip()) == on_nlm.CONFIG_DIR
     assert done.stderr.splitlines()[-1] == "ImportError: " + SENTENCE.format("no such package")
+
+
+def test_the_command_says_that_the_host_is_missing() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        "from nlm.integrations.fusion_bench.command import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-E", "-S", "-c", code], text=True, capture_output=True)
+    assert done.returncode == 1 and done.stderr.strip() == SENTENCE.format("no such package")

@@ -175,6 +175,15 @@ def test_dare_is_the_hosts_in_distribution(name: str) -> None:
         assert factor.std() < 1e-6 and abs(factor.mean() * density - 1) < 0.02
 
 
+def test_next_to_nothing_is_not_rescaled_as_in_the_host() -> None:
+    vector = torch.full((500,), 1e-11)
+    for method in ("nlm_dare_linear", "dare_linear"):
+        kept = drawn(method, vector, density=0.5, rescale=True)
+        assert kept.unique().tolist() == [0.0, vector[0].item()], method
+    for empty in ((0,), (0, 4)):
+        assert drawn("nlm_dare_ties", torch.zeros(empty), density=0.5).shape == empty
+
+
 @pytest.mark.parametrize("name", ["della", "della_linear"])
 def test_della_keeps_large_entries_more_often_as_the_host_does(name: str) -> None:
     """By rank within a row, from density - epsilon to density + epsilon."""

@@ -77,11 +77,11 @@ class NlmTies(BaseAlgorithm):
         if module is start:  # what is written twice is read from a copy
             places = Counter(place_of(tensor) for tensor in base.values())
             base = {n: x.clone() if places[place_of(x)] > 1 else x for n, x in base.items()}
-        target, states = module.state_dict(), list(experts.values())
+        target, states = _Target(module), list(experts.values())
         self._write(target, base, states, merged, limits)
         for name in floating:
             if is_statistic(name):
-                target[name].copy_(torch.stack([x[name] for x in states]).double().mean(0))
+                target.put(name, torch.stack([x[name] for x in states]).double().mean(0))
             if bad := count_not_finite(target[name]):
                 raise ValueError(
                     f"{WHERE}: merged weights are finite, got {bad} NaN or inf in {name!r} "
@@ -91,7 +91,7 @@ class NlmTies(BaseAlgorithm):
 
     def _write(
         self,
-        target: StateDict,
+        target: "_Target",
         base: StateDict,
         experts: list[StateDict],
         merged: list[str],
@@ -111,11 +111,11 @@ class NlmTies(BaseAlgorithm):
                 found = self._elected(together, limits, 1)
             if ties:
                 contested[name] = start.clone()
-            target[name].copy_(found)
+            target.put(name, found)
             balance += signs
         for name, start in contested.items() if balance <= 0 else ():
             models = [computable(state[name]) for state in experts]
-            target[name].copy_(self._elected(alike(start, *models), limits, balance))
+            target.put(name, self._elected(alike(start, *models), limits, balance))
 
     def _scale(self) -> float:
         return float(self.scaling_factor)
@@ -136,6 +136,27 @@ class NlmTies(BaseAlgorithm):
             start, others, limits, [1.0] * len(others), self._scale(), dialect
         )
         return found if balance > 0 else -found
+
+
+class _Target:
+    """The entries of a module, to be written; parameters that stand alone are replaced by what is
+    new, not overwritten: the pages of a file are not copied only to be written over.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._state = module.state_dict()
+        places = Counter(place_of(tensor) for tensor in self._state.values())
+        self._alone = {n: x for n, x in module.named_parameters() if places[place_of(x)] == 1}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._alone[name].data if name in self._alone else self._state[name]
+
+    def put(self, name: str, found: Tensor) -> None:
+        old = self[name]
+        if name in self._alone and (found.dtype, found.device) == (old.dtype, old.device):
+            self._alone[name].data = found
+        else:
+            old.copy_(found)
 
 
 @auto_register_config

@@ -13,7 +13,6 @@ Kept are all entries (task_arithmetic), the largest (ties; these differences are
 but the largest and the smallest (breadcrumbs), or a random part, alike (dare) or by rank (della).
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +25,6 @@ from mergekit.merge_methods.dtype import align_dtype
 from mergekit.sparsify import SparsificationMethod as Sparse
 from torch import Tensor
 
-from nlm import _native
 from nlm._coefficients import slerp as slerp_weights
 from nlm._methods import tensor_seed
 from nlm.integrations import _host
@@ -39,7 +37,6 @@ Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
 
 _SMALL = 1e-8  # a sum of weights below it counts as 1
 _NOTHING = 1e-7  # a norm below it is none to be rescaled to
-_BLOCK = 1 << 19  # entries whose differences are there at once, in the cache
 _ROW = 4096  # entries that are summed in their own type
 
 
@@ -103,60 +100,14 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
         return weighted_sum(models, weights, base, divisor, scale)
-    if sparse == Sparse.random and base.numel() and all(0 < each < 1 for each in densities):
-        return _dropped(group, host, parameters, divisor)
-    places = range(len(models))
-    vectors = [_kept(sparse, group, place, parameters) for place in places]
-    return _merged(vectors, weights, base, host, parameters, divisor)
-
-
-def _merged(
-    vectors: list[Tensor],
-    weights: list[float],
-    base: Tensor,
-    host: Any,
-    parameters: Parameters,
-    divisor: float,
-) -> Tensor:
-    """The base and what is kept of the differences from it."""
-    scale = parameters["lambda"]
-    if host.consensus_method:
-        dialect = "mergekit" if parameters["normalize"] else "mergekit_sum"
+    vectors = [_kept(sparse, group, place, parameters) for place in range(len(models))]
+    if elects:
         zero = torch.zeros_like(vectors[0])
-        none = torch.zeros(len(vectors), device=base.device)
+        none = torch.zeros(len(models), device=base.device)
         [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
     else:
         moved = weighted_sum(vectors, weights, divisor=divisor, scale=scale)
     return moved.add_(base)
-
-
-def _dropped(group: TensorGroup, host: Any, parameters: Parameters, divisor: float) -> Tensor:
-    """DARE, block by block: none of the differences is ever there as a whole. What rescales them
-    is summed in a first pass, as their random numbers are drawn twice in less time than stored.
-    """
-    base, entries = group.base.tensor, group.non_base
-    weights, densities = (parameters[name].values_for(entries) for name in ("weight", "density"))
-    start = base.contiguous().view(-1)
-    models = [entry.tensor.contiguous().view(-1) for entry in entries]
-    keys = [_key(group, place) for place in range(len(models))]
-    blocks = range(0, len(start), _BLOCK if base.is_cpu else max(1, len(start)))
-    size = blocks.step
-
-    def drawn(place: int, begin: int) -> tuple[Tensor, Tensor]:
-        vector = _difference(models[place][begin : begin + size], start[begin : begin + size])
-        drop = 1 - densities[place]
-        return vector, dare(vector, torch.zeros_like(vector), drop, keys[place], begin, False)
-
-    factors = [1.0] * len(models)
-    for place in range(len(models)) if parameters["rescale"] else ():
-        norms = [(_l1(vector), _l1(kept)) for vector, kept in (drawn(place, at) for at in blocks)]
-        factors[place] = _factor(*map(math.fsum, zip(*norms, strict=True)))
-    out = _native.fresh(torch.empty_like(start, dtype=_wide(base)))
-    for begin in blocks:
-        kept = [drawn(place, begin)[1].mul_(factor) for place, factor in enumerate(factors)]
-        part = start[begin : begin + size]
-        out[begin : begin + size] = _merged(kept, weights, part, host, parameters, divisor)
-    return out.view(base.shape)
 
 
 def _limit(model: Tensor, base: Tensor, density: float) -> Tensor:
@@ -182,12 +133,11 @@ def _difference(model: Tensor, base: Tensor) -> Tensor:
 
 
 def _l1(x: Tensor) -> float:
-    """The sum of magnitudes, in float64 over sums of few entries."""
-    flat = x.reshape(-1)
+    """The sum of magnitudes: of few entries in their own type, of these sums in float64."""
+    flat = x.abs().reshape(-1)
     whole = len(flat) // _ROW * _ROW
-    rows, rest = flat[:whole].view(-1, _ROW), flat[whole:]
-    norms = torch.linalg.vector_norm(rows, 1, dim=1).sum(dtype=torch.float64)
-    return float(norms + torch.linalg.vector_norm(rest, 1, dtype=torch.float64))
+    sums = flat[:whole].view(-1, _ROW).sum(1)
+    return float(sums.sum(dtype=torch.float64) + flat[whole:].sum(dtype=torch.float64))
 
 
 def _factor(before: float, after: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mergekit.io import tasks
@@ -113,7 +113,7 @@ class Stream:
 class StreamedWriter(TensorWriter):  # type: ignore[misc]
     """The host's writer, whose shards are :class:`Stream`."""
 
-    _made: "set[Stream]" = set()  # those that are open, of all writers
+    _made: ClassVar[set[Stream]] = set()  # those that are open, of all writers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
