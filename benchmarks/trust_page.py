@@ -52,7 +52,9 @@ libFuzzer): **{tried:,} files, {findings} findings open**.
 """
 
 FOUND = """Found in this way and mended: {number} places where another library's error came through
-or a file was taken for whole: {list}.
+or a file was taken for whole:
+
+{list}
 """
 THREADS = """## Threads and memory
 
@@ -93,7 +95,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             kinds=len(fuzzing["rows"]), tried=fuzzing["tried"], findings=fuzzing["findings"],
             numbers=_numbers(results),
         ).strip(),
-        FOUND.format(number=len(MENDED), list="; ".join(MENDED)).strip(),
+        FOUND.format(number=len(MENDED), list="\n".join(f"- {each}" for each in MENDED)).strip(),
         _fuzzed(fuzzing),
         THREADS.strip(),
         _released(results["release"]),
