@@ -85,7 +85,7 @@ MENDED = (
     "NumPy archives that are no archives, hold no numbers, or promise more than they have",
     "benchmark results with lists for names",
     "shapes whose product has a million digits",
-    "lines of text nested by the thousand; configurations of adapters that are no JSON or no mapping",
+    "lines of text nested by the thousand; an adapter's configuration that is no mapping",
 )
 
 

@@ -27,7 +27,7 @@ _TOKENS = tuple(
 
 
 def mutated(content: bytes, form: str, draw: Draw) -> bytes:
-    """A file of a form ("text", "lines", "json", "safetensors" or "zip"), changed once to four times."""
+    """A file, changed once to four times: "text", "lines", "json", "safetensors" or "zip"."""
     for _ in range(draw(1, 4)):
         content = _FORMS[form](content, draw)
     return content
