@@ -209,8 +209,9 @@ def _night(nightly: dict[str, Any]) -> str:
     for name, found in nightly.items():
         said = "; ".join(line.strip("= ") for line in found["said"]).replace("|", "/")
         lines.append(
-            f"| {name} | {found['began'].replace('T', ' ').rstrip('Z')} | {found['commit']} | "
-            f"{found['seconds']:,} | {found.get('processor seconds', '-')} | {said} |"
+            f"| {name} | {found.get('began', '-').replace('T', ' ').rstrip('Z')} | "
+            f"{found.get('commit', '-')} | {found['seconds']:,} | "
+            f"{found.get('processor seconds', '-')} | {said} |"
         )
     return "\n".join(lines)
 
