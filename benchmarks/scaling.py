@@ -180,7 +180,7 @@ def models() -> Iterator[Curve]:
         data = {"a": [inputs()], "b": [inputs() * 2]}
         return lambda: nlm.Tact.fit(model, experts, data)
 
-    yield Curve("trace, with its proof", "layers of width 16", (10, 30, 100), traced)
+    yield Curve("trace, with its proof", "layers of width 16", depths[:4], traced)
     yield Curve("align (weights)", "width of two layers", widths, aligned)
     yield Curve(
         "align (weights), 2 sweeps", "layers of width 32", depths, lambda n: aligned(32, n, 2)

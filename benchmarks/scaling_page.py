@@ -32,6 +32,8 @@ Where an operation reads each element once the power is 1, but for caches, which
 fit into, and for the system's zeroing of a result's new memory; away from 1 by more than 0.15 are:
 {caches}. Products of all pairs grow faster, as they must: `cross_moments_` as the square of the
 channels, `group_similarity_` as the cube where a unit has as many entries as there are units.
+A trace runs the model for the proof of each group, alone and with a control that has to change its
+outputs: of many layers it takes their square.
 """
 
 

@@ -52,7 +52,9 @@ libFuzzer): **{tried:,} files, {findings} findings open**.
 """
 
 FOUND = """Found in this way and mended: {number} places where another library's error came through
-or a file was taken for whole: {list}.
+or a file was taken for whole:
+
+{list}
 """
 THREADS = """## Threads and memory
 
@@ -83,6 +85,7 @@ MENDED = (
     "NumPy archives that are no archives, hold no numbers, or promise more than they have",
     "benchmark results with lists for names",
     "shapes whose product has a million digits",
+    "lines of text nested by the thousand; an adapter's configuration that is no mapping",
 )
 
 
@@ -93,7 +96,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             kinds=len(fuzzing["rows"]), tried=fuzzing["tried"], findings=fuzzing["findings"],
             numbers=_numbers(results),
         ).strip(),
-        FOUND.format(number=len(MENDED), list="; ".join(MENDED)).strip(),
+        FOUND.format(number=len(MENDED), list="\n".join(f"- {each}" for each in MENDED)).strip(),
         _fuzzed(fuzzing),
         THREADS.strip(),
         _released(results["release"]),
@@ -206,8 +209,9 @@ def _night(nightly: dict[str, Any]) -> str:
     for name, found in nightly.items():
         said = "; ".join(line.strip("= ") for line in found["said"]).replace("|", "/")
         lines.append(
-            f"| {name} | {found['began'].replace('T', ' ').rstrip('Z')} | {found['commit']} | "
-            f"{found['seconds']:,} | {found.get('processor seconds', '-')} | {said} |"
+            f"| {name} | {found.get('began', '-').replace('T', ' ').rstrip('Z')} | "
+            f"{found.get('commit', '-')} | {found['seconds']:,} | "
+            f"{found.get('processor seconds', '-')} | {said} |"
         )
     return "\n".join(lines)
 

@@ -165,7 +165,8 @@ void pack(const View3& view, const Samples& samples, int64_t begin, int64_t end,
 
 // Replaces the values of panel p by their scaled deviations, and notes mean, m2 and scale. A
 // constant channel has no deviations at all: 2048 equal float32 numbers have an exact sum in
-// float64, and float64 numbers are summed about the first one.
+// float64, and float64 numbers are summed about the first one. Where that one lies far off the sum
+// errs by many roundings of the mean, so the deviations' own mean, which should be 0, is added.
 template <class S, class Operand>
 void centre(S* values, int64_t samples, const Stream<Operand>& stream, int64_t p) {
   constexpr int64_t kLanes = Operand::kLanes;
@@ -201,16 +202,22 @@ void centre(S* values, int64_t samples, const Stream<Operand>& stream, int64_t p
     }
   }
 
+  Wide<S> rest = {};
   for (int64_t k = 0; k < samples; ++k) {
     Wide<S> wide = to_float64<S>(load(values + k * kLanes));
     for (int part = 0; part < kParts; ++part) {
       const vdouble deviation = wide.part[part] - mean.part[part];
       m2.part[part] += deviation * deviation;
+      if constexpr (std::is_same_v<S, double>) rest.part[part] += deviation;
       wide.part[part] = deviation * inverse_scale.part[part];
     }
     store(values + k * kLanes, from_float64(wide));
   }
   for (int part = 0; part < kParts; ++part) {
+    if constexpr (std::is_same_v<S, double>) {
+      const vdouble off = rest.part[part] / static_cast<double>(samples);
+      mean.part[part] += off - off == vdouble{} ? off : vdouble{};  // of infinity nothing
+    }
     store(stream.mean.data() + p * kLanes + part * kPartLanes, mean.part[part]);
     store(stream.m2.data() + p * kLanes + part * kPartLanes, m2.part[part]);
   }

@@ -1,4 +1,5 @@
-"""An extension of griffe: ``name : what it is``, on one line, is a description and no type."""
+"""An extension of griffe: ``name : what it is``, on one line, is a description and no type; the
+parts of an operation's text (bytes, flops, numerics, source) begin paragraphs of their own."""
 
 import re
 from typing import Any
@@ -7,6 +8,7 @@ import griffe
 
 _SECTION = re.compile(r"^(Parameters|Attributes|Other Parameters)\n-+\n", re.MULTILINE)
 _ENTRY = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*) : (.+)$")
+_PART = re.compile(r"\s(Bytes|Flops|Numerics|Sources?): ")
 _TYPE = re.compile(r"^\(?(Tensor|int|float|str|bool|dict|list|tuple|sequence|array)\b[^.;]{0,60}$")
 
 
@@ -16,6 +18,8 @@ class House(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = rewritten(obj.docstring.value)
+            if obj.is_module and obj.path.startswith("nlm.ops."):
+                obj.docstring.value = _PART.sub(r"\n\n**\1:** ", obj.docstring.value)
 
 
 def rewritten(text: str) -> str:

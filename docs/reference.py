@@ -110,7 +110,24 @@ def _index() -> str:
 def _room(room: str) -> str:
     lines = [f"# {ROOMS[room]}", "", f"`{room}`", "", f"::: {room}"]
     lines += ["    options:", "      members: false", "      show_root_heading: false", ""]
-    return "\n".join([*lines, *(f"::: {room}.{name}\n" for name in names(room))])
+    return "\n".join([*lines, *(_entry(f"{room}.{name}") for name in names(room))])
+
+
+def _entry(name: str) -> str:
+    """A name's; a function whose module has its name is found behind that."""
+    if place(name) == name:
+        return f"::: {name}\n"
+    options = f"      heading: {name}\n      toc_label: {name.rpartition('.')[2]}\n"
+    return f"::: {place(name)}\n    options:\n{options}"
+
+
+def place(name: str) -> str:
+    """The full name of what a name of a room stands for."""
+    path = ROOT.joinpath(*name.split("."))
+    room = path.parent / "__init__.py"
+    is_function = path.with_suffix(".py").exists() and room.exists()
+    is_function &= f'"{path.name}"' in room.read_text() if is_function else False
+    return f"{name}.{path.name}" if is_function else name
 
 
 def _kernels(stems: list[str]) -> str:

@@ -27,7 +27,7 @@ _TOKENS = tuple(
 
 
 def mutated(content: bytes, form: str, draw: Draw) -> bytes:
-    """A file of a form ("text", "json", "safetensors" or "zip"), changed once to four times."""
+    """A file, changed once to four times: "text", "lines", "json", "safetensors" or "zip"."""
     for _ in range(draw(1, 4)):
         content = _FORMS[form](content, draw)
     return content
@@ -37,6 +37,8 @@ def rewritten(content: bytes, form: str) -> bytes:
     """Other bytes that say the same: what reads a file of the form has to read them."""
     if form == "text":
         return b"# another writing\n" + content + b"\n\n"
+    if form == "lines":
+        return b"\n" + content + b"\n\n"
     if form == "json":
         return _reordered(content)
     if form == "safetensors":  # padded with spaces, as the format allows
@@ -162,4 +164,4 @@ def _within(content: bytes, files: list[zipfile.ZipInfo], draw: Draw) -> bytes:
     return bytes(changed)
 
 
-_FORMS = {"text": _bytes, "json": _json, "safetensors": _safetensors, "zip": _zip}
+_FORMS = {"text": _bytes, "lines": _bytes, "json": _json, "safetensors": _safetensors, "zip": _zip}

@@ -30,8 +30,11 @@ from nlm.checkpoint.tensors import read_shapes
 from nlm.cli import bench_compare, spec_commands
 from nlm.cli import report as report_command
 from nlm.correct.by_name import load_correction
+from nlm.integrations.peft import align_adapter
+from nlm.loading import _head
 from nlm.recipe import RecipeError, read_recipe
-from nlm.recipe.data import open_data
+from nlm.recipe.data import _lines, open_data
+from nlm.recipe.measuring import check_score
 from nlm.statistics import CrossMoments, Moments
 
 MEMORY = 1 << 30  # bytes that reading a file of a few thousand may take beyond what is there
@@ -276,6 +279,50 @@ def use_data(file: Path) -> None:
         small()(**batch)
 
 
+class Labelled(torch.nn.Module):
+    """A model whose inputs may have labels."""
+
+    def forward(self, input: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return input
+
+
+def score(folder: Path) -> None:
+    np.savez(folder / "s.npz", input=vectors(5, features=4).numpy(), labels=np.arange(5) % 3)
+
+
+def lines(folder: Path) -> None:
+    (folder / "d.jsonl").write_text('"a text"\n{"text": "another", "id": 3}\n')
+
+
+def adapter(folder: Path) -> None:
+    """LoRA of rank 2 on the first and the last layer."""
+    write(folder / "adapter_config.json", {
+        "peft_type": "LORA", "r": 2, "fan_in_fan_out": False, "init_lora_weights": True,
+        "base_model_name_or_path": "base", "target_modules": ["0", "4"],
+    })  # fmt: skip
+    shapes = {
+        "0.lora_A": (2, 4),
+        "0.lora_B": (WIDTH, 2),
+        "4.lora_A": (2, WIDTH),
+        "4.lora_B": (3, 2),
+    }
+    entries = {
+        f"base_model.model.{name}.weight": vectors(shape[0], number, shape[1])
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+    save_file(entries, folder / "adapter_model.safetensors")
+
+
+def use_adapter(file: Path) -> None:
+    align_adapter(file.parent, spec().random(1), spec())
+
+
+def head(folder: Path) -> None:
+    save_file(
+        {"4.weight": vectors(3, features=WIDTH), "4.bias": torch.ones(3)}, folder / "h.safetensors"
+    )
+
+
 def shared_spec(name: str) -> Callable[[Path], None]:
     return lambda folder: spec().save(folder / name)
 
@@ -314,6 +361,11 @@ KINDS = {
     "benchmarks": Kind("b.json", "json", benchmarks, use_benchmarks),
     "data": Kind("d.safetensors", "safetensors", inputs, use_data),
     "data of NumPy": Kind("d.npz", "zip", npz, use_data),
+    "score": Kind("s.npz", "zip", score, lambda f: check_score(str(f), Labelled(), f.parent)),
+    "lines": Kind("d.jsonl", "lines", lines, lambda file: _lines(file, "nlm.test", None)),
+    "adapter": Kind("adapter_config.json", "json", adapter, use_adapter),
+    "weights of an adapter": Kind("adapter_model.safetensors", "safetensors", adapter, use_adapter),
+    "head": Kind("h.safetensors", "safetensors", head, lambda file: _head(file, small())),
 }
 
 

@@ -201,3 +201,17 @@ def test_a_group_is_not_its_own_parent():
     for group in (AxisGroup("a", 2, ("a",)), AxisGroup("a", -1), AxisGroup("a", 2, ("b", "b"))):
         with pytest.raises(ValueError, match="a group has 0 or more units and other groups"):
             nlm.PermutationSpec({"a": group, "b": AxisGroup("b", 2)}, {})
+
+
+def test_lines_nested_by_the_thousand_and_an_adapter_that_is_no_mapping(tmp_path):
+    """Errors of other libraries once: RecursionError, JSONDecodeError, AttributeError."""
+    for name, content, message in (
+        ("lines", b"[" * 100_000, "a line of a .jsonl file is a text"),
+        ("adapter", b"{", "an adapter's configuration is a mapping in JSON"),
+        ("adapter", b"[]", r"an adapter's configuration is a mapping in JSON, got .*\(a list\)"),
+    ):
+        examiner = Examiner(name)
+        examiner.file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            examiner.kind.read(examiner.file)
+        examiner.close()

@@ -62,7 +62,8 @@ class Merged(dict[str, Tensor]):
         return MultiTaskModel(network, self)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by names of their own: shared.*, base.*, heads.TASK.* and masks.TASK.*."""
+        """All tensors by names of their own: ``shared.*``, ``base.*``, ``heads.TASK.*``,
+        ``masks.TASK.*``."""
         flat = {f"shared.{name}": tensor for name, tensor in self.items()}
         flat |= {f"base.{name}": tensor for name, tensor in self.base.items()}
         for kind, per_task in (("heads", self.heads), ("masks", self.masks)):

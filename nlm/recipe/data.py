@@ -16,7 +16,6 @@ reads the same tokens in both.
 """
 
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from nlm.checkpoint import DamagedFileError, read_tensors
 from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.headers import read_header
+from nlm.checkpoint.texts import parse_json
 from nlm.recipe.functions import find_function
 from nlm.statistics import batches
 
@@ -284,7 +284,7 @@ def _lines(path: Path, caller: str, samples: int | None) -> list[str]:
             if not line.strip():
                 continue
             try:
-                content = json.loads(line)
+                content = parse_json(line)
             except ValueError:
                 content = None
             text = content.get("text") if isinstance(content, dict) else content

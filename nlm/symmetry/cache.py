@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from nlm.checkpoint import atomic_path, cache_folder
+from nlm.checkpoint.texts import parse_json
 from nlm.symmetry.spec import PermutationSpec
 from nlm.symmetry.text import from_mapping, to_json, to_mapping
 
@@ -66,7 +67,7 @@ def remember(key: str, make: Callable[[], PermutationSpec]) -> PermutationSpec:
 def _read(file: Path) -> PermutationSpec | None:
     """The content of a whole file, else None."""
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
         spec = from_mapping(content, repr(str(file)))
         if content["digest"] == spec.digest():
             return spec

@@ -1,5 +1,6 @@
 """cross_moments_ against one-shot float64 sums, and the properties of its running state."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -334,3 +335,15 @@ def test_arguments_of_other_types_are_refused() -> None:
     state.count = 0
     with pytest.raises(TypeError, match=r"nlm\.cross_moments_: count must be a tensor, got int"):
         state.add(torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("samples", [301, 2048])
+def test_a_far_first_sample_costs_the_mean_nothing(samples):
+    """Found by 2,000 examples: float64 is summed about the first sample, 60 roundings off here."""
+    x = 1e-6 * torch.randn(samples, 9, dtype=torch.float64)
+    x[0] = 8 + torch.rand(9, dtype=torch.float64)
+    state = State.empty(9, 3).add(x, x[:, :3])
+    for found, columns in ((state.mean_x, x.T), (state.mean_y, x.T[:3])):
+        exact = [math.fsum(each) / samples for each in columns.tolist()]
+        exact = torch.tensor(exact, dtype=torch.float64)
+        torch.testing.assert_close(found, exact, rtol=4 * 2.0**-52, atol=0)

@@ -23,7 +23,7 @@ LARGEST = 20_000  # elements of a sample: many examples rather than large ones
 LAYOUTS = (
     "as it is", "unaligned", "every second", "reversed axes", "channels last", "one row for all",
 )  # fmt: skip
-SCALES = ("as they are", "mixed", "small", "subnormal", "equal", "zero")
+SCALES = ("as they are", "mixed", "small", "subnormal", "large", "equal", "zero")
 SPECIALS = (float("nan"), float("inf"), -float("inf"))
 CASES = cases()
 
@@ -63,6 +63,10 @@ def scaled(tensor: Tensor, scale: str, generator: torch.Generator) -> Tensor:
         return (tensor.double() * (2.0 if narrow else 10.0) ** powers).to(tensor.dtype)
     if scale == "small":
         return tensor * (2**-4 if narrow else 1e-12)
+    if scale == "large":  # near the largest of the type, or 1e38
+        most = 6e4 if tensor.dtype == torch.float16 else 1e38
+        reach = float(tensor.double().abs().nan_to_num(posinf=0).max()) if tensor.numel() else 0.0
+        return (tensor.double() * (most / (reach or 1.0))).to(tensor.dtype)
     if scale == "subnormal":
         tiny = torch.finfo(tensor.dtype).tiny
         steps = torch.randint(-3, 4, tensor.shape, generator=generator)

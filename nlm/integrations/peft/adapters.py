@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nlm.checkpoint import atomic_path, read_tensors, write_tensors
+from nlm.checkpoint.texts import DamagedFileError, parse_json
 from nlm.integrations._host import permutation_of
 from nlm.symmetry import PermutationSpec, pretrained, stacks
 from nlm.symmetry.layout import Fixed, Layout
@@ -246,7 +247,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{_WHERE}: an adapter is a folder with {_CONFIG} and {_WEIGHTS}, got {str(folder)!r}"
         )
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = parse_json((folder / _CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(config, dict):
+        raise _damaged(folder, f"a {type(config).__name__}")
     if config.get("peft_type") != "LORA":
         raise ValueError(
             f"{_WHERE}: an adapter that is moved is of the type LORA, got "
@@ -265,6 +271,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 f"{setting}={config[setting]!r}"
             )
     return config
+
+
+def _damaged(folder: Path, said: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{_WHERE}: an adapter's configuration is a mapping in JSON, got "
+        f"{str(folder / _CONFIG)!r} ({' '.join(said.split())})"
+    )
 
 
 def _check_output(output: str | os.PathLike[str] | None, force: bool) -> None:
