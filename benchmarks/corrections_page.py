@@ -124,8 +124,8 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
         "shifts for all tasks, channel by channel.",
         table_of(header, rows),
         f"TACT above REPAIR from three tasks on: {above}. Half of TACT's gain by least squares "
-        f"that all tasks share: {half}. Refit, whole layers that all tasks share, is above TACT "
-        "where it has [more samples](refit.md).",
+        f"that all tasks share: {half}. Refit, whole layers that all tasks share, stands "
+        "[beside TACT](refit.md) on more samples.",
     ]
 
 
