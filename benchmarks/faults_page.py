@@ -53,8 +53,8 @@ def page(report: dict[str, Any]) -> str:
         INTRODUCTION,
         "## Killed",
         f"SIGKILL at {moments} random moments of processes that have nlm imported, from their "
-        f"command's start on, all of which hit (of {late} more the merge was over); and before each "
-        f"of {calls} calls on files of the output's folder. {verdict} "
+        f"command's start on, all of which hit (of {late} more the merge was over); and before "
+        f"each of {calls} calls on files of the output's folder. {verdict} "
         "Each was then resumed and ended as if undisturbed.",
         table(("merge", "kills", "left, how often"), killed(report)),
         "One of several processes, at its fifth write:",
