@@ -100,9 +100,9 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
         return weighted_sum(models, weights, base, divisor, scale)
-    vectors = [_kept(sparse, group, place, parameters) for place in range(len(models))]
+    zero = torch.zeros(base.shape, dtype=_wide(base), device=base.device)
+    vectors = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
     if elects:
-        zero = torch.zeros_like(vectors[0])
         none = torch.zeros(len(models), device=base.device)
         [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
     else:
@@ -145,8 +145,10 @@ def _factor(before: float, after: float) -> float:
     return before / after if min(before, after) >= _NOTHING else 1.0
 
 
-def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters) -> Tensor:
-    """What is kept of a model's difference from the base."""
+def _kept(
+    sparse: Sparse, group: TensorGroup, place: int, zero: Tensor, parameters: Parameters
+) -> Tensor:
+    """What is kept of a model's difference from the base, in the type of ``zero``."""
     entry = group.non_base[place]
     vector = _difference(entry.tensor, group.base.tensor)
     density, size = parameters["density"][entry.id], vector.numel()
@@ -159,7 +161,6 @@ def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters
     elif sparse == Sparse.magnitude_outliers:
         kept = _between(vector, int(density * size), int(parameters["gamma"][entry.id] * size))
     elif sparse == Sparse.random:
-        zero = torch.zeros_like(vector)
         kept = dare(vector, zero, 1 - density, _key(group, place), rescale=False)
     else:
         kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))
