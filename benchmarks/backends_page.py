@@ -115,7 +115,7 @@ def goals(report: dict[str, Any]) -> list[str]:
 
 
 def _met(value: float, goal: float) -> str:
-    return f"{value:.1f}, {'met' if value >= goal else 'missed'}"
+    return f"{value:.2f}, {'met' if value >= goal else 'missed'}"
 
 
 #: Times as fast as the stock run, by host and method.
