@@ -136,6 +136,8 @@ def caption(report: dict[str, Any]) -> str:
     by = ""
     if any("worked_ratio" in row for row in report["rows"]):
         by = "; the second ratio is that of processor time"
+    if loads := [row["load"] for row in report["rows"] if "load" in row]:
+        by += f" (other work ran: a load of up to {max(loads):.1f})"
     return (
         f"{report['host']}{of}, {report['threads']} threads; medians of "
         f"{' and '.join(map(str, repeats))} runs in turns, of which the host needs "
