@@ -18,8 +18,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def load(host: str) -> list[dict[str, Any]]:
-    """The results of all machines."""
-    files = sorted(RESULTS.glob(f"*/host_{host}.json"))
+    """The results of all machines, and of all ways to run a host."""
+    files = sorted(RESULTS.glob(f"*/host_{host}*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
