@@ -24,8 +24,7 @@ def section(found: Mapping[str, Any]) -> list[str]:
         f"micro-batches of {first['micro_batch']}): processor seconds of a fit, of the bare passes "
         "of the merged model and the experts over the same samples, their ratio, the time of a "
         "batch of mixed tasks over that of the uncorrected model, and the bytes of all "
-        "corrections, the least of some rounds. In brackets the ratios of the clock, on a machine "
-        "that others use too.",
+        "corrections. In brackets the ratios of the clock, on a machine that others use too.",
         curve(small),
         f"A point takes {1e6 * extra:.0f} microseconds more in a batch of the small network, most "
         "of them for the call and not for the numbers; in large blocks that is little beside their "
