@@ -210,6 +210,18 @@ def use_cross_moments(file: Path) -> None:
     (found + found).correlation()
 
 
+def low_rank(folder: Path) -> None:
+    experts = {task: mlp(seed, WIDTH, 3, 4) for seed, task in enumerate("ab", 1)}
+    data = {task: [vectors(16, seed, 4)] for seed, task in enumerate("ab")}
+    nlm.correct.LowRank.fit(small(), experts, data, share=1.0).save(folder / "l.safetensors")
+
+
+def use_low_rank(file: Path) -> None:
+    found = nlm.correct.LowRank.load(file, small())
+    for task in found.tasks:
+        found(vectors(2, features=4), task=task)
+
+
 def use_correction(file: Path) -> None:
     found = load_correction(file, small())
     for task in found.tasks:
@@ -356,6 +368,7 @@ KINDS = {
     "corrections": Kind(
         "t.safetensors", "safetensors", lambda f: tact().save(f / "t.safetensors"), use_correction
     ),
+    "parts of low rank": Kind("l.safetensors", "safetensors", low_rank, use_low_rank),
     "merged": Kind("m.safetensors", "safetensors", merged, use_merged),
     "results": Kind("r.json", "json", results, use_results),
     "benchmarks": Kind("b.json", "json", benchmarks, use_benchmarks),
