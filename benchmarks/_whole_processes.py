@@ -123,7 +123,7 @@ def measure(host: Host, name: str, folder: Path, options: argparse.Namespace) ->
                 shutil.rmtree(result.parent, ignore_errors=True)
             result.unlink(missing_ok=True)
             runs[program].append(run(module, arguments, options.threads))
-    row: Row = {"method": name}
+    row: Row = {"method": name, "load": os.getloadavg()[0]}  # with what runs beside it
     for program, found in runs.items():
         row[f"{program}_s"] = statistics.median(each["seconds"] for each in found)
         row[f"{program}_all_s"] = [each["seconds"] for each in found]

@@ -18,8 +18,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def load(host: str) -> list[dict[str, Any]]:
-    """The results of all machines."""
-    files = sorted(RESULTS.glob(f"*/host_{host}.json"))
+    """The results of all machines, and of all ways to run a host."""
+    files = sorted(RESULTS.glob(f"*/host_{host}*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -115,7 +115,7 @@ def goals(report: dict[str, Any]) -> list[str]:
 
 
 def _met(value: float, goal: float) -> str:
-    return f"{value:.1f}, {'met' if value >= goal else 'missed'}"
+    return f"{value:.2f}, {'met' if value >= goal else 'missed'}"
 
 
 #: Times as fast as the stock run, by host and method.
@@ -136,6 +136,8 @@ def caption(report: dict[str, Any]) -> str:
     by = ""
     if any("worked_ratio" in row for row in report["rows"]):
         by = "; the second ratio is that of processor time"
+    if loads := [row["load"] for row in report["rows"] if "load" in row]:
+        by += f" (other work ran: a load of up to {max(loads):.1f})"
     return (
         f"{report['host']}{of}, {report['threads']} threads; medians of "
         f"{' and '.join(map(str, repeats))} runs in turns, of which the host needs "

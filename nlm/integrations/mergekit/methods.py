@@ -13,6 +13,7 @@ Kept are all entries (task_arithmetic), the largest (ties; these differences are
 but the largest and the smallest (breadcrumbs), or a random part, alike (dare) or by rank (della).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -100,9 +101,9 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
         return weighted_sum(models, weights, base, divisor, scale)
-    vectors = [_kept(sparse, group, place, parameters) for place in range(len(models))]
+    zero = torch.zeros(base.shape, dtype=_wide(base), device=base.device)
+    vectors = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
     if elects:
-        zero = torch.zeros_like(vectors[0])
         none = torch.zeros(len(models), device=base.device)
         [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
     else:
@@ -133,11 +134,13 @@ def _difference(model: Tensor, base: Tensor) -> Tensor:
 
 
 def _l1(x: Tensor) -> float:
-    """The sum of magnitudes: of few entries in their own type, of these sums in float64."""
+    """The sum of magnitudes: of few entries in their own type, exactly of these sums, so that it
+    is the same for any number of threads.
+    """
     flat = x.abs().reshape(-1)
     whole = len(flat) // _ROW * _ROW
     sums = flat[:whole].view(-1, _ROW).sum(1)
-    return float(sums.sum(dtype=torch.float64) + flat[whole:].sum(dtype=torch.float64))
+    return math.fsum([*sums.tolist(), flat[whole:].sum().item()])
 
 
 def _factor(before: float, after: float) -> float:
@@ -145,8 +148,10 @@ def _factor(before: float, after: float) -> float:
     return before / after if min(before, after) >= _NOTHING else 1.0
 
 
-def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters) -> Tensor:
-    """What is kept of a model's difference from the base."""
+def _kept(
+    sparse: Sparse, group: TensorGroup, place: int, zero: Tensor, parameters: Parameters
+) -> Tensor:
+    """What is kept of a model's difference from the base, in the type of ``zero``."""
     entry = group.non_base[place]
     vector = _difference(entry.tensor, group.base.tensor)
     density, size = parameters["density"][entry.id], vector.numel()
@@ -159,7 +164,6 @@ def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters
     elif sparse == Sparse.magnitude_outliers:
         kept = _between(vector, int(density * size), int(parameters["gamma"][entry.id] * size))
     elif sparse == Sparse.random:
-        zero = torch.zeros_like(vector)
         kept = dare(vector, zero, 1 - density, _key(group, place), rescale=False)
     else:
         kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))
