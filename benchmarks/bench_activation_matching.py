@@ -11,6 +11,7 @@ the groups, and the share of units that are matched as in float32.
 """
 
 import argparse
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -132,6 +133,7 @@ def measure(
         {
             "workload": f"{kind}, {layers} layers, {samples} samples",
             "variant": name,
+            "residual": inspect.signature(nlm.align).parameters["residual"].default,
             "threads": torch.get_num_threads(),
             "forwards_s": medians["forwards"],
             "products_s": medians["products"],

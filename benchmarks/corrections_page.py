@@ -66,6 +66,8 @@ def page() -> str:
             parts += [f"## {NETWORKS[network]}", *section(results)]
         if results := load(network, "every_number"):
             parts += ["### Every number of tasks", *every_number(results)]
+            if differing := changed(load(network), results):
+                parts.append(differing)
     sizes = [
         json.loads(path.read_text())["calibration_sizes"]
         for path in sorted(RESULTS.glob("nonlocal_merging_seed*.json"))
@@ -127,6 +129,26 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
         f"that all tasks share: {half}. Refit, whole layers that all tasks share, stands "
         "[beside TACT](refit.md) on more samples.",
     ]
+
+
+def changed(tables: list[dict[str, Any]], every: list[dict[str, Any]]) -> str:
+    """By how much the same row of one seed differs between the tables and every number of tasks."""
+    before = {result["seed"]: result["settings"]["permuted"] for result in tables}
+    apart = [
+        abs(at[name]["average"] - old[count][name]["average"])
+        for result in every
+        for old in [before.get(result["seed"], {})]
+        for count, at in result["counts"].items()
+        for name in SHORT
+        if name in old.get(count, {})
+    ]
+    if not apart or max(apart) < 5e-4:
+        return ""
+    return (
+        "The tables above were measured at another revision (`commit` in the results): the same "
+        f"row of one seed differs by {100 * mean(apart):.1f} points on average, "
+        f"{100 * max(apart):.1f} at most."
+    )
 
 
 def table(results: list[dict[str, Any]], setting: str) -> str:

@@ -29,8 +29,9 @@ scored on held-out images in their own 240-way task. "Each with the mean of the 
 Re-Basin's way to merge many models (arXiv:2209.04836, section 5); "all together" by weights is
 C2M3's (arXiv:2405.17897), refined. Any map between two models goes through the shared order: round
 every cycle the maps cancel. Alignments by weights start from one descent (`layerwise=False`).
-Means over the seeds with their standard errors; seconds are those that one processor core worked,
-of the runs that counted them."""
+The objective is a method's own, but for "each with the first" that of weights: it is compared
+within a method. Means over the seeds with their standard errors; seconds are those that one
+processor core worked, of the runs that counted them."""
 
 
 def load() -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from nlm.checkpoint.mapping import MappedFiles
 from nlm.checkpoint.tensors import read_shapes
 from nlm.cli import bench_compare, spec_commands
 from nlm.cli import report as report_command
+from nlm.correct import LowRank
 from nlm.correct.by_name import load_correction
 from nlm.integrations.peft import align_adapter
 from nlm.loading import _head
@@ -69,11 +70,9 @@ def spec() -> nlm.PermutationSpec:
     return nlm.trace(small(), vectors(4, features=4))
 
 
-@cache
-def tact() -> nlm.Tact:
+def calibration() -> tuple[dict[str, torch.nn.Sequential], dict[str, list[torch.Tensor]]]:
     experts = {task: mlp(seed, WIDTH, 3, 4) for seed, task in enumerate("ab", 1)}
-    data = {task: [vectors(16, seed, 4)] for seed, task in enumerate("ab")}
-    return nlm.Tact.fit(small(), experts, data)
+    return experts, {task: [vectors(16, seed, 4)] for seed, task in enumerate("ab")}
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -210,8 +209,11 @@ def use_cross_moments(file: Path) -> None:
     (found + found).correlation()
 
 
-def use_correction(file: Path) -> None:
-    found = load_correction(file, small())
+def low_rank(folder: Path) -> None:
+    LowRank.fit(small(), *calibration(), share=1.0).save(folder / "l.safetensors")
+
+
+def use_tasks(found: Any) -> None:
     for task in found.tasks:
         found(vectors(2, features=4), task=task)
 
@@ -225,9 +227,7 @@ def merged(folder: Path) -> None:
 def use_merged(file: Path) -> None:
     found = nlm.Merged.load(file)
     found.replaced(found.tensors())
-    model = found.model(small())
-    for task in found.tasks:
-        model(vectors(2, features=4), task=task)
+    use_tasks(found.model(small()))
 
 
 def results(folder: Path) -> None:
@@ -314,7 +314,13 @@ KINDS = {
     "moments": Kind("m.safetensors", "safetensors", moments, use_moments),
     "cross-moments": Kind("c.safetensors", "safetensors", cross_moments, use_cross_moments),
     "corrections": Kind(
-        "t.safetensors", "safetensors", lambda f: tact().save(f / "t.safetensors"), use_correction
+        "t.safetensors",
+        "safetensors",
+        lambda f: nlm.Tact.fit(small(), *calibration()).save(f / "t.safetensors"),
+        lambda file: use_tasks(load_correction(file, small())),
+    ),
+    "parts of low rank": Kind(
+        "l.safetensors", "safetensors", low_rank, lambda f: use_tasks(LowRank.load(f, small()))
     ),
     "merged": Kind("m.safetensors", "safetensors", merged, use_merged),
     "results": Kind("r.json", "json", results, use_results),

@@ -183,7 +183,8 @@ def align_many(
     progress : called after the alignments with the first model, the steps and each round, with a
         running number and the objective; what it raises cancels.
     options : those of :func:`nlm.align`, for the alignments with the first model; how activations
-        are seen, and ``dual``, hold for all pairs of models.
+        are seen, and ``dual``, hold for all pairs of models. ``layerwise`` is False where nothing
+        else is said, but with "reference": all are improved together afterwards.
 
     Returns
     -------

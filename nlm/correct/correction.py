@@ -59,6 +59,7 @@ class Correction(Wrapper):
         self.readers = {point: list(of) for point, of in (readers or {}).items()}
         self.apart = apart
         self._unseen: set[str] = set()  # points of which nothing tells yet that the model has them
+        self._calls = any(is_place(point) for point in self.points)
         for number, point in enumerate(self.points):
             check_channels("nlm.correct", point, [len(row[point][0]) for row in fitted])
             for part, name in enumerate(("scale", "shift")):
@@ -282,6 +283,15 @@ class Correction(Wrapper):
         return torch.tensor(row_of, device=ids.device)[ids]
 
     def _run(self, args: Any, kwargs: dict[str, Any], rows: int | Tensor) -> Any:
+        if self._calls:
+            return self._run_uncompiled(args, kwargs, rows)
+        return self._run_hooked(args, kwargs, rows)
+
+    @torch.compiler.disable(reason="a compiler does not see which functions are points: inline()")
+    def _run_uncompiled(self, *given: Any) -> Any:
+        return self._run_hooked(*given)
+
+    def _run_hooked(self, args: Any, kwargs: dict[str, Any], rows: int | Tensor) -> Any:
         def hook(point: str) -> OutputHook:
             scale, shift = self.correction(point)
             correct = corrector(network, point, self.points[point])

@@ -221,8 +221,9 @@ class LowRank(MultiTaskModel):
         experts, data : task -> its aligned expert, and a re-iterable of batches of its inputs.
         share : the size of each task's part beside that of the layers that it is added to.
         ridge : the pull towards the shared weights; otherwise as for :func:`nlm.refit`.
-        points, max_samples, micro_batch, recompute, forward, mask, device : as for
-            :func:`nlm.refit`.
+        points : patterns of the names of the layers. By default all that :func:`nlm.refit` finds in
+            a task's plain network: of a head of several layers all but the last.
+        max_samples, micro_batch, recompute, forward, mask, device : as for :func:`nlm.refit`.
         progress : called with ("task: layers", steps done, steps of the task).
 
         Raises
@@ -295,9 +296,12 @@ class LowRank(MultiTaskModel):
             if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
                 raise ValueError("tasks that are no list of names")
             own: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
+            if not tasks or len(own) < len(tasks):
+                raise ValueError(f"tasks whose names are none or alike, {tasks}")
+            numbers = {str(number): task for number, task in enumerate(tasks)}
             for full, tensor in tensors.items():
                 number, _, name = full.partition(".")
-                own[tasks[int(number)]][name] = tensor
+                own[numbers[number]][name] = tensor
             updates = {task: Update.of(each) for task, each in own.items()}
         if isinstance(model, MultiTaskModel) and (lost := set(tasks) - set(model.tasks)):
             raise ValueError(

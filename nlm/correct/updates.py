@@ -39,14 +39,22 @@ class Update:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Update":
-        """The update whose tensors these are."""
+        """The update whose tensors these are.
+
+        Raises
+        ------
+        KeyError
+            A factor without the other one.
+        """
         made = cls()
         for full, tensor in tensors.items():
             name, _, side = full.rpartition(":")
-            if not name:
-                made.values[full] = tensor
-            elif side == "left":
+            if side == "left" and name:
                 made.factors[name] = tensor, tensors[f"{name}:right"]
+            elif side == "right" and name:
+                tensors[f"{name}:left"]
+            else:
+                made.values[full] = tensor
         return made
 
 
@@ -115,8 +123,12 @@ def check_update(
                 raise ValueError(f"{tensor.dtype} for {state[entry].dtype}, or NaN, in {name!r}")
         for name, (left, right) in update.factors.items():
             groups, rows, rank = left.shape
-            if right.shape[:2] != (groups, rank) or (
-                groups * rows * right.shape[2] != state[name].numel()
+            *others, columns = right.shape
+            weight = state[name]
+            if (
+                others != [groups, rank]
+                or weight.shape[:1] != (groups * rows,)
+                or weight.numel() != groups * rows * columns
             ):
                 raise ValueError(f"{list(left.shape)} and {list(right.shape)} for {name!r}")
         for name, value in update.values.items():

@@ -184,6 +184,9 @@ def collect_cross_moments(
             if counted is None:
                 add(point, x, y, dim)
                 return
+            held = waiting.get(point, [])
+            if held and [each.shape[1] for each in held[0]] != [x.shape[1], y.shape[1]]:
+                add_waiting(point)  # what comes next is refused by name
             waiting.setdefault(point, []).append((x, y))
             if sum(len(each) for each, _ in waiting[point]) >= _AT_ONCE:
                 add_waiting(point)

@@ -5,6 +5,7 @@ import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import _bench
 import _gpu
@@ -160,6 +161,33 @@ def test_the_page_has_whole_jobs_where_they_were_measured(tmp_path: Path) -> Non
         in lines
     )
     assert lines[-1] == "heads: nlm 250 ms."
+
+
+def test_the_page_says_which_goals_of_alignment_are_missed() -> None:
+    common = {"groups": 3, "state_bytes": 100, "added_bytes": 50, "sweeps": 4}
+    rows: list[dict[str, Any]] = []
+    runs = (("VGG16, a", 4.0, True), ("VGG16, b", 4.0, False), ("VGG16, c", 5.0, True))
+    for name, seconds, complete in (*runs, ("ResNet-50, a", 1.0, True)):
+        pair = common | {"workload": name, "complete": complete}
+        rows.append(pair | {"provider": "nlm", "seconds": 2.0, "seconds_to_equal": 1.0})
+        rows.append(pair | {"provider": "rebasin", "seconds": seconds})
+    for provider, seconds in (("nlm", 1.0), ("scipy", 2.0)):
+        rows.append({"workload": "heads", "provider": provider, "seconds": seconds})
+    *_, told, _, heads = _whole_jobs.weight_matching({"rows": rows})
+    assert told == (
+        "To an equal objective, of the goals: VGG16, a, 5 times: missed (4.00 x); VGG16, b, 5 "
+        "times: not shown, the peer was ended (> 4.00 x); VGG16, c, 5 times: met."
+    )
+    assert heads.endswith("At most a third of SciPy's time: missed (0.50).")
+    row = {"workload": "w", "correlation": 1.0, "same_as_float32": 1.0, "over_forwards": 0.25}
+    rows = [row | {"variant": "float32", "of_bound": 1.25, "residual": "all"},
+            row | {"variant": "float32, 1 of 8 positions", "of_bound": 1.25}]  # fmt: skip
+    assert _whole_jobs.activation_matching({"rows": rows})[-1].endswith(
+        "missed: w, float32, by 0.10; w, float32, 1 of 8 positions, by 5 points. "
+        'Residual streams: `residual="all"`.'
+    )
+    rows = [row | {"variant": "float32", "of_bound": 1.1}]
+    assert ": met. Residual" in _whole_jobs.activation_matching({"rows": rows})[-1]
 
 
 @pytest.mark.parametrize(

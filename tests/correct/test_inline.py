@@ -42,6 +42,30 @@ def test_compiled(corrected):
         torch.testing.assert_close(compiled(x, task=1 - IDS), tact(x, task=1 - IDS))
 
 
+@pytest.mark.parametrize("points", ["after_activation", "residual", None])
+def test_compiled_as_it_is_it_computes_the_same(points):
+    """Slower than inlined where functions are points: these are not compiled."""
+
+    class Net(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.first, self.second, self.head = (nn.Linear(12, n) for n in (12, 12, 3))
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            return self.head(x + torch.relu(self.second(x)))
+
+    own = {task: Net(seed).eval() for seed, task in enumerate("ab", 1)}
+    data = {task: [torch.randn(40, 12)] for task in own}
+    tact = nlm.Tact.fit(Net(0).eval(), own, data, points=points)
+    x, ids = torch.randn(6, 12), torch.tensor([0, 1, 1, 0, 0, 1])
+    with torch.no_grad():
+        compiled = torch.compile(tact, backend="eager")
+        for task in ("a", "b", ids):
+            torch.testing.assert_close(compiled(x, task=task), tact(x, task=task))
+
+
 @pytest.mark.parametrize("corrected", ["residual"], indirect=True)
 def test_exported(corrected, tmp_path):
     tact, x = corrected

@@ -1,8 +1,11 @@
 """Each task's part of low rank: what it is, what it weighs, and how it is kept and served."""
 
+import json
+
 import pytest
 import torch
 from _networks import convnet, images, mlp, vectors
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -177,3 +180,39 @@ def test_bad_input(tmp_path):
         LowRank.load(path, mlp().double())
     with pytest.raises(FileExistsError):
         found.save(path)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "change", "message"),
+    [
+        ([], lambda own: {}, "tasks whose names are none or alike"),
+        (["a", "a"], lambda own: own, "tasks whose names are none or alike"),
+        (["a", "b"], lambda own: {"-1.0.bias": own["0.0.bias"]}, "no '-1'"),
+        (["a", "b"], lambda own: own | {"0.0.weight:right": None}, "no '0.weight:right'"),
+        (["a", "b"], lambda own: own | {"1.0.weight:left": None}, "no '0.weight:left'"),
+        (
+            ["a", "b"],
+            lambda own: own | {"0.0.weight:both": own["0.0.weight:left"].clone()},
+            "fit the model's entries",
+        ),
+        (
+            ["a", "b"],
+            lambda own: (
+                own
+                | {"0.0.weight:left": own["0.0.weight:right"].mT.contiguous()}
+                | {"0.0.weight:right": own["0.0.weight:left"].mT.contiguous()}
+            ),
+            "fit the model's entries",
+        ),
+    ],
+    ids=["no task", "one task twice", "a task from behind", "left", "right", "both", "turned"],
+)
+def test_a_file_that_is_not_whole_is_named(tasks, change, message, tmp_path):
+    model, own, data = mlp(), {t: mlp(s) for s, t in enumerate(TASKS)}, calibration()
+    data = {task: [batch.float() for batch in batches] for task, batches in data.items()}
+    found, path = LowRank.fit(model, own, data, share=0.5), tmp_path / "parts.safetensors"
+    found.save(path)
+    parts = {name: t for name, t in change(load_file(path)).items() if t is not None}
+    save_file(parts, path, {"nlm": "LowRank", "tasks": json.dumps(tasks)})
+    with pytest.raises(ValueError, match=message):
+        LowRank.load(path, model)

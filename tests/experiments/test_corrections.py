@@ -86,3 +86,13 @@ def test_the_page_says_where_a_goal_is_missed():
     worse = {"3": {**three, "repair": {"average": 0.9, "worst": 0.9}}}
     told = corrections_page.every_number([{"seed": 0, "counts": worse}])
     assert "from three tasks on: missed at 3 tasks" in told[-1]
+
+
+def test_the_page_says_how_far_two_runs_of_one_seed_are_apart():
+    at = {name: {"average": 0.5} for name in corrections_page.SHORT}
+    tables = [{"seed": 0, "settings": {"permuted": {"2": at}}}]
+    every = [{"seed": 0, "counts": {"2": at, "3": at}}, {"seed": 1, "counts": {"2": at}}]
+    assert corrections_page.changed(tables, every) == ""
+    every[0]["counts"]["2"] = at | {"none": {"average": 0.52}}
+    told = corrections_page.changed(tables, every)
+    assert told.endswith("one seed differs by 0.5 points on average, 2.0 at most.")

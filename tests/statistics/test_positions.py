@@ -103,6 +103,12 @@ def test_positions_that_are_summed_together_are_those_of_all_batches(most, monke
     torch.testing.assert_close(found.comoment, wanted, rtol=1e-5, atol=1e-4)
 
 
+def test_batches_with_other_channels_are_refused_by_name():
+    net, data = nn.Identity(), [torch.randn(4, 5, channels) for channels in (6, 7)]
+    with pytest.raises(ValueError, match=r"nlm\..* must have shape"):
+        collect_cross_moments(net, net, {"": -1}, data, stride=2)
+
+
 def test_precision_is_that_of_the_operation():
     net, data = convnet(), [images()]
     exact, rough = (
