@@ -136,6 +136,11 @@ def caption(report: dict[str, Any]) -> str:
     by = ""
     if any("worked_ratio" in row for row in report["rows"]):
         by = "; the second ratio is that of processor time"
+    if "peak" not in report:
+        by += (
+            "; no peak is told that is less than that of the program that wrote the inputs, which "
+            "may be above the process's own"
+        )
     return (
         f"{report['host']}{of}, {report['threads']} threads; medians of "
         f"{' and '.join(map(str, repeats))} runs in turns, of which the host needs "

@@ -31,6 +31,7 @@ def test_a_table_is_made_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| `ties` | 104.1 s | 12.5 s | 8.3 | 4.50 GB | 4.25 GB | 16 of 10^9 |" in text
     assert text.splitlines()[4].endswith("| none |")
     assert "252 M float32 parameters, 2 threads; medians of 3 runs" in text
+    assert "no peak is told that is less than that of the program that wrote the inputs" in text
     assert text.endswith("nlm at abc.\n<!-- end -->\nrest")
 
 
@@ -85,7 +86,7 @@ def test_functions_of_a_checkout_have_a_table(
     row |= {"worked_ratio": 3.96}
     report = {
         "host": "ZipIt 1b6ca40", "start_s": 3.0, "threads": 2, "repeat": 1, "machine": "one",
-        "versions": {}, "commit": "def", "rows": [row, row | {"method": "permute", "repeat": 3}],
+        "versions": {}, "commit": "def", "peak": "VmHWM", "rows": [row, row | {"method": "permute", "repeat": 3}],
     }  # fmt: skip
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "host_zipit.json").write_text(json.dumps(report))

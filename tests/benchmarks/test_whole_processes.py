@@ -64,6 +64,13 @@ def test_programs_run_in_turns_and_are_compared(
     assert not [each for each in tmp_path.iterdir() if each != file]
 
 
+def test_the_peak_is_the_process_s_own() -> None:
+    """Not that of the program that measures, which may have held more."""
+    held = bytearray(b"x") * (300 << 20)
+    found = processes.run("json.tool", ["--help"], 1)
+    assert len(held) > 10 * found["bytes"] and found["bytes"] >= found["own"] > 10**6
+
+
 def test_a_program_that_fails_says_what_it_said() -> None:
     with pytest.raises(SystemExit, match=r"(?s)json\.tool nowhere: .*No such file"):
         processes.run("json.tool", ["nowhere"], 1)
