@@ -86,7 +86,8 @@ def test_functions_of_a_checkout_have_a_table(
     row |= {"worked_ratio": 3.96}
     report = {
         "host": "ZipIt 1b6ca40", "start_s": 3.0, "threads": 2, "repeat": 1, "machine": "one",
-        "versions": {}, "commit": "def", "peak": "VmHWM", "rows": [row, row | {"method": "permute", "repeat": 3}],
+        "versions": {}, "commit": "def", "peak": "VmHWM",
+        "rows": [row, row | {"method": "permute", "repeat": 3}],
     }  # fmt: skip
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "host_zipit.json").write_text(json.dumps(report))
