@@ -13,6 +13,7 @@ Kept are all entries (task_arithmetic), the largest (ties; these differences are
 but the largest and the smallest (breadcrumbs), or a random part, alike (dare) or by rank (della).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -133,11 +134,13 @@ def _difference(model: Tensor, base: Tensor) -> Tensor:
 
 
 def _l1(x: Tensor) -> float:
-    """The sum of magnitudes: of few entries in their own type, of these sums in float64."""
+    """The sum of magnitudes: of few entries in their own type, where they fit into it, of these
+    sums in float64."""
     flat = x.abs().reshape(-1)
     whole = len(flat) // _ROW * _ROW
     sums = flat[:whole].view(-1, _ROW).sum(1)
-    return float(sums.sum(dtype=torch.float64) + flat[whole:].sum(dtype=torch.float64))
+    total = float(sums.sum(dtype=torch.float64) + flat[whole:].sum(dtype=torch.float64))
+    return total if math.isfinite(total) else float(flat.sum(dtype=torch.float64))
 
 
 def _factor(before: float, after: float) -> float:
