@@ -149,8 +149,8 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Report], list[str]]], ...] = (
         "host_scale",
         "Three Llama-like models in bfloat16, sharded, merged by `nlm merge` into a flushed and "
         "hashed folder, beside a program that copies as many bytes; the files lie in the system's "
-        "cache, as far as other work on the machine leaves it room: the copy comes after the "
-        "merge, and finds what that has read.",
+        "cache, as far as other work on the machine leaves it room; the copy comes after the merge "
+        "and finds what that has read.",
         scale,
     ),
     (

@@ -126,7 +126,7 @@ def measure(host: Host, name: str, folder: Path, options: argparse.Namespace) ->
                 shutil.rmtree(result.parent, ignore_errors=True)
             result.unlink(missing_ok=True)
             runs[program].append(run(module, arguments, options.threads))
-    row: Row = {"method": name}
+    row: Row = {"method": name, "load": os.getloadavg()[0]}  # with what runs beside it
     for program, found in runs.items():
         row[f"{program}_s"] = statistics.median(each["seconds"] for each in found)
         row[f"{program}_all_s"] = [each["seconds"] for each in found]
@@ -179,10 +179,10 @@ def main(host: Host, options: argparse.Namespace) -> None:
         print(f"{about}, the host starts in {start:.1f} s", flush=True)
         rows = []
         for each in options.rows:
-            about_row = {"repeat": options.repeat, "commit": commit()}
+            about_row = {"repeat": options.repeat, "commit": commit(), "peak": "VmHWM"}
             rows.append(measure(host, each, folder, options) | about_row)
             print(line(host, rows[-1]), flush=True)
-    report = {"host": about.pop("host", None) or version(host), "peak": "VmHWM", **about}
+    report = {"host": about.pop("host", None) or version(host), **about}
     report |= {"start_s": start, "threads": options.threads, "repeat": options.repeat}
     if options.add and options.json.exists():
         before = json.loads(options.json.read_text())

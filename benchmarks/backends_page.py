@@ -18,8 +18,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def load(host: str) -> list[dict[str, Any]]:
-    """The results of all machines."""
-    files = sorted(RESULTS.glob(f"*/host_{host}.json"))
+    """The results of all machines, and of all ways to run a host."""
+    files = sorted(RESULTS.glob(f"*/host_{host}*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -115,7 +115,7 @@ def goals(report: dict[str, Any]) -> list[str]:
 
 
 def _met(value: float, goal: float) -> str:
-    return f"{value:.1f}, {'met' if value >= goal else 'missed'}"
+    return f"{value:.2f}, {'met' if value >= goal else 'missed'}"
 
 
 #: Times as fast as the stock run, by host and method.
@@ -136,10 +136,13 @@ def caption(report: dict[str, Any]) -> str:
     by = ""
     if any("worked_ratio" in row for row in report["rows"]):
         by = "; the second ratio is that of processor time"
-    if "peak" not in report:
+    if loads := [row["load"] for row in report["rows"] if "load" in row]:
+        by += f" (other work ran: a load of up to {max(loads):.1f})"
+    if untold := [row["method"] for row in report["rows"] if "peak" not in row]:
+        which = "" if len(untold) == len(report["rows"]) else f" of {', '.join(untold)}"
         by += (
-            "; no peak is told that is less than that of the program that wrote the inputs, which "
-            "may be above the process's own"
+            f"; no peak{which} is told that is less than that of the program that wrote the "
+            "inputs, which may be above the process's own"
         )
     return (
         f"{report['host']}{of}, {report['threads']} threads; medians of "

@@ -32,8 +32,8 @@ ROWS = {
     "stream permuted, first": "+ stream permuted, as its first norm sees it",
     "stream permuted, all": "+ stream permuted, as all norms see it",
     "stream permuted": "+ stream permuted, as its last norm sees it",
-    "by weights": "all of these, by weights",
-    "by weights, layerwise": "all of these, by weights, also layer by layer",
+    "by weights": "all of these, by weights, in one descent",
+    "by weights, layerwise": "all of these, by weights, also layer by layer (the default)",
     "by weights, Frank-Wolfe": "all of these, by weights, also by Frank-Wolfe steps",
     "stream rotated": "stream rotated instead, heads permuted",
     "heads rotated": "+ inside of heads rotated",
@@ -80,9 +80,31 @@ have a loss of 3.0."""
 
 
 def load() -> list[dict[str, Any]]:
-    """The results of all kinds."""
-    paths = [RESULTS / f"transformer_barriers_{kind}.json" for kind in KINDS]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    """The results of all kinds, with alignments by weights that were run on their own."""
+    found = []
+    for kind in KINDS:
+        paths = [RESULTS / f"transformer_barriers_{kind}{more}.json" for more in ("", "_weights")]
+        if not paths[0].exists():
+            continue
+        result, *others = (json.loads(path.read_text()) for path in paths if path.exists())
+        for other in others:
+            _add_rows(result, other)
+            if "fine_tuned" in result:
+                _add_rows(result["fine_tuned"], other["fine_tuned"])
+        found.append(result)
+    return found
+
+
+def _add_rows(result: dict[str, Any], other: dict[str, Any]) -> None:
+    """Adds the rows of another run, which has to be of the same networks."""
+    for pair, more in zip(result["pairs"], other["pairs"], strict=True):
+        one, two = (
+            [each["seeds"], each["rows"]["raw"]["losses"], each["rows"]["by weights"]["losses"]]
+            for each in (pair, more)
+        )
+        if one != two:
+            raise ValueError(f"rows are added to those of the same networks, got {one} and {two}")
+        pair["rows"] |= more["rows"]
 
 
 def page() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from _pages import spread
+from _pages import counted, spread
 from _pages import table as table_of
 from _tact_cost import section as section_of_cost
 
@@ -119,11 +119,13 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
     above = f"missed at {', '.join(missed)} tasks" if missed else "met for every seed"
     half = f"missed at {', '.join(low)} tasks" if low else "met at every number of tasks"
     return [
-        f"Aligned by weights; seeds {', '.join(str(r['seed']) for r in results)}. *Least squares* "
-        "is one set of scales and shifts for all tasks, channel by channel.",
+        f"Aligned by weights; {counted(results, 'seed')} "
+        f"({', '.join(str(r['seed']) for r in results)}). *Least squares* is one set of scales and "
+        "shifts for all tasks, channel by channel.",
         table_of(header, rows),
         f"TACT above REPAIR from three tasks on: {above}. Half of TACT's gain by least squares "
-        f"that all tasks share: {half}.",
+        f"that all tasks share: {half}. Refit, whole layers that all tasks share, stands "
+        "[beside TACT](refit.md) on more samples.",
     ]
 
 

@@ -35,8 +35,8 @@ What cannot be seen: a bit that flips in an input's weights is another weight. I
 it makes the result infinite, not a number, or the input another file in size or time; the digests
 in the model card are of what was written.
 
-This page is made by `benchmarks/faults_page.py` from {runs} of
-`benchmarks/experiments/faults.py` on a busy machine{more}. It tries all of this with real processes
+This page is made by `benchmarks/faults_page.py` from one run of
+`benchmarks/experiments/faults.py` on a busy machine. It tries all of this with real processes
 and compares what they leave with an undisturbed merge, byte by byte; a short form is among the
 tests."""
 
@@ -47,12 +47,14 @@ def page(report: dict[str, Any]) -> str:
     wrong = report["wrong"]
     calls = sum(each["calls"] for each in report["calls"])
     moments = sum(each["kills"] for each in report["kills"])
+    late = sum(each["late"] for each in report["kills"])
     verdict = "None of them left anything else." if not wrong else f"**{wrong} were wrong.**"
     parts = [
-        INTRODUCTION.format(**_origin(report)),
+        INTRODUCTION,
         "## Killed",
-        f"SIGKILL at {moments} random moments of {_moments(report)}; and before each of {calls} "
-        f"calls on files of the output's folder. {verdict} "
+        f"SIGKILL at {moments} random moments of processes that have nlm imported, from their "
+        f"command's start on, all of which hit (of {late} more the merge was over); and before "
+        f"each of {calls} calls on files of the output's folder. {verdict} "
         "Each was then resumed and ended as if undisturbed.",
         table(("merge", "kills", "left, how often"), killed(report)),
         "One of several processes, at its fifth write:",
@@ -65,33 +67,6 @@ def page(report: dict[str, Any]) -> str:
         table(("what is wrong", "exit code", "what is said"), of_files(report)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _is_one_run(report: dict[str, Any]) -> bool:
-    """Whether the kills are of the form that counts those alone that hit."""
-    return all("late" in each for each in report["kills"])
-
-
-def _origin(report: dict[str, Any]) -> dict[str, str]:
-    if _is_one_run(report):
-        return {"runs": "one run", "more": ""}
-    return {
-        "runs": "two runs",
-        "more": ", at two commits, the second for\nthe random kills of DARE alone",
-    }
-
-
-def _moments(report: dict[str, Any]) -> str:
-    """What was killed at random moments, and how many of them hit."""
-    if _is_one_run(report):
-        late = sum(each["late"] for each in report["kills"])
-        return (
-            "processes that have nlm imported, from their command's start on, all of which hit (of "
-            f"{late} more the merge was over)"
-        )
-    states = [item for each in report["kills"] for item in each["states"].items()]
-    late = sum(count for state, count in states if state.startswith("ended"))
-    return f"whole processes, from the interpreter's start to the end, {late} of them after it"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

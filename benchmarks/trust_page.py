@@ -153,7 +153,16 @@ def _fuzzed(report: dict[str, Any]) -> str:
             f"| {row['kind']} | {row['tried']:,} | {row['read']:,} | {row['refused']:,} | "
             f"{row['edges']:,} | {len(row['findings'])} |"
         )
+    if left := unfuzzed(report):
+        lines += ["", f"Mutated in the tests, but not yet in this run: {', '.join(left)}."]
     return "\n".join(lines)
+
+
+def unfuzzed(report: dict[str, Any]) -> list[str]:
+    """Kinds of files that joined ``tests/_readers.py`` after the run."""
+    source = (ROOT / "tests" / "_readers.py").read_text()
+    known = re.findall(r'^    "([^"]+)": Kind\(', source, re.MULTILINE)
+    return [name for name in known if name not in {row["kind"] for row in report["rows"]}]
 
 
 def _released(report: dict[str, Any]) -> str:
@@ -174,6 +183,8 @@ def _released(report: dict[str, Any]) -> str:
             f"| {row['python']} | {of['torch']} | {of['numpy']} | {of['scipy']} | "
             f"{of['safetensors']} | {row['first']} | {row['examples']} | {row['libgomp']} |"
         )
+    if not any("least" in row for row in report["rows"]):
+        lines += ["", "Not in this run: the least versions that `pyproject.toml` names."]
     for row in report["rows"]:
         if "least" in row and row["first"] == "torch":
             least = ", ".join(f"{name} {version}" for name, version in row["least"].items())

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from _networks import mlp, vectors
+from _tool_files import WIDTH, Labelled, adapter, head, lines, score
 from safetensors.torch import save_file
 
 import nlm
@@ -39,7 +40,6 @@ from nlm.statistics import CrossMoments, Moments
 
 MEMORY = 1 << 30  # bytes that reading a file of a few thousand may take beyond what is there
 SECONDS = 20.0
-WIDTH = 6
 
 
 @dataclass(frozen=True)
@@ -279,48 +279,8 @@ def use_data(file: Path) -> None:
         small()(**batch)
 
 
-class Labelled(torch.nn.Module):
-    """A model whose inputs may have labels."""
-
-    def forward(self, input: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        return input
-
-
-def score(folder: Path) -> None:
-    np.savez(folder / "s.npz", input=vectors(5, features=4).numpy(), labels=np.arange(5) % 3)
-
-
-def lines(folder: Path) -> None:
-    (folder / "d.jsonl").write_text('"a text"\n{"text": "another", "id": 3}\n')
-
-
-def adapter(folder: Path) -> None:
-    """LoRA of rank 2 on the first and the last layer."""
-    write(folder / "adapter_config.json", {
-        "peft_type": "LORA", "r": 2, "fan_in_fan_out": False, "init_lora_weights": True,
-        "base_model_name_or_path": "base", "target_modules": ["0", "4"],
-    })  # fmt: skip
-    shapes = {
-        "0.lora_A": (2, 4),
-        "0.lora_B": (WIDTH, 2),
-        "4.lora_A": (2, WIDTH),
-        "4.lora_B": (3, 2),
-    }
-    entries = {
-        f"base_model.model.{name}.weight": vectors(shape[0], number, shape[1])
-        for number, (name, shape) in enumerate(shapes.items())
-    }
-    save_file(entries, folder / "adapter_model.safetensors")
-
-
 def use_adapter(file: Path) -> None:
     align_adapter(file.parent, spec().random(1), spec())
-
-
-def head(folder: Path) -> None:
-    save_file(
-        {"4.weight": vectors(3, features=WIDTH), "4.bias": torch.ones(3)}, folder / "h.safetensors"
-    )
 
 
 def shared_spec(name: str) -> Callable[[Path], None]:

@@ -6,7 +6,8 @@ trains three networks of each kind (``small_training.py``): a pre-norm GPT and a
 model on text, and a pre-norm ViT on images; the last two are fine-tuned too, from one head for all.
 Prints the barrier of the loss between each two under each alignment, and writes one JSON a kind
 beside this file. ``python benchmarks/barriers.py`` makes docs/barriers.md of them. The trained
-networks are kept in nlm's cache; ``--quick`` does everything with next to no training.
+networks are kept in nlm's cache; ``--quick`` does everything with next to no training, and
+``--weights`` the alignments by weights alone, into a JSON of their own beside that of a whole run.
 """
 
 import argparse
@@ -114,13 +115,37 @@ class Comparison:
             "stream permuted, all": self.permuted(a, b, spec.free, residual="all"),
             "stream permuted": self.permuted(a, b, spec.free, residual="last"),
         }
-        for name, options in BY_WEIGHTS.items():
-            matched = weight_matching(a.state_dict(), b.state_dict(), spec, **options)
-            found[name] = spec.apply(matched.permutation, b.state_dict())
+        found |= self.by_weights(a, b)
         if self.gauge is not None:
             found["stream rotated"] = self.rotated(a, b, replace(self.gauge, inner=()))
             found["heads rotated"] = self.rotated(a, b, self.gauge)
         return found
+
+    def by_weights(self, a: Transformer, b: Transformer) -> dict[str, State]:
+        found = {}
+        for name, options in BY_WEIGHTS.items():
+            matched = weight_matching(a.state_dict(), b.state_dict(), self.spec, **options)
+            found[name] = self.spec.apply(matched.permutation, b.state_dict())
+        return found
+
+    def rows(self, a: Transformer, lines: Mapping[str, tuple[State, State]]) -> dict[str, Any]:
+        """The losses on lines between the weights of two networks."""
+        rows = {}
+        for name, (one, two) in lines.items():
+            curve = loss_barrier(a, one, two, self.evaluation, points=self.points, loss=loss)
+            rows[name] = {"barrier": curve.barrier, "losses": curve.losses}
+            if self.one_by_one is not None:
+                middle = {entry: torch.lerp(one[entry], two[entry], 0.5) for entry in one}
+                rows[name]["pseudo_perplexity"] = self.pseudo_perplexity(a, middle)
+        return rows
+
+    def pair_by_weights(self, a: Transformer, b: Transformer) -> dict[str, Any]:
+        """The same, of the networks as they are and under the alignments by weights alone."""
+        there, other = self.folded(a), self.folded(b)
+        lines = {"raw": (a.state_dict(), b.state_dict())}
+        moved = self.by_weights(there, other)
+        lines |= {name: (there.state_dict(), state) for name, state in moved.items()}
+        return {"rows": self.rows(a, lines)}
 
     def pair(self, a: Transformer, b: Transformer) -> dict[str, Any]:
         """The losses on the line between two networks, under each alignment."""
@@ -137,14 +162,7 @@ class Comparison:
         lines["scrambled"] = first, self.scrambled(other, 1).state_dict()
         lines |= {name: (first, moved) for name, moved in self.alignments(there, other).items()}
         lines["a copy that was scrambled"] = first, back
-        rows = {}
-        for name, (one, two) in lines.items():
-            curve = loss_barrier(a, one, two, self.evaluation, points=self.points, loss=loss)
-            rows[name] = {"barrier": curve.barrier, "losses": curve.losses}
-            if self.one_by_one is not None:
-                middle = {entry: torch.lerp(one[entry], two[entry], 0.5) for entry in one}
-                rows[name]["pseudo_perplexity"] = self.pseudo_perplexity(a, middle)
-        found: dict[str, Any] = {"rows": rows, "corrected": {}}
+        found: dict[str, Any] = {"rows": self.rows(a, lines), "corrected": {}}
         for name in CORRECTED[self.gauge is not None]:
             ends = copy.deepcopy(a), copy.deepcopy(a)
             for end, state in zip(ends, lines[name], strict=True):
@@ -194,7 +212,11 @@ class Comparison:
 
 
 def compare(
-    kind: str, settings: Settings, networks: Mapping[int, Transformer], task: Task
+    kind: str,
+    settings: Settings,
+    networks: Mapping[int, Transformer],
+    task: Task,
+    weights_alone: bool,
 ) -> dict[str, Any]:
     """The barriers between each two networks of one task."""
     generator = torch.Generator().manual_seed(7)
@@ -215,7 +237,8 @@ def compare(
     )  # fmt: skip
     pairs = []
     for one, two in itertools.combinations(networks, 2):
-        pairs.append({"seeds": [one, two], **comparison.pair(networks[one], networks[two])})
+        measure = comparison.pair_by_weights if weights_alone else comparison.pair
+        pairs.append({"seeds": [one, two], **measure(networks[one], networks[two])})
         for name, row in pairs[-1]["rows"].items():
             middle = row["losses"][settings.points // 2]
             text = f"{name:26} {row['barrier']:+.4f}  halfway {middle:.4f}"
@@ -227,14 +250,18 @@ def compare(
     }
 
 
-def run(kind: str, settings: Settings, seeds: Sequence[int]) -> dict[str, Any]:
+def run(
+    kind: str, settings: Settings, seeds: Sequence[int], weights_alone: bool = False
+) -> dict[str, Any]:
     """The barriers between all pairs of the networks of some seeds, and of those fine-tuned."""
     found: dict[str, Any] = {"kind": kind, "settings": asdict(settings)}
     networks = {seed: trained(kind, seed, settings) for seed in seeds}
-    found |= compare(kind, settings, networks, task_of(kind, settings))
+    found |= compare(kind, settings, networks, task_of(kind, settings), weights_alone)
     if settings.tuning is not None:
         networks = {seed: fine_tuned(kind, seed, settings) for seed in seeds}
-        found["fine_tuned"] = compare(kind, settings, networks, tuning_of(kind, settings))
+        found["fine_tuned"] = compare(
+            kind, settings, networks, tuning_of(kind, settings), weights_alone
+        )
     found["machine"] = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
     found["versions"] = {"nlm": nlm.__version__, "torch": torch.__version__}
     return {**found, "commit": commit()}
@@ -247,14 +274,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training")
     parser.add_argument("--results", type=Path, help="the folder of the JSON files")
     parser.add_argument("--quick", action="store_true", help="written to --results alone")
+    parser.add_argument("--weights", action="store_true", help="alignments by weights alone")
     chosen = parser.parse_args()
     folder = chosen.results or (None if chosen.quick else RESULTS)
     for kind in chosen.kinds:
         settings = quick(SETTINGS[kind]) if chosen.quick else SETTINGS[kind]
         settings = replace(settings, steps=chosen.steps or settings.steps)
-        found = run(kind, settings, chosen.seeds)
+        found = run(kind, settings, chosen.seeds, chosen.weights)
         if folder is not None:
-            path = folder / f"transformer_barriers_{kind}.json"
+            path = folder / f"transformer_barriers_{kind}{'_weights' * chosen.weights}.json"
             path.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -8,9 +8,8 @@ one group, with the units inside it, solves linear assignment problems on its si
 parameters it stands on (:mod:`nlm.align.nested`, :mod:`nlm.align.descent`). The objective is summed
 in float64; the similarities, which only propose a move, multiply in float32 (float64 for float64).
 
-Memory: the two state dicts, once more as much at most for similarities that are kept from one visit
-to the next, and a few of the largest for what is being solved: .3 (ViT-B/16, feed-forward layers)
-to 2.1 times the state dicts (VGG16) were measured.
+Memory: the two state dicts; once more as much at most for similarities that are kept from one visit
+to the next; and the largest of them, for what is being solved (measured in docs/performance.md).
 
 BatchNorm's running statistics are permuted with their channels but are no part of the cost: their
 scale would dominate it. Heads are part of it where the models share their classes.

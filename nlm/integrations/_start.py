@@ -23,7 +23,7 @@ class Postponed(ModuleType):
                 except BaseException:
                     self.__dict__["__waits__"] = True
                     raise
-                self.__class__ = ModuleType
+                self.__class__ = ModuleType  # type: ignore[assignment]
         if type(self) is Postponed:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(self, name)

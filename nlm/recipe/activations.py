@@ -30,15 +30,17 @@ def activation_bytes(recipe: Recipe, opened: Opened) -> int | None:
     run without weights. A correction takes the samples of a task together; what it keeps between
     its points, and an alignment of two models, is not in it.
     """
-    found = []
+    found: list[int] = []
     for path, text, samples, most in _passes(recipe, opened):
         try:
             model = hollow_module(path)
             shapes = batch_shapes(text, model, samples, most)
-            found.append(None if shapes is None else pass_bytes(model, shapes))
+            if shapes is None:
+                return None
+            found.append(pass_bytes(model, shapes))
         except Exception:  # whatever a model does with values that are not there
             return None
-    return None if None in found else max(found, default=None)  # type: ignore[type-var]
+    return max(found) if found else None
 
 
 def _passes(recipe: Recipe, opened: Opened) -> Iterator[tuple[Path, str, int | None, int]]:

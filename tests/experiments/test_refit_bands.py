@@ -43,6 +43,19 @@ def test_refit_does_not_hurt_local_merging(scores):
         assert found["refit_tact"]["average"] >= found["plain"]["average"] - 0.01
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("low_rank_seed*.json")), ids=lambda p: p.stem)
+def test_a_part_of_low_rank_for_each_task(path):
+    """At most 5 % a task, above refit and TACT, and as near to one foundation as was asked."""
+    settings = json.loads(path.read_text())["settings"]
+    for tasks, points in (("4", 0.02), ("8", 0.04)):
+        aligned, local = (settings[s][tasks] for s in ("permuted by activations", "local"))
+        assert aligned["low_rank"]["share"] <= 0.05
+        assert aligned["low_rank"]["average"] > aligned["refit_tact"]["average"] + 0.02
+        assert aligned["low_rank"]["average"] >= local["low_rank"]["average"] - points
+    control = settings["nonlocal"]["4"]["low_rank"]["average"]
+    assert control < settings["permuted by activations"]["4"]["low_rank"]["average"]
+
+
 def test_refit_of_averaged_transformers():
     found = json.loads((RESULTS / "transformer_barriers_gpt.json").read_text())
     for pair in found["pairs"]:

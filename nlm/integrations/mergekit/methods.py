@@ -101,9 +101,9 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
         return weighted_sum(models, weights, base, divisor, scale)
-    vectors = [_kept(sparse, group, place, parameters) for place in range(len(models))]
+    zero = torch.zeros(base.shape, dtype=_wide(base), device=base.device)
+    vectors = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
     if elects:
-        zero = torch.zeros_like(vectors[0])
         none = torch.zeros(len(models), device=base.device)
         [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
     else:
@@ -134,12 +134,13 @@ def _difference(model: Tensor, base: Tensor) -> Tensor:
 
 
 def _l1(x: Tensor) -> float:
-    """The sum of magnitudes: of few entries in their own type, where they fit into it, of these
-    sums in float64."""
+    """The sum of magnitudes: of few entries in their own type, where it holds that, exactly of
+    these sums, so that it is the same for any number of threads.
+    """
     flat = x.abs().reshape(-1)
     whole = len(flat) // _ROW * _ROW
     sums = flat[:whole].view(-1, _ROW).sum(1)
-    total = float(sums.sum(dtype=torch.float64) + flat[whole:].sum(dtype=torch.float64))
+    total = math.fsum([*sums.tolist(), flat[whole:].sum().item()])
     return total if math.isfinite(total) else float(flat.sum(dtype=torch.float64))
 
 
@@ -148,8 +149,10 @@ def _factor(before: float, after: float) -> float:
     return before / after if min(before, after) >= _NOTHING else 1.0
 
 
-def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters) -> Tensor:
-    """What is kept of a model's difference from the base."""
+def _kept(
+    sparse: Sparse, group: TensorGroup, place: int, zero: Tensor, parameters: Parameters
+) -> Tensor:
+    """What is kept of a model's difference from the base, in the type of ``zero``."""
     entry = group.non_base[place]
     vector = _difference(entry.tensor, group.base.tensor)
     density, size = parameters["density"][entry.id], vector.numel()
@@ -162,7 +165,6 @@ def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters
     elif sparse == Sparse.magnitude_outliers:
         kept = _between(vector, int(density * size), int(parameters["gamma"][entry.id] * size))
     elif sparse == Sparse.random:
-        zero = torch.zeros_like(vector)
         kept = dare(vector, zero, 1 - density, _key(group, place), rescale=False)
     else:
         kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))

@@ -66,7 +66,7 @@ class Stream:
                 f"{tensor.dtype} of {name!r}"
             )
         flat = tensor.detach().cpu().contiguous().view(-1)
-        data = memoryview(flat.view(torch.uint8).numpy())
+        data = flat.view(torch.uint8).numpy().data
         self._parts.append((name, _TYPES[tensor.dtype], tensor.shape))
         self._sizes.append(len(data))
         self._waiting.append((self._thread.submit(self._write, data), len(data)))
@@ -122,7 +122,7 @@ class Stream:
                     at += os.sendfile(target.fileno(), self._file.fileno(), at, end - at)
 
 
-class StreamedWriter(TensorWriter):  # type: ignore[misc]
+class StreamedWriter(TensorWriter):
     """The host's writer, whose shards are :class:`Stream`."""
 
     _made: ClassVar[set[Stream]] = set()  # those that are open, of all writers
