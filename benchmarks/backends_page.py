@@ -144,10 +144,11 @@ def caption(report: dict[str, Any]) -> str:
             f"; no peak{which} is told that is less than that of the program that wrote the "
             "inputs, which may be above the process's own"
         )
+    run = f" in the run at {report['commit']}" if len(commits) > 1 else ""
     return (
         f"{report['host']}{of}, {report['threads']} threads; medians of "
         f"{' and '.join(map(str, repeats))} runs in turns, of which the host needs "
-        f"{report['start_s']:.1f} s to start{by}. {report['machine']}, {versions}, nlm at "
+        f"{report['start_s']:.1f} s to start{run}{by}. {report['machine']}, {versions}, nlm at "
         f"{' and '.join(commits)}."
     )
 

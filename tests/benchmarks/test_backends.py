@@ -96,6 +96,10 @@ def test_functions_of_a_checkout_have_a_table(
     assert "mean correlation, stock" in text and "medians of 2 and 3 runs" in text
     assert "3.0 s to start; the second ratio is that of processor time." in text
     assert text.endswith("nlm at abc.\n<!-- end -->")
+    report["rows"][0] |= {"commit": "def"}  # a row was added to those of another run
+    (tmp_path / "one" / "host_zipit.json").write_text(json.dumps(report))
+    text = backends_page.filled("<!-- results of zipit -->\n<!-- end -->")
+    assert "the host needs 3.0 s to start in the run at def; the second ratio" in text
 
 
 def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:
