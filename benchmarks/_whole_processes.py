@@ -179,7 +179,8 @@ def main(host: Host, options: argparse.Namespace) -> None:
         print(f"{about}, the host starts in {start:.1f} s", flush=True)
         rows = []
         for each in options.rows:
-            about_row = {"repeat": options.repeat, "commit": commit(), "peak": "VmHWM"}
+            about_row = {"repeat": options.repeat, "commit": commit(), "start_s": start}
+            about_row["peak"] = "VmHWM"
             rows.append(measure(host, each, folder, options) | about_row)
             print(line(host, rows[-1]), flush=True)
     report = {"host": about.pop("host", None) or version(host), **about}

@@ -56,6 +56,9 @@ def test_a_host_may_be_timed_without_its_start(
         "host's start alone takes 7.0 s. Its peak memory was to be a third of the stock run's: "
         "0.20, met."
     ) in text
+    for more, told in (({}, " s as a whole. Its"), ({"start_s": 2.0}, "start alone takes 2.0 s.")):
+        report["rows"][0] |= {"commit": "of another run"} | more
+        assert told in backends_page.goals(report)[0]
 
 
 def test_an_alignment_has_a_table_of_its_own(

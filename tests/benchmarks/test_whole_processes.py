@@ -54,7 +54,7 @@ def test_programs_run_in_turns_and_are_compared(
     report = json.loads(file.read_text())
     [row] = report["rows"]
     assert report["host"] == "json 1" and report["repeat"] == row["repeat"] == 2
-    assert row["peak"] == "VmHWM"
+    assert row["peak"] == "VmHWM" and row["start_s"] == report["start_s"]
     assert row["same"] and row["other_same"] and row["more"] == "a"
     assert row["ratio"] == row["tool_s"] / row["nlm_s"] and len(row["nlm_all_s"]) == 2
     assert row["tool_worked_s"] > 0.005 and row["worked_ratio"] > 0
