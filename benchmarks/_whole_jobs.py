@@ -135,6 +135,9 @@ def _missed(rows: list[Report]) -> str:
     )
 
 
+_ON_A_LINE = 0.1  # of a time, that it may be off
+
+
 def scale(report: Report) -> list[str]:
     """What ``host_scale.py`` has left."""
     lines = [
@@ -153,7 +156,12 @@ def scale(report: Report) -> list[str]:
         f"{100 * line['worst']:.0f} % from that"
         for method, line in report["lines"].items()
     )
-    return [*lines, "", f"Time is linear in bytes: {told}."]
+    if max(line["worst"] for line in report["lines"].values()) <= _ON_A_LINE:
+        return [*lines, "", f"Time is linear in bytes: {told}."]
+    return [
+        *lines, "", "That time is linear in bytes these runs do not show, in which seconds differ "
+        f"by more than the sizes explain; the nearest lines: {told}.",
+    ]  # fmt: skip
 
 
 def _beside(ours: Report, peer: Report) -> list[str]:

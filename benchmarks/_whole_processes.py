@@ -4,7 +4,9 @@ A script ``host_<name>.py`` describes a :class:`Host` and ends in ``main(HOST, _
 programs of a row run in turns on the same files, and their results are compared; seconds are
 medians, of the clock and of processors, which other work on the machine stretches less. Peak memory
 is that of the process, with the pages of the files that it reads; beside it, what it holds itself
-(RssAnon, looked at every 10 ms). The host's start is a run that does nothing.
+(VmHWM and RssAnon, looked at every 10 ms; the system's ``ru_maxrss`` begins at the peak of the
+program that starts a process, which has written its inputs). The host's start is a run that does
+nothing.
 """
 
 import argparse
@@ -74,9 +76,10 @@ def run(module: str, arguments: list[str], threads: int) -> dict[str, float]:
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
-        own, ended = 0, 0
+        own, peak, ended = 0, 0, 0
         while not ended:
-            own = max(own, anonymous(process.pid))
+            own = max(own, resident(process.pid, "RssAnon"))
+            peak = max(peak, resident(process.pid, "VmHWM"))
             time.sleep(0.01)
             ended, status, used = os.wait4(process.pid, os.WNOHANG)
         seconds = time.perf_counter() - start
@@ -85,16 +88,16 @@ def run(module: str, arguments: list[str], threads: int) -> dict[str, float]:
             said.seek(0)
             raise SystemExit(f"{' '.join(command)}: {said.read().decode()}")
     worked = used.ru_utime + used.ru_stime
-    return {"seconds": seconds, "worked": worked, "bytes": used.ru_maxrss * 1024, "own": own}
+    return {"seconds": seconds, "worked": worked, "bytes": peak, "own": own}
 
 
-def anonymous(process: int) -> int:
-    """Bytes of memory that belong to no file; 0 where the system does not say."""
+def resident(process: int, what: str) -> int:
+    """Bytes of memory, ``what`` of them in the system's words; 0 where it does not say."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
         return 0
-    found = re.search(r"RssAnon:\s+(\d+)", status)
+    found = re.search(rf"{what}:\s+(\d+)", status)
     return 1024 * int(found[1]) if found else 0
 
 
@@ -176,7 +179,8 @@ def main(host: Host, options: argparse.Namespace) -> None:
         print(f"{about}, the host starts in {start:.1f} s", flush=True)
         rows = []
         for each in options.rows:
-            about_row = {"repeat": options.repeat, "commit": commit()}
+            about_row = {"repeat": options.repeat, "commit": commit(), "start_s": start}
+            about_row["peak"] = "VmHWM"
             rows.append(measure(host, each, folder, options) | about_row)
             print(line(host, rows[-1]), flush=True)
     report = {"host": about.pop("host", None) or version(host), **about}

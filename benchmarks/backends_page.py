@@ -91,7 +91,7 @@ def alignments(report: dict[str, Any]) -> str:
 
 def goals(report: dict[str, Any]) -> list[str]:
     """What was asked of whole processes, what is there, and what bounds it."""
-    rows, start = {row["method"]: row for row in report["rows"]}, report["start_s"]
+    rows = {row["method"]: row for row in report["rows"]}
     stock = _stock(report)
     found = []
     for method, goal in GOALS.get(stock, {}).items():
@@ -100,10 +100,10 @@ def goals(report: dict[str, Any]) -> list[str]:
         row = rows[method]
         text = f"`{method}` was to be {goal:g} times as fast: {_met(row['ratio'], goal)}."
         if row["ratio"] < goal:
-            text += (
-                f" That would be {row[f'{stock}_s'] / goal:.1f} s as a whole, of which the host's "
-                f"start alone takes {start:.1f} s."
-            )
+            text += f" That would be {row[f'{stock}_s'] / goal:.1f} s as a whole"
+            if (start := _start(report, row)) is not None:
+                text += f", of which the host's start alone takes {start:.1f} s"
+            text += "."
             if (adds := rows.get("task_arithmetic")) and stock == "mergekit":
                 text += f" A merge that only adds takes {adds['nlm_s']:.1f} s here."
         found.append(text)
@@ -112,6 +112,13 @@ def goals(report: dict[str, Any]) -> list[str]:
         met = "met" if share <= 1 / 3 else "missed"
         found.append(f"Its peak memory was to be a third of the stock run's: {share:.2f}, {met}.")
     return [" ".join(found)] if found else []
+
+
+def _start(report: dict[str, Any], row: dict[str, Any]) -> float | None:
+    """Seconds of the host's start in the run of a row; None where those of another are kept."""
+    is_of_run = row.get("commit", report["commit"]) == report["commit"]
+    found = row.get("start_s", report["start_s"] if is_of_run else None)
+    return None if found is None else float(found)
 
 
 def _met(value: float, goal: float) -> str:
@@ -138,10 +145,17 @@ def caption(report: dict[str, Any]) -> str:
         by = "; the second ratio is that of processor time"
     if loads := [row["load"] for row in report["rows"] if "load" in row]:
         by += f" (other work ran: a load of up to {max(loads):.1f})"
+    if untold := [row["method"] for row in report["rows"] if "peak" not in row]:
+        which = "" if len(untold) == len(report["rows"]) else f" of {', '.join(untold)}"
+        by += (
+            f"; no peak{which} is told that is less than that of the program that wrote the "
+            "inputs, which may be above the process's own"
+        )
+    run = f" in the run at {report['commit']}" if len(commits) > 1 else ""
     return (
         f"{report['host']}{of}, {report['threads']} threads; medians of "
         f"{' and '.join(map(str, repeats))} runs in turns, of which the host needs "
-        f"{report['start_s']:.1f} s to start{by}. {report['machine']}, {versions}, nlm at "
+        f"{report['start_s']:.1f} s to start{run}{by}. {report['machine']}, {versions}, nlm at "
         f"{' and '.join(commits)}."
     )
 

@@ -111,7 +111,7 @@ def _prediction(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> s
     operations = reports["operations"]
     rows = [row for row in merged["rows"] if row["method"] == "ties"]
     largest = max(rows, key=lambda row: row["parameters"])
-    rate, peak = largest["gb_per_s"], max(row["peak"] for row in merged["rows"])
+    rate, own = largest["gb_per_s"], max(row["own"] for row in merged["rows"])
     moved = PARAMETERS * 2 * (EXPERTS + 2)  # bfloat16: experts, base and output
     merging = moved / rate / 1e9
     similar = _curve(operations, "group_similarity_", "units")["points"][-1]
@@ -130,8 +130,8 @@ def _prediction(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> s
         f"| merge of files (TIES) | {moved / 1e12:.2f} TB read and written at {rate:.2f} GB/s "
         f"(`host_scale.json`, 1.1 B, flushed and hashed) | {_hours(merging)} | "
         f"{_hours(merging / 64)} |",
-        f"| memory of that merge | a fixed budget, whatever the model | {_bytes(peak)} | "
-        f"{_bytes(peak)} each |",
+        f"| memory of that merge, beside pages of files | a fixed budget, whatever the model | "
+        f"{_bytes(own)} | {_bytes(own)} each |",
         f"| similarities of all feed-forward groups, one sweep | {needed / 1e15:.1f} PFLOP at "
         f"{flops / 1e9:.0f} GFLOP/s | {_hours(needed / flops)} | {_hours(needed / flops / 64)}, "
         "if it were divided |",

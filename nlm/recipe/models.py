@@ -325,7 +325,7 @@ class Models:
         if self._calibration is not None:
             experts = self._modules()
             if self.corrects_together:
-                self.ranks.gather((str(folder),))  # which the others wait for
+                self.ranks.told(str(folder))  # which the others wait for
             notes.append(
                 self._calibration.apply(
                     folder, experts, files, recipe.output.shard_bytes, self.like()
@@ -340,10 +340,7 @@ class Models:
         if self._calibration is None:
             return
         experts = self._modules()
-        found = self.ranks.gather(None)[0]
-        if not isinstance(found, tuple):
-            raise RuntimeError(f"nlm.streaming: process 0 failed: {found}")
-        self._calibration.fit(Path(found[0]), experts)
+        self._calibration.fit(Path(self.ranks.told()), experts)
 
     def _modules(self) -> "dict[str, nn.Module]":
         return {each.name: self._module(each) for each in self.recipe.experts}

@@ -117,9 +117,25 @@ class Ranks:
             with suppress(RuntimeError):  # others may be gone; what failed here is what to say
                 self.gather(f"{type(error).__name__}: {error}")
             raise
-        failed = [(rank, what) for rank, what in enumerate(self.gather(None)) if what is not None]
-        if failed:
-            raise RuntimeError(f"nlm.streaming: process {failed[0][0]} failed: {failed[0][1]}")
+        self._check(self.gather(None))
+
+    def told(self, value: Any = None) -> Any:
+        """What the first process says to all, within :meth:`together`.
+
+        Raises
+        ------
+        RuntimeError
+            Another process has failed there.
+        """
+        values = self.gather((value,))
+        self._check(values)
+        return values[0][0]
+
+    @staticmethod
+    def _check(values: list[Any]) -> None:
+        for rank, what in enumerate(values):
+            if isinstance(what, str):  # which none says but one that fails
+                raise RuntimeError(f"nlm.streaming: process {rank} failed: {what}")
 
 
 def share(sizes: dict[str, int], ranks: Ranks) -> set[str]:

@@ -31,6 +31,7 @@ def test_a_table_is_made_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| `ties` | 104.1 s | 12.5 s | 8.3 | 4.50 GB | 4.25 GB | 16 of 10^9 |" in text
     assert text.splitlines()[4].endswith("| none |")
     assert "252 M float32 parameters, 2 threads; medians of 3 runs" in text
+    assert "no peak is told that is less than that of the program that wrote the inputs" in text
     assert text.endswith("nlm at abc.\n<!-- end -->\nrest")
 
 
@@ -55,6 +56,9 @@ def test_a_host_may_be_timed_without_its_start(
         "host's start alone takes 7.0 s. Its peak memory was to be a third of the stock run's: "
         "0.20, met."
     ) in text
+    for more, told in (({}, " s as a whole. Its"), ({"start_s": 2.0}, "start alone takes 2.0 s.")):
+        report["rows"][0] |= {"commit": "of another run"} | more
+        assert told in backends_page.goals(report)[0]
 
 
 def test_an_alignment_has_a_table_of_its_own(
@@ -82,7 +86,7 @@ def test_functions_of_a_checkout_have_a_table(
     row = {"method": "zip", "units": 768, "zipit_s": 20.0, "nlm_s": 4.0, "ratio": 5.0}
     row |= {"zipit_bytes": 1e9, "nlm_bytes": 5e8, "stock_objective": 0.51, "nlm_objective": 0.52}
     row |= {"differing": 0.1, "difference": 1.0, "repeat": 2, "commit": "abc"}
-    row |= {"worked_ratio": 3.96}
+    row |= {"worked_ratio": 3.96, "peak": "VmHWM"}
     report = {
         "host": "ZipIt 1b6ca40", "start_s": 3.0, "threads": 2, "repeat": 1, "machine": "one",
         "versions": {}, "commit": "def", "rows": [row, row | {"method": "permute", "repeat": 3}],
@@ -95,6 +99,10 @@ def test_functions_of_a_checkout_have_a_table(
     assert "mean correlation, stock" in text and "medians of 2 and 3 runs" in text
     assert "3.0 s to start; the second ratio is that of processor time." in text
     assert text.endswith("nlm at abc.\n<!-- end -->")
+    report["rows"][0] |= {"commit": "def"}  # a row was added to those of another run
+    (tmp_path / "one" / "host_zipit.json").write_text(json.dumps(report))
+    text = backends_page.filled("<!-- results of zipit -->\n<!-- end -->")
+    assert "the host needs 3.0 s to start in the run at def; the second ratio" in text
 
 
 def test_results_are_compared_entry_by_entry(tmp_path: Path) -> None:

@@ -190,6 +190,15 @@ def test_the_page_says_which_goals_of_alignment_are_missed() -> None:
     assert ": met. Residual" in _whole_jobs.activation_matching({"rows": rows})[-1]
 
 
+def test_times_are_called_linear_where_they_lie_on_a_line() -> None:
+    row = {"method": "ties", "parameters": 1e9, "seconds": 5.0, "copy_s": 4.0, "gb_per_s": 2.0}
+    row |= {"fraction": 0.8, "own": 2**26}
+    for worst, told in ((0.06, "Time is linear in bytes: "), (0.32, "these runs do not show")):
+        line = {"start_s": 0.1, "gb_per_s": 2.0, "worst": worst}
+        text = _whole_jobs.scale({"rows": [row], "lines": {"ties": line}})[-1]
+        assert told in text and f"further than {100 * worst:.0f} % from that" in text
+
+
 @pytest.mark.parametrize(
     ("script", "make"),
     [

@@ -54,6 +54,7 @@ def test_programs_run_in_turns_and_are_compared(
     report = json.loads(file.read_text())
     [row] = report["rows"]
     assert report["host"] == "json 1" and report["repeat"] == row["repeat"] == 2
+    assert row["peak"] == "VmHWM" and row["start_s"] == report["start_s"]
     assert row["same"] and row["other_same"] and row["more"] == "a"
     assert row["ratio"] == row["tool_s"] / row["nlm_s"] and len(row["nlm_all_s"]) == 2
     assert row["tool_worked_s"] > 0.005 and row["worked_ratio"] > 0
@@ -62,6 +63,13 @@ def test_programs_run_in_turns_and_are_compared(
     processes.main(HOST, parser.parse_args([*given, "--rows", "b", "--add"]))
     assert [row["method"] for row in json.loads(file.read_text())["rows"]] == ["a", "b"]
     assert not [each for each in tmp_path.iterdir() if each != file]
+
+
+def test_the_peak_is_the_process_s_own() -> None:
+    """Not that of the program that measures, which may have held more."""
+    held = bytearray(b"x") * (300 << 20)
+    found = processes.run("json.tool", ["--help"], 1)
+    assert len(held) > 10 * found["bytes"] and found["bytes"] >= found["own"] > 10**6
 
 
 def test_a_program_that_fails_says_what_it_said() -> None:

@@ -184,6 +184,12 @@ def test_next_to_nothing_is_not_rescaled_as_in_the_host() -> None:
         assert drawn("nlm_dare_ties", torch.zeros(empty), density=0.5).shape == empty
 
 
+def test_a_sum_beyond_the_largest_float_still_rescales() -> None:
+    vector = torch.full((20_000,), 1e36)
+    kept = drawn("nlm_dare_linear", vector, density=0.5, rescale=True)
+    torch.testing.assert_close(kept.double().sum(), vector.double().sum(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", ["della", "della_linear"])
 def test_della_keeps_large_entries_more_often_as_the_host_does(name: str) -> None:
     """By rank within a row, from density - epsilon to density + epsilon."""

@@ -1,5 +1,6 @@
 """The writer that puts results into files as they come, beside the host's own."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -102,4 +103,26 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     stream.add("a", torch.ones(3))
     with pytest.raises(ValueError, match="closed file"):
         stream.close(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_that_fails_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stream = Stream(tmp_path / "partial", 64)  # whose header needs more, so that it is copied
+    stream.add("a", torch.ones(3))
+    monkeypatch.setattr(writer.os, "sendfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        stream.close(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_type_that_the_format_lacks_is_told(tmp_path: Path) -> None:
+    made = StreamedWriter(str(tmp_path))
+    with pytest.raises(TypeError, match=r"holds bool, .*, got torch.complex128 of 'a'"):
+        made.save_tensor("a", torch.ones(3, dtype=torch.complex128))
+    StreamedWriter.abandon()
     assert not list(tmp_path.iterdir())

@@ -88,3 +88,14 @@ def test_files_are_shared_by_their_bytes():
         parts.append(share(sizes, ranks))
     assert parts[0] | parts[1] == set(sizes) and not parts[0] & parts[1]
     assert abs(sum(sizes[n] for n in parts[0]) - sum(sizes[n] for n in parts[1])) <= 1
+
+
+def test_one_that_fails_before_it_hears_the_first_is_told(monkeypatch):
+    """What it says stands where the others wait for the first one's word."""
+    ranks = Ranks()
+    assert ranks.told("here") == "here"
+    monkeypatch.setattr(ranks, "gather", lambda value: [value, "MemoryError: full"])
+    with pytest.raises(RuntimeError, match="process 1 failed: MemoryError: full"):
+        ranks.told("here")
+    with pytest.raises(RuntimeError, match="process 1 failed: MemoryError: full"), ranks.together():
+        pass

@@ -134,13 +134,14 @@ def _difference(model: Tensor, base: Tensor) -> Tensor:
 
 
 def _l1(x: Tensor) -> float:
-    """The sum of magnitudes: of few entries in their own type, exactly of these sums, so that it
-    is the same for any number of threads.
+    """The sum of magnitudes: of few entries in their own type, where it holds that, exactly of
+    these sums, so that it is the same for any number of threads.
     """
     flat = x.abs().reshape(-1)
     whole = len(flat) // _ROW * _ROW
     sums = flat[:whole].view(-1, _ROW).sum(1)
-    return math.fsum([*sums.tolist(), flat[whole:].sum().item()])
+    total = math.fsum([*sums.tolist(), flat[whole:].sum().item()])
+    return total if math.isfinite(total) else float(flat.sum(dtype=torch.float64))
 
 
 def _factor(before: float, after: float) -> float:

@@ -22,6 +22,7 @@ from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.shards import Part, Shard, lay_out
 from nlm.integrations import _host
 
+_NAMES = tuple(TORCH_TYPES.values())
 _TYPES = {getattr(torch, name): kind for kind, name in TORCH_TYPES.items()}
 _METADATA = {"format": "pt"}
 _MOST_WAITING = 1 << 28  # bytes of tensors that are computed and not written yet
@@ -54,9 +55,16 @@ class Stream:
 
         Raises
         ------
+        TypeError
+            The format has no such type.
         OSError
             One before it could not be written.
         """
+        if tensor.dtype not in _TYPES:
+            raise TypeError(
+                f"nlm.integrations.mergekit: a safetensors file holds {', '.join(_NAMES)}, got "
+                f"{tensor.dtype} of {name!r}"
+            )
         flat = tensor.detach().cpu().contiguous().view(-1)
         data = flat.view(torch.uint8).numpy().data
         self._parts.append((name, _TYPES[tensor.dtype], tensor.shape))
@@ -84,7 +92,11 @@ class Stream:
                 self._write(memoryview(len(text).to_bytes(_PREFIX, "little") + text))
                 os.replace(self._path, path)
             else:
-                self._copy(shard, path)
+                try:
+                    self._copy(shard, path)
+                except BaseException:
+                    path.unlink(missing_ok=True)
+                    raise
         finally:
             self.abandon()
 
