@@ -13,7 +13,12 @@ _loading = threading.RLock()
 
 
 class Postponed(ModuleType):
-    """A module that is imported when something of it is asked for; the same object afterwards."""
+    """A module that is imported when something of it is asked for; the same object afterwards.
+
+    Other threads wait for it, outside the import system, which would see two threads whose imports
+    need one another: no thread may ask for it first within an import that it needs itself. In a
+    host's command the main thread is the first to.
+    """
 
     def __getattr__(self, name: str) -> Any:
         with _loading:  # other threads wait; this one comes back here while the module runs
