@@ -41,6 +41,7 @@ class Correction(Wrapper):
     """
 
     _kind: ClassVar[str] = "Correction"  # what its files are called, those of subclasses too
+    _run_uncompiled: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Correction(Wrapper):
         self.apart = apart
         self._unseen: set[str] = set()  # points of which nothing tells yet that the model has them
         self._calls = any(is_place(point) for point in self.points)
+        self._keep_from_compilers()
         for number, point in enumerate(self.points):
             check_channels("nlm.correct", point, [len(row[point][0]) for row in fitted])
             for part, name in enumerate(("scale", "shift")):
@@ -287,9 +289,16 @@ class Correction(Wrapper):
             return self._run_uncompiled(args, kwargs, rows)
         return self._run_hooked(args, kwargs, rows)
 
-    @torch.compiler.disable(reason="a compiler does not see which functions are points: inline()")
-    def _run_uncompiled(self, *given: Any) -> Any:
-        return self._run_hooked(*given)
+    def _keep_from_compilers(self) -> None:
+        """Made where functions are points alone: it imports PyTorch's compiler, for a second."""
+        if self._calls and Correction._run_uncompiled is None:
+            reason = "a compiler does not see which functions are points: inline()"
+            disabled = torch.compiler.disable(Correction._run_hooked, reason=reason)
+            Correction._run_uncompiled = disabled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._keep_from_compilers()
 
     def _run_hooked(self, args: Any, kwargs: dict[str, Any], rows: int | Tensor) -> Any:
         def hook(point: str) -> OutputHook:
