@@ -52,6 +52,9 @@ class Ranks:
         if kind is None:
             self.gather(None)  # none leaves while another still hears it
         if self._is_own:
+            # The last reference: its threads end here. One that lives on while the interpreter
+            # ends, and holds what Python has to free, aborts the process (pytorch#179291).
+            self._group = None
             distributed.destroy_process_group()
 
     @property
