@@ -16,6 +16,10 @@ from nlm.loading import SIDE_CAR
 from nlm.recipe import read_recipe
 from nlm.recipe.execution import execute
 
+# By night: on a busy machine one of the processes has been seen to abort as its interpreter ended,
+# for a reason that is not yet found; tests/streaming/test_ranks.py is what every change runs.
+pytestmark = pytest.mark.nightly
+
 FOUNDATIONS = "foundations: {first: first, second: second}\n"
 RECIPES = {
     "regmean": FOUNDATIONS + (
