@@ -151,3 +151,18 @@ def _extent(x: Tensor) -> tuple[int, int]:
         return begin, begin + x.nbytes
     last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
     return begin, begin + (last + 1) * x.element_size()
+
+
+def check_seed(op: str, seed: int) -> None:
+    """Raises ValueError unless a key of random numbers can be made of a seed."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"nlm.{op}: seed must lie in [0, 2^63), got {seed}")
+
+
+def check_positions(op: str, offset: int, count: int) -> None:
+    """Raises ValueError unless random numbers have a position for each of some entries."""
+    if not 0 <= offset <= 2**63 - 8 - count:
+        raise ValueError(
+            f"nlm.{op}: offset must leave all positions in [0, 2^63 - 8), got {offset} for "
+            f"{count} entries"
+        )

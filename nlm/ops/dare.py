@@ -25,7 +25,7 @@ from torch import Tensor
 from nlm import _native
 from nlm._random import LOW, philox
 from nlm._registry import register
-from nlm.ops._arguments import check_tensor, without_gradient
+from nlm.ops._arguments import check_positions, check_seed, check_tensor, without_gradient
 from nlm.ops._channels import FLOATS
 
 
@@ -56,11 +56,6 @@ def reference(
     return torch.where(words >= _threshold(drop), moved, start).to(expert.dtype).contiguous()
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"nlm.dare: seed must lie in [0, 2^63), got {seed}")
-
-
 def _out(
     expert: Tensor, base: Tensor, drop: float, seed: int, offset: int, rescale: bool
 ) -> Tensor:
@@ -76,12 +71,8 @@ def _out(
         )
     if not 0 <= drop < 1:
         raise ValueError(f"nlm.dare: drop must lie in [0, 1), got {drop}")
-    _check_seed(seed)
-    if not 0 <= offset <= 2**63 - 8 - expert.numel():
-        raise ValueError(
-            f"nlm.dare: offset must leave all positions in [0, 2^63 - 8), got {offset} for "
-            f"{expert.numel()} entries"
-        )
+    check_seed("dare", seed)
+    check_positions("dare", offset, expert.numel())
     return torch.empty_like(expert, memory_format=torch.contiguous_format)
 
 
@@ -162,6 +153,6 @@ def dare(
     """
     for label, value in (("expert", expert), ("base", base)):
         check_tensor("dare", label, value)
-    _check_seed(seed)
+    check_seed("dare", seed)
     tensors = [without_gradient("dare", x) for x in (expert, base)]
     return _DARE.default(*tensors, drop, seed, offset, rescale)

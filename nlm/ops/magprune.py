@@ -28,7 +28,7 @@ from torch import Tensor
 from nlm import _native
 from nlm._random import RANKED, chances_by_rank
 from nlm._registry import register
-from nlm.ops._arguments import check_tensor, without_gradient
+from nlm.ops._arguments import check_positions, check_seed, check_tensor, without_gradient
 from nlm.ops._channels import FLOATS
 from nlm.ops.dare import random_words
 
@@ -68,18 +68,9 @@ def _out(
             "nlm.magprune: density - epsilon and density + epsilon must lie in (0, 1), or density "
             f"be 1, got density {density} and epsilon {epsilon}"
         )
-    _check_seed(seed)
-    if not 0 <= offset <= 2**63 - 8 - x.numel():
-        raise ValueError(
-            f"nlm.magprune: offset must leave all positions in [0, 2^63 - 8), got {offset} for "
-            f"{x.numel()} entries"
-        )
+    check_seed("magprune", seed)
+    check_positions("magprune", offset, x.numel())
     return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"nlm.magprune: seed must lie in [0, 2^63), got {seed}")
 
 
 def _tables(length: int, density: float, epsilon: float, rescale: bool) -> list[tuple[Any, Any]]:
@@ -166,7 +157,7 @@ def magprune(
     [[4.0, 0.0, 0.0, 3.0]]
     """
     check_tensor("magprune", "x", x)
-    _check_seed(seed)
+    check_seed("magprune", seed)
     return _MAGPRUNE.default(
         without_gradient("magprune", x), density, epsilon, seed, offset, rescale
     )

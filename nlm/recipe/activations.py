@@ -14,13 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from nlm._modules import evaluation
 from nlm.recipe.data import BATCH, batch_shapes
-from nlm.recipe.methods import BY_WEIGHTS
+from nlm.recipe.methods import BY_WEIGHTS, SAMPLES
 from nlm.recipe.modules import hollow_module
 from nlm.recipe.opened import Opened
 from nlm.recipe.recipe import Recipe
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-_SAMPLES = 128  # of a task, that a correction takes together by default
 
 
 def activation_bytes(recipe: Recipe, opened: Opened) -> int | None:
@@ -58,7 +57,7 @@ def _passes(recipe: Recipe, opened: Opened) -> Iterator[tuple[Path, str, int | N
         if own.data is not None:
             yield expert.path, own.data, own.samples, BATCH
         if correct is not None and (text := correct.data.get(name)) is not None:
-            samples = correct.samples or _SAMPLES
+            samples = correct.samples or SAMPLES
             yield expert.path, text, samples, samples
     if recipe.score is not None and opened.start is not None and opened.start.folder is not None:
         yield opened.start.path, recipe.score, None, BATCH

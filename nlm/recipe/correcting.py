@@ -23,7 +23,7 @@ from nlm.correct import Correction, correct
 from nlm.loading import SIDE_CAR, TASKS
 from nlm.merge.result import Merged
 from nlm.recipe.data import open_data
-from nlm.recipe.methods import SHARED
+from nlm.recipe.methods import SAMPLES, SHARED
 from nlm.recipe.modules import hollow_module, names_of
 from nlm.recipe.recipe import Recipe
 from nlm.statistics import attention_mask, batches
@@ -33,7 +33,6 @@ from nlm.streaming.ranks import Ranks
 from nlm.symmetry.pretrained import load_model, quiet, read_config
 
 CALLER = "nlm.recipe"
-_SAMPLES = 128  # of a task, that those of SHARED use by default
 Progress = Callable[[str, float], None]
 
 
@@ -107,7 +106,7 @@ class Calibration:
         model = _merged(folder, experts, heads)
         data, options = self.data, self._options()
         if chosen.method in SHARED and self.ranks.size > 1:
-            limit = chosen.samples or _SAMPLES  # of all processes
+            limit = chosen.samples or SAMPLES  # of all processes
             cut = {task: list(batches(each, limit, None, CALLER)) for task, each in data.items()}
             least = min(map(len, cut.values()))
             data = {task: self.ranks.part(each, least)[0] for task, each in cut.items()}

@@ -145,6 +145,8 @@ CORRECTIONS = (
 
 #: Those of them that need no data, and those that leave something beside the weights.
 WITHOUT_DATA = ("none", "data_free")
+#: Samples of a task that a correction uses by default.
+SAMPLES = 128
 #: Those whose calibration data several processes share.
 SHARED = ("tact", "tact_at_once", "repair", "least_squares")
 BESIDE_WEIGHTS = ("tact", "tact_at_once", "repair", "least_squares", "data_free", "refit+tact")
