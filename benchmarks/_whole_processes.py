@@ -169,7 +169,7 @@ def arguments(host: Host, text: str | None) -> argparse.ArgumentParser:
 
 
 def main(host: Host, options: argparse.Namespace) -> None:
-    """Measures what the options ask for, and writes the report."""
+    """Measures what the options ask for, and writes the report, after each row as far as it is."""
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         about = host.prepare(folder, options)
@@ -177,20 +177,24 @@ def main(host: Host, options: argparse.Namespace) -> None:
         starts = [run(module, given, options.threads)["seconds"] for _ in range(options.repeat)]
         start = statistics.median(starts)
         print(f"{about}, the host starts in {start:.1f} s", flush=True)
-        rows = []
+        report = {"host": about.pop("host", None) or version(host), **about}
+        report |= {"start_s": start, "threads": options.threads, "repeat": options.repeat}
+        rows = others(options) if options.add else []
         for each in options.rows:
             about_row = {"repeat": options.repeat, "commit": commit(), "start_s": start}
             about_row["peak"] = "VmHWM"
             rows.append(measure(host, each, folder, options) | about_row)
             print(line(host, rows[-1]), flush=True)
-    report = {"host": about.pop("host", None) or version(host), **about}
-    report |= {"start_s": start, "threads": options.threads, "repeat": options.repeat}
-    if options.add and options.json.exists():
-        before = json.loads(options.json.read_text())
-        about_row = {"repeat": before["repeat"], "commit": before["commit"]}
-        others = [row for row in before["rows"] if row["method"] not in options.rows]
-        rows = [about_row | row for row in others] + rows
-    write(options.json, {**facts(), **report, "rows": rows})
+            write(options.json, {**facts(), **report, "rows": rows})
+
+
+def others(options: argparse.Namespace) -> list[Row]:
+    """The rows of the report's file that are not measured now."""
+    if not options.json.exists():
+        return []
+    before = json.loads(options.json.read_text())
+    about = {"repeat": before["repeat"], "commit": before["commit"]}
+    return [about | row for row in before["rows"] if row["method"] not in options.rows]
 
 
 def from_checkout(
