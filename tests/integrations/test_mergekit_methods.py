@@ -107,6 +107,20 @@ def test_rescaling_and_float64_are_the_hosts_but_for_rounding(name: str) -> None
             torch.testing.assert_close(found, host, rtol=most, atol=most)
 
 
+@pytest.mark.parametrize("name", ["nlm_dare_linear", "nlm_dare_ties"])
+def test_parts_of_a_tensor_that_are_drawn_apart_are_those_of_the_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = {"weight": 0.4, "density": [0.3, 0.6, 1.0], "rescale": True}
+    for shape in ((300, 41), (7,), (0, 4)):
+        tensors = models(*shape)
+        whole = merge(name, tensors, parameters)
+        monkeypatch.setattr(methods, "_PART", methods._ROW)
+        assert torch.equal(merge(name, tensors, parameters), whole)
+        monkeypatch.undo()
+        assert whole.shape == shape and bool(whole.isfinite().all())
+
+
 def test_slerp_of_parallel_opposite_and_no_models() -> None:
     one = torch.randn(300, generator=torch.Generator().manual_seed(0))
     for other in (2 * one, -one, torch.zeros_like(one), one + 1e-6):

@@ -39,6 +39,7 @@ Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
 _SMALL = 1e-8  # a sum of weights below it counts as 1
 _NOTHING = 1e-7  # a norm below it is none to be rescaled to
 _ROW = 4096  # entries that are summed in their own type
+_PART = 1 << 19  # entries of tensors that are computed one part after the other, whole rows
 
 
 class Method(GroupMergeMethod):
@@ -101,14 +102,29 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
         return weighted_sum(models, weights, base, divisor, scale)
-    zero = torch.zeros(base.shape, dtype=_wide(base), device=base.device)
-    vectors = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
-    if elects:
-        none = torch.zeros(len(models), device=base.device)
-        [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
-    else:
-        moved = weighted_sum(vectors, weights, divisor=divisor, scale=scale)
-    return moved.add_(base)
+    kept = [_kept(sparse, group, place, parameters) for place in range(len(models))]
+    none = torch.zeros(len(models), device=base.device)
+    merged = []
+    for part in _parts(base) if sparse == Sparse.random else [slice(None)]:
+        vectors = [_scaled(vector[part], factor) for vector, factor in kept]
+        if elects:
+            zero = torch.zeros_like(vectors[0])
+            [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
+        else:
+            moved = weighted_sum(vectors, weights, divisor=divisor, scale=scale)
+        merged.append(moved.add_(base.reshape(-1)[part]))
+    return (merged[0] if len(merged) == 1 else torch.cat(merged)).view(base.shape)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x.mul_(factor)
+
+
+def _parts(like: Tensor) -> Iterator[slice]:
+    """What is computed at once, in order: on a CPU, entries that stay in its cache meanwhile."""
+    entries = _PART if like.device.type == "cpu" else max(1, like.numel())
+    for begin in range(0, max(1, like.numel()), entries):
+        yield slice(begin, begin + entries)
 
 
 def _limit(model: Tensor, base: Tensor, density: float) -> Tensor:
@@ -133,42 +149,65 @@ def _difference(model: Tensor, base: Tensor) -> Tensor:
     return model.to(_wide(base)) - base.to(_wide(base))
 
 
-def _l1(x: Tensor) -> float:
-    """The sum of magnitudes: of few entries in their own type, where it holds that, exactly of
-    these sums, so that it is the same for any number of threads.
+def _sums(x: Tensor) -> list[float]:
+    """Magnitudes added up by few entries, in their own type where it holds them: the same for any
+    number of threads.
     """
     flat = x.abs().reshape(-1)
     whole = len(flat) // _ROW * _ROW
-    sums = flat[:whole].view(-1, _ROW).sum(1)
-    total = math.fsum([*sums.tolist(), flat[whole:].sum().item()])
-    return total if math.isfinite(total) else float(flat.sum(dtype=torch.float64))
+    rows = flat[:whole].view(-1, _ROW)
+    sums = torch.cat([rows.sum(1), flat[whole:].sum()[None]])
+    if not sums.isfinite().all():
+        sums = torch.cat([rows.double().sum(1), flat[whole:].double().sum()[None]])
+    return sums.tolist()
 
 
-def _factor(before: float, after: float) -> float:
+def _factor(before: list[float], after: list[float]) -> float:
     """What gives a difference its norm back; 1 where there is next to nothing, as in the host."""
-    return before / after if min(before, after) >= _NOTHING else 1.0
+    norm, left = math.fsum(before), math.fsum(after)
+    return norm / left if min(norm, left) >= _NOTHING else 1.0
 
 
 def _kept(
-    sparse: Sparse, group: TensorGroup, place: int, zero: Tensor, parameters: Parameters
-) -> Tensor:
-    """What is kept of a model's difference from the base, in the type of ``zero``."""
-    entry = group.non_base[place]
-    vector = _difference(entry.tensor, group.base.tensor)
-    density, size = parameters["density"][entry.id], vector.numel()
+    sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters
+) -> tuple[Tensor, float]:
+    """What is kept of a model's difference from the base, flat, and what it is multiplied by."""
+    entry, base = group.non_base[place], group.base.tensor
+    density, size = parameters["density"][entry.id], base.numel()
+    if sparse == Sparse.random and 0 < density < 1:
+        key = _key(group, place)
+        return _drawn(entry.tensor, base, density, key, rescales=parameters["rescale"])
+    vector = _difference(entry.tensor, base)
     if density >= 1 or size == 0:
-        return vector
+        return vector.reshape(-1), 1.0
     if density <= 0:
-        return torch.zeros_like(vector)
+        return torch.zeros_like(vector).reshape(-1), 1.0
     if sparse == Sparse.magnitude:
         kept = _between(vector, max(1, int(density * size)), 0)
     elif sparse == Sparse.magnitude_outliers:
         kept = _between(vector, int(density * size), int(parameters["gamma"][entry.id] * size))
-    elif sparse == Sparse.random:
-        kept = dare(vector, zero, 1 - density, _key(group, place), rescale=False)
     else:
         kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))
-    return kept.mul_(_factor(_l1(vector), _l1(kept))) if parameters["rescale"] else kept
+    factor = _factor(_sums(vector), _sums(kept)) if parameters["rescale"] else 1.0
+    return kept.reshape(-1), factor
+
+
+def _drawn(
+    model: Tensor, base: Tensor, density: float, key: int, *, rescales: bool
+) -> tuple[Tensor, float]:
+    """A random part of a difference, each entry with one probability."""
+    one, other = model.reshape(-1), base.reshape(-1)
+    kept = torch.empty(len(one), dtype=_wide(base), device=base.device)
+    before: list[float] = []
+    after: list[float] = []
+    for part in _parts(base):
+        vector = _difference(one[part], other[part])
+        zero = torch.zeros_like(vector)
+        kept[part] = left = dare(vector, zero, 1 - density, key, part.start, rescale=False)
+        if rescales:
+            before += _sums(vector)
+            after += _sums(left)
+    return kept, _factor(before, after) if rescales else 1.0
 
 
 def _between(vector: Tensor, count: int, largest: int) -> Tensor:
