@@ -22,6 +22,10 @@ from nlm.correct.sequential import Fitted, corrector
 from nlm.correct.tasks import Task, task_by_task, task_ids
 
 _Self = TypeVar("_Self", bound="Correction")
+_ONE_GRAPH = (
+    "nlm.correct: a corrected model is hooked while it runs, which no single graph holds; what "
+    "compiles with fullgraph=True is the module of its own that inline() gives"
+)
 
 
 class Correction(Wrapper):
@@ -116,6 +120,8 @@ class Correction(Wrapper):
             An unknown task, not one per sample, or several tasks in one batch whose outputs have
             other shapes.
         """
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(_ONE_GRAPH)
         ids = self._ids(task)
         with exclusive(self.model):
             own = isinstance(self.model, MultiTaskModel)
@@ -161,6 +167,10 @@ class Correction(Wrapper):
 
     def inline(self, task: str | int | None = None) -> nn.Module:
         """A module of its own that compiles and exports: ``torch.compile``, ``torch.export``, ONNX.
+
+        It is one graph (``fullgraph=True``), with the corrections of all tasks or of one in it. The
+        corrected model itself compiles piece by piece only, and where functions are points not at
+        all. Weights are copied: what is done to this model later does not reach the other.
 
         Parameters
         ----------

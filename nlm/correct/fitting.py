@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -111,6 +112,18 @@ def check_tasks(
             f"{caller}: the tasks are those of the merged model ({', '.join(model.tasks)}), got "
             f"{', '.join(sorted(lost))}"
         )
+
+
+def check_number(caller: str, label: str, value: Any, positive: bool = False) -> None:
+    """Raises TypeError where something is no number, ValueError where it is not finite or below 0.
+
+    A ``positive`` one is not 0 either.
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f"{caller}: the {label} is a number, got {value!r}")
+    if not 0 <= float(value) < float("inf") or (positive and value == 0):
+        rule = "positive and finite" if positive else "finite and at least 0"
+        raise ValueError(f"{caller}: the {label} is {rule}, got {value}")
 
 
 def prepare(
