@@ -121,7 +121,7 @@ class Correction(Wrapper):
             other shapes.
         """
         if torch.compiler.is_dynamo_compiling():
-            torch._dynamo.graph_break(_ONE_GRAPH)
+            torch._dynamo.graph_break(msg=_ONE_GRAPH)
         ids = self._ids(task)
         with exclusive(self.model):
             own = isinstance(self.model, MultiTaskModel)
