@@ -17,15 +17,11 @@ from nlm._multitask import MultiTaskModel, Wrapper, network_of
 from nlm.checkpoint import read_kind
 from nlm.checkpoint.texts import build, parse_json
 from nlm.correct.folding import Readers, fold_points, unfoldable
-from nlm.correct.inline import Inlined
+from nlm.correct.inline import ONE_GRAPH, Inlined
 from nlm.correct.sequential import Fitted, corrector
 from nlm.correct.tasks import Task, task_by_task, task_ids
 
 _Self = TypeVar("_Self", bound="Correction")
-_ONE_GRAPH = (
-    "nlm.correct: a corrected model is hooked while it runs, which no single graph holds; what "
-    "compiles with fullgraph=True is the module of its own that inline() gives"
-)
 
 
 class Correction(Wrapper):
@@ -121,7 +117,7 @@ class Correction(Wrapper):
             other shapes.
         """
         if torch.compiler.is_dynamo_compiling():
-            torch._dynamo.graph_break(msg=_ONE_GRAPH)
+            torch._dynamo.graph_break(msg=ONE_GRAPH)
         ids = self._ids(task)
         with exclusive(self.model):
             own = isinstance(self.model, MultiTaskModel)
@@ -397,6 +393,8 @@ def exclusive(model: nn.Module) -> Iterator[None]:
 
     A multi-task model's own lock is taken where it has one: its calls take it too.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"nlm.correct: a merged model is a module, got {type(model).__name__}")
     own = getattr(model, "lock", None) if isinstance(model, MultiTaskModel) else None
     with own if own is not None else lock_of(network_of(model)):
         yield
