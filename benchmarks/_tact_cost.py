@@ -6,6 +6,7 @@ from typing import Any
 
 from _pages import counted, table
 
+PICTURE = "tact_cost.png"
 FIT, SERVE = 1.3, 1.05  # the goals, of the bare passes and of the uncorrected model's time
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,6 +27,7 @@ def section(found: Mapping[str, Any]) -> list[str]:
         "batch of mixed tasks over that of the uncorrected model, and the bytes of all "
         "corrections. In brackets the ratios of the clock, on a machine that others use too.",
         curve(small),
+        f"![Seconds and bytes by the number of tasks](pictures/{PICTURE})",
         f"A point takes {1e6 * extra:.0f} microseconds more in a batch of the small network, most "
         "of them for the call and not for the numbers; in large blocks that is little beside their "
         f"products. Blocks of the large sizes, two tasks: the ratio at {' and '.join(amounts)} "
@@ -34,6 +36,28 @@ def section(found: Mapping[str, Any]) -> list[str]:
         blocks(large, amounts),
         f"The goals, by the processor: {'; '.join(goals(large))}.",
     ]
+
+
+def draw(found: Mapping[str, Any]) -> dict[str, bytes]:
+    """The picture of the curves over the tasks, by its file name."""
+    from nlm.cli import figures
+
+    rows = [row for row in found["rows"] if "depth" not in row]
+    tasks = [row["tasks"] for row in rows]
+    seconds = {
+        "a fit": [row["fit_cpu"] for row in rows],
+        "bare passes": [row["bare_cpu"] for row in rows],
+    }
+    sizes = {"corrections": [row["correction_bytes"] / 1000 for row in rows]}
+    return {
+        PICTURE: figures.png(
+            [
+                figures.curves(tasks, seconds, "tasks", "processor seconds", 0),
+                figures.curves(tasks, sizes, "tasks", "kilobytes", 0),
+            ],
+            3.4, (), 80,
+        )
+    }  # fmt: skip
 
 
 def both(row: Mapping[str, Any], ratio: str, digits: int = 2) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from _pages import counted, spread
+import _tact_cost
+from _pages import counted, save, spread
 from _pages import table as table_of
-from _tact_cost import section as section_of_cost
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "corrections.md"
@@ -75,7 +75,7 @@ def page() -> str:
     if sizes:
         parts += ["## How many samples", calibration(sizes)]
     if COST.exists():
-        parts += ["## What TACT costs", *section_of_cost(json.loads(COST.read_text()))]
+        parts += ["## What TACT costs", *_tact_cost.section(json.loads(COST.read_text()))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -226,6 +226,8 @@ def _scores(found: list[dict[str, Any]], suffix: str) -> str:
 
 
 def main() -> None:
+    if COST.exists():
+        save(_tact_cost.draw(json.loads(COST.read_text())))
     PAGE.write_text(page())
 
 

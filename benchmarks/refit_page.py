@@ -40,6 +40,8 @@ LOW_RANK = {  # the last column is no merge, but what it would be without a limi
     "full_rank": "refit, full rank",
 }
 GOALS = {"4": 2.0, "8": 4.0}  # tasks -> points behind one foundation, at most
+ALIGNED = "permuted by activations"
+LOW_RANK_PART = "#a-part-of-low-rank-for-each-task"
 
 INTRODUCTION = """# Refit beside TACT, and what is left between one foundation and two
 
@@ -62,13 +64,45 @@ def page() -> str:
         scale=results[0]["scale"], images=results[0]["images"],
         seeds=", ".join(str(result["seed"]) for result in results),
     )  # fmt: skip
-    parts = [introduction]
+    low_rank = load("low_rank")
+    parts = [introduction, goals(results, low_rank)]
     for tasks in GOALS:
         parts += [f"## {tasks} tasks", scores(results, tasks), verdict(results, tasks)]
-    if low_rank := load("low_rank"):
+    if low_rank:
         parts += ["## A part of low rank for each task", *parts_of_low_rank(low_rank)]
     parts += ["## TACT and REPAIR by the number of tasks", gains(merging)]
     return "\n\n".join(parts) + "\n"
+
+
+def goals(results: Results, low_rank: Results) -> str:
+    """How near two foundations come to one, by what all tasks share and by what each stores."""
+    wanted = " and ".join(f"{goal:g} points at {tasks} tasks" for tasks, goal in GOALS.items())
+    told = f"Refit, then TACT: {ends(results, 'refit_tact')}."
+    if low_rank:
+        told += (
+            f" Refit with [a part of low rank]({LOW_RANK_PART}) of at most "
+            f"{low_rank[0]['share']:.0%} of the weights a task ({counted(low_rank, 'seed')}): "
+            f"{ends(low_rank, 'low_rank')}."
+        )
+    return (
+        "The goal: experts of two foundations, permuted, end at most "
+        f"{wanted} behind those of one foundation under the same merger and correction. {told}"
+    )
+
+
+def ends(results: Results, row: str) -> str:
+    """Points behind one foundation at each number of tasks, and whether that is near enough."""
+    return " and ".join(
+        f"{spread(points, 1)} at {tasks} tasks ({reached(points, goal)})"
+        for tasks, goal in GOALS.items()
+        if all(tasks in r["settings"].get(s, {}) for r in results for s in (ALIGNED, "local"))
+        for points in [behind(results, ALIGNED, tasks, row)]
+    )
+
+
+def reached(points: Sequence[float], goal: float) -> str:
+    left = mean(points) - goal
+    return "met" if left <= 0 else f"missed by {left:.1f}"
 
 
 def values(results: Results, setting: str, tasks: str, row: str, what: str) -> list[float]:
@@ -96,22 +130,21 @@ def behind(results: Results, setting: str, tasks: str, row: str) -> list[float]:
 
 def verdict(results: Results, tasks: str) -> str:
     """How far the best correction is from one foundation, and from the goal."""
-    best = "permuted by activations"
     told = ", ".join(
-        f"{title} {spread(behind(results, best, tasks, row), 1)}" for row, title in COLUMNS.items()
+        f"{title} {spread(behind(results, ALIGNED, tasks, row), 1)}"
+        for row, title in COLUMNS.items()
     )
-    found = mean(behind(results, best, tasks, "refit_tact"))
-    goal = GOALS[tasks]
+    points, goal = behind(results, ALIGNED, tasks, "refit_tact"), GOALS[tasks]
     text = (
         f"Permuted by activations, points behind one foundation under the same correction: {told}. "
-        f"The goal under the best of them, refit and TACT, at most {goal:g}, is "
+        f"The goal, at most {goal:g}, under refit and TACT: {reached(points, goal)}"
     )
-    if found <= goal:
-        return text + "met."
-    return text + (
-        f"missed by {found - goal:.1f}: the units of two foundations correspond only in part, and "
-        "what is fitted is a mean of features that differ. [Wider networks](questions.md) are "
-        "nearer."
+    if mean(points) <= goal:
+        return f"{text}."
+    return (
+        f"{text}. The units of two foundations correspond only in part, and what all tasks share "
+        f"is fitted to a mean of features that differ; [a part of low rank]({LOW_RANK_PART}) that "
+        "each task adds holds the difference, and [wider networks](questions.md) are nearer."
     )
 
 
@@ -139,16 +172,14 @@ def parts_of_low_rank(results: Results) -> list[str]:
         ]
         rows.append([tasks, SETTINGS[setting], *cells])
     for tasks, goal in GOALS.items():
-        best = "permuted by activations"
+        best = ALIGNED
         if (tasks, best) in places and (tasks, "local") in places:
-            ends = {row: behind(results, best, tasks, row) for row in LOW_RANK}
-            left = mean(ends["low_rank"])
-            reached = "met" if left <= goal else f"missed by {left - goal:.1f}"
-            points = ", ".join(f"{LOW_RANK[row]} {spread(each, 1)}" for row, each in ends.items())
+            left = {row: behind(results, best, tasks, row) for row in LOW_RANK}
+            points = ", ".join(f"{LOW_RANK[row]} {spread(each, 1)}" for row, each in left.items())
             told.append(
                 f"At {tasks} tasks, points behind one foundation under the same correction: "
                 f"{points}. The goal, at most {goal:g}, under refit with a part of low rank: "
-                f"{reached}."
+                f"{reached(left['low_rank'], goal)}."
             )
         if (tasks, best) in places and (tasks, "nonlocal") in places:
             off = [
@@ -193,7 +224,8 @@ def gains(merging: Results) -> str:
     return (
         "With the scale chosen on validation images and 128 images a task, TACT is above REPAIR by "
         f"{told} tasks; the least of any seed with more than two tasks is {least:+.3f}. Every "
-        "number of tasks from two to eight is measured on [perceptrons](questions.md)."
+        "number of tasks from two to eight is measured [on this network](corrections.md) and on "
+        "[perceptrons](questions.md)."
     )
 
 

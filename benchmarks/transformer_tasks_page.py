@@ -30,6 +30,7 @@ CORRECTIONS = {
     "probe": "probe, 128 labels",
 }
 SOLVED = {
+    "plain": "not corrected",
     "tact": "TACT",
     "refit_default": "refit",
     "refit": "refit, ridge chosen",
@@ -47,8 +48,18 @@ on validation data; refit stands beside TACT at one scale, on as many samples.""
 
 
 def load(kind: str) -> dict[str, Any] | None:
-    path = RESULTS / f"transformer_tasks_{kind}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """The results of all seeds of a kind, in one file or several, which are of one setting."""
+    paths = sorted(RESULTS.glob(f"transformer_tasks_{kind}*.json"))
+    return joined([json.loads(path.read_text()) for path in paths]) if paths else None
+
+
+def joined(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Results of several seeds as one."""
+    for fact in ("settings", "tuning", "amounts", "refit"):
+        assert all(each.get(fact) == found[0].get(fact) for each in found), fact
+    return found[0] | {
+        "seeds": {seed: rows for each in found for seed, rows in each["seeds"].items()}
+    }
 
 
 def page() -> str:
@@ -85,8 +96,8 @@ def section(found: dict[str, Any]) -> list[str]:
         name: title for name, title in SOLVED.items()
         if all(name in each for rows in solved.values() for each in rows)
     }  # fmt: skip
-    told = verdict(solved, columns)
-    return [*parts, "### The same, solved anew", table(solved, columns), told]
+    parts += ["### The same, solved anew", table(solved, columns)]
+    return [*parts, verdict(solved, columns), gains(solved)]
 
 
 def gathered(
@@ -130,6 +141,23 @@ def verdict(solved: dict[str, list[dict[str, Any]]], columns: dict[str, str]) ->
             f"{100 * (average(best, name) - average('nonlocal', name)):.1f} above the control."
         )
     return " ".join(each[0].upper() + each[1:] for each in text)
+
+
+def gains(solved: dict[str, list[dict[str, Any]]]) -> str:
+    """What TACT and refit add to the merge as it is, and whether each does in every setting."""
+    told = []
+    for name, title in (("tact", "TACT"), ("refit_default", "refit")):
+        by_place = {
+            place: [100 * (each[name]["average"] - each["plain"]["average"]) for each in seeds]
+            for place, seeds in solved.items()
+        }
+        least = min(min(each) for each in by_place.values())
+        each = ", ".join(f"{mean(by_place[place]):+.1f} ({PLACES[place]})" for place in by_place)
+        reached = "met" if least > 0 else f"missed, a seed loses {-least:.1f}"
+        told.append(
+            f"{title} adds {each}; the least of a seed and setting is {least:+.1f}: {reached}"
+        )
+    return f"The goal, a gain in every setting, in points: {'; '.join(told)}."
 
 
 def _scores(found: list[dict[str, float]]) -> str:

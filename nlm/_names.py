@@ -12,7 +12,15 @@ def is_statistic(name: str) -> bool:
 
 
 def as_patterns(patterns: str | Iterable[str]) -> tuple[str, ...]:
-    """Patterns as a tuple; a plain string is one pattern, not its letters."""
+    """Patterns as a tuple; a plain string is one pattern, not its letters.
+
+    Raises
+    ------
+    TypeError
+        Neither a string nor several.
+    """
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"nlm: patterns of names are strings, got {patterns!r}")
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit, unfinished, write
+from nonlocal_merging import commit, networks, unfinished, write
 from torch import nn
 
 from nlm._modules import NORMS
@@ -194,7 +194,7 @@ def main() -> None:
             counts = EVERY if arguments.every_number else COUNTS[network]
             world = prepare(seed, max(counts), settings=Settings(network))
             path = arguments.folder / result_path(network, seed).name
-            start = {"network": network, "seed": seed, **facts}
+            start = {"network": network, "seed": seed, "networks": networks(world.demo), **facts}
             if arguments.every_number:
                 path = path.with_name(path.name.replace("corrections", "every_number"))
                 found = unfinished(path, {**start, "counts": {}})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit, unfinished, write
+from nonlocal_merging import commit, networks, unfinished, write
 from refit import IMAGES, SCALE
 from torch import nn
 
@@ -38,17 +38,15 @@ ROWS = (
 )  # fmt: skip
 
 
-def demo(seed: int, found: dict[str, Any], save: Callable[[dict[str, Any]], object]) -> None:
+def demo(world: World, found: dict[str, Any], save: Callable[[dict[str, Any]], object]) -> None:
     """Normalised test accuracies of Task Arithmetic; ``save`` gets what there is so far."""
-    world = replace(prepare(seed), samples=IMAGES)
-    found |= {"seed": seed, "images": IMAGES, "scale": SCALE, "share": SHARE, "ridges": RIDGES}
     for count, setting in ROWS:
         at = found["settings"].setdefault(setting, {})
         if str(count) in at:
             continue
         rows = at[str(count)] = measure(world, setting, count)
         for name, row in rows.items():
-            print(f"{seed} {count} {setting:24} {name:14} {row}", flush=True)
+            print(f"{world.demo.seed} {count} {setting:24} {name:14} {row}", flush=True)
         save(found)
 
 
@@ -129,10 +127,13 @@ def main() -> None:
     facts = {
         "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {"nlm": nlm.__version__, "torch": torch.__version__}, "commit": commit(),
+        "images": IMAGES, "scale": SCALE, "share": SHARE, "ridges": RIDGES,
     }  # fmt: skip
     for seed in given.seeds:
+        world = replace(prepare(seed), samples=IMAGES)
+        start = {**facts, "seed": seed, "networks": networks(world.demo), "settings": {}}
         path = given.results / f"low_rank_seed{seed}.json"
-        demo(seed, unfinished(path, {**facts, "settings": {}}), partial(write, path))
+        demo(world, unfinished(path, start), partial(write, path))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,17 @@ from typing import Any
 import torch
 
 import nlm
-from nlm.demo import experiment
+from nlm.demo import Demo, cache, experiment
 from nlm.demo.experiment import World, compare, prepare
 from nlm.pipeline import choose
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+SOURCES = (
+    ":(top)nlm", ":(top)csrc", ":(top)kernels", ":(top)benchmarks",
+    ":(top,exclude)benchmarks/results", ":(top,exclude)benchmarks/experiments/results",
+)  # fmt: skip
+CHANGED = "-changed"
 CALIBRATION_SIZES = (8, 32, 64, 128, 512)
 
 
@@ -49,7 +55,7 @@ def run(seed: int) -> dict[str, Any]:
     results["calibration_sizes"] = calibration_sizes(world)
     results["permuted_logits"] = permuted_logits(world)
     results["machine"] = {"cpu": platform.machine(), "threads": torch.get_num_threads()}
-    results["commit"] = commit()
+    results |= {"commit": commit(), "networks": networks(world.demo)}
     return results
 
 
@@ -78,22 +84,42 @@ def permuted_logits(world: World) -> float:
 
 
 def commit() -> str:
-    """The revision that was measured."""
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=RESULTS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.strip() or f"nlm {nlm.__version__}"
+    """The revision that was measured, marked where sources differ from it."""
+    head = _git("rev-parse", "HEAD")
+    changed = CHANGED if head and _git("status", "--porcelain", "--", *SOURCES) else ""
+    return head + changed if head else f"nlm {nlm.__version__}"
+
+
+def _git(*command: str) -> str:
+    asked = subprocess.run(["git", *command], cwd=HERE, capture_output=True, text=True, check=False)
+    return asked.stdout.strip()
+
+
+def networks(demo: Demo) -> str:
+    """A digest of the trained networks.
+
+    The cache names them by their settings; another number of threads, processor or PyTorch trains
+    others, which score otherwise.
+    """
+    trained = {f"foundation {n}": each for n, each in enumerate(demo.foundations)}
+    for name, experts in demo.experts.items():
+        trained |= {f"{name} {number}": expert for number, expert in experts.items()}
+    return cache.digest(
+        {f"{of} {k}": t for of, each in trained.items() for k, t in each.state_dict().items()}
+    )[:16]
 
 
 def unfinished(path: Path, start: dict[str, Any]) -> dict[str, Any]:
-    """What a run of the same revision has written before it ended, or else ``start``."""
+    """What a run that was ended has written, or else ``start``.
+
+    It goes on where all that ``start`` says, but for what is empty there, is as it was, the
+    revision among it; and never where sources had been changed.
+    """
     if path.exists():
-        found = json.loads(path.read_text())
-        if found.get("commit") == start["commit"]:
+        found: dict[str, Any] = json.loads(path.read_text())
+        said = json.loads(json.dumps(start))
+        alike = all(found.get(name) == value for name, value in said.items() if value != {})
+        if alike and not start["commit"].endswith(CHANGED):
             return found
     return start
 

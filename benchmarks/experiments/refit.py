@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit
+from nonlocal_merging import commit, networks
 
 import nlm
 from nlm.demo.experiment import World, prepare
@@ -46,7 +46,10 @@ def demo(seed: int, images: int = IMAGES) -> dict[str, Any]:
                 f"{seed} {count} {setting:24} {name:14} {numbers}  {row['seconds']:.1f} s",
                 flush=True,
             )
-    return {"seed": seed, "images": images, "scale": SCALE, "ridges": RIDGES, "settings": settings}
+    return {
+        "seed": seed, "networks": networks(world.demo), "images": images, "scale": SCALE,
+        "ridges": RIDGES, "settings": settings,
+    }  # fmt: skip
 
 
 def rows(

@@ -6,11 +6,12 @@ The foundations are two of the networks that transformer_barriers.py compares (s
 vision transformer of the demo's letters and a character GPT; experts are fine-tuned for tasks of
 images or of text (``small_tasks.py``). Settings and corrections are those of the demo, with the
 residual stream and the heads rotated as a further setting; refit stands beside them, as in
-``refit.py``. One JSON a kind beside this file, written anew after each row; a run that was ended
-goes on.
+``refit.py``. One JSON a kind and seed beside this file, written anew after each row; a run that was
+ended goes on.
 
 Text takes longer than images, so it has fewer samples to choose and test on and fewer scales, the
-default ridge, no alignment by weights, and is compared at four tasks.
+default ridge, no alignment by weights, and is compared at four tasks. Where units are permuted by
+activations, streams of images stay in order, those of text are permuted as all norms see them.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit, unfinished, write
+from nonlocal_merging import commit, networks, unfinished, write
 from refit import CORRECTIONS as REFITS
 from refit import DEFAULT, IMAGES, RIDGES, SCALE
 from refit import rows as refits
@@ -60,10 +61,11 @@ class Amounts:
     refit_samples: int  # a task
     ridges: tuple[float, ...]  # none: the default one alone
     places: tuple[str, ...]
+    residual: str = "all"  # how streams are seen where units are permuted by activations
 
 
 AMOUNTS = {
-    "vit": Amounts(Sizes(), (2, 4), SCALES_TIMES_TASKS, IMAGES, RIDGES, PLACES),
+    "vit": Amounts(Sizes(), (2, 4), SCALES_TIMES_TASKS, IMAGES, RIDGES, PLACES, "identity"),
     "gpt": Amounts(Sizes(4000, 200, 128, 400), (4,), (0.8, 1.2, 2.0), 128, (), PLACES[:-1]),
 }
 
@@ -106,11 +108,14 @@ def expert(kind: str, seed: int, foundation: Transformer, own: Task, tuning: Rec
     return network.eval()
 
 
-def prepare(kind: str, seed: int, settings: Settings, sizes: Sizes, tuning: Recipe) -> Transformers:
+def prepare(
+    kind: str, seed: int, settings: Settings, amounts: Amounts, tuning: Recipe
+) -> Transformers:
     """Foundations, experts and data of one seed, the foundations aligned in every way."""
     first, second = (trained(kind, each, settings) for each in (seed, seed + 1))
     tasks = {
-        name: task(kind, name, seed, sizes, settings.length, settings.files) for name in TASKS[kind]
+        name: task(kind, name, seed, amounts.sizes, settings.length, settings.files)
+        for name in TASKS[kind]
     }
     experts = {
         name: {
@@ -126,12 +131,14 @@ def prepare(kind: str, seed: int, settings: Settings, sizes: Sizes, tuning: Reci
     demo = Demo(seed, (first, second), experts, tasks, Pretraining((), held_out, inputs, held_out))  # type: ignore[arg-type]
     spec, data = nlm.trace(first, inputs[:4]), list(inputs.split(100))
     alignments = {
-        "weights": nlm.align(first, second, spec, "weights", seed=seed, layerwise=False),
-        # the stream stays in order, as is best for transformers that are not rotated
         "activations": nlm.align(
-            first, second, spec, "activations", data=data, residual="identity"
+            first, second, spec, "activations", data=data, residual=amounts.residual
         ),
     }
+    if "permuted" in amounts.places:
+        alignments["weights"] = nlm.align(
+            first, second, spec, "weights", seed=seed, layerwise=False
+        )
     return Transformers(demo, spec, alignments, data=data)
 
 
@@ -161,9 +168,12 @@ def run(
     found = found if before is None else before(found)
     for seed in seeds:
         start = time.perf_counter()
-        world = prepare(kind, seed, settings, amounts.sizes, tuning)
+        world = prepare(kind, seed, settings, amounts, tuning)
         many = replace(world, samples=amounts.refit_samples)
-        here = found["seeds"].setdefault(str(seed), {"rows": {}, "refits": {}})
+        of = networks(world.demo)
+        if found["seeds"].get(str(seed), {}).get("networks") != of:
+            found["seeds"][str(seed)] = {"networks": of, "rows": {}, "refits": {}}
+        here = found["seeds"][str(seed)]
         if "experts" not in here:
             here["experts"] = own = world.expert_accuracy("nonlocal", list(world.demo.tasks))
             told(kind, seed, "experts", start, {name: {"average": own[name]} for name in own})
@@ -203,8 +213,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="next to no training and data")
     chosen = parser.parse_args()
     for kind in chosen.kinds:
-        path = chosen.results / f"transformer_tasks_{kind}.json"
-        run(kind, chosen.seeds, chosen.quick, partial(write, path), partial(unfinished, path))
+        for seed in chosen.seeds:
+            path = chosen.results / f"transformer_tasks_{kind}_seed{seed}.json"
+            run(kind, (seed,), chosen.quick, partial(write, path), partial(unfinished, path))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nlm.correct.fitting import ExpertMoments, expert_moments
+from nlm.correct.fitting import ExpertMoments, check_tasks, expert_moments
 from nlm.correct.tact import Tact
 from nlm.statistics import Data, Moments
+from nlm.statistics.data import batches, sample_count
+
+CALLER = "nlm.calibration_size"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def calibration_size(
     Parameters
     ----------
     model, experts, data, options : as for :meth:`Tact.fit`, which is run for 8, 16, 32, ... samples
-        below ``max_samples`` and for these: as many forward passes as two fits of that size.
+        below ``max_samples``, or all that there are, and for these: as many forward passes as two
+        fits of that size.
     tolerance : the greatest distance that counts as none. On the glyph networks of the demo it is
         .29 at 8 samples, .12 at 32 and .08 at 64, and accuracy rises up to 32.
 
@@ -58,6 +62,9 @@ def calibration_size(
     TypeError, ValueError
         As :meth:`Tact.fit` does.
     """
+    check_tasks(CALLER, model, experts, data)
+    given = [batches(of, max_samples, caller=CALLER) for of in data.values()]
+    max_samples = max(sum(sample_count(batch, CALLER) for batch in of) for of in given)
     most = Tact.fit(model, experts, data, max_samples=max_samples, **options)
     left = {name: value for name, value in options.items() if name in ("forward", "mask", "device")}
     moments = expert_moments(experts, data, points=most.points, max_samples=max_samples, **left)

@@ -17,7 +17,7 @@ from nlm._multitask import MultiTaskModel, Wrapper, network_of
 from nlm.checkpoint import read_kind
 from nlm.checkpoint.texts import build, parse_json
 from nlm.correct.folding import Readers, fold_points, unfoldable
-from nlm.correct.inline import Inlined
+from nlm.correct.inline import ONE_GRAPH, Inlined
 from nlm.correct.sequential import Fitted, corrector
 from nlm.correct.tasks import Task, task_by_task, task_ids
 
@@ -116,6 +116,8 @@ class Correction(Wrapper):
             An unknown task, not one per sample, or several tasks in one batch whose outputs have
             other shapes.
         """
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(msg=ONE_GRAPH)
         ids = self._ids(task)
         with exclusive(self.model):
             own = isinstance(self.model, MultiTaskModel)
@@ -161,6 +163,10 @@ class Correction(Wrapper):
 
     def inline(self, task: str | int | None = None) -> nn.Module:
         """A module of its own that compiles and exports: ``torch.compile``, ``torch.export``, ONNX.
+
+        It is one graph (``fullgraph=True``), with the corrections of all tasks or of one in it. The
+        corrected model itself compiles piece by piece only, and where functions are points not at
+        all. Weights are copied: what is done to this model later does not reach the other.
 
         Parameters
         ----------
@@ -387,6 +393,8 @@ def exclusive(model: nn.Module) -> Iterator[None]:
 
     A multi-task model's own lock is taken where it has one: its calls take it too.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"nlm.correct: a merged model is a module, got {type(model).__name__}")
     own = getattr(model, "lock", None) if isinstance(model, MultiTaskModel) else None
     with own if own is not None else lock_of(network_of(model)):
         yield

@@ -23,6 +23,7 @@ from nlm._modules import channel_dim, submodule
 from nlm._multitask import MultiTaskModel, network_of
 from nlm._names import as_patterns
 from nlm.correct.correction import Correction, exclusive
+from nlm.correct.fitting import check_modules
 from nlm.correct.sequential import Fitted
 
 _Self = TypeVar("_Self", bound="DataFree")
@@ -61,10 +62,13 @@ class DataFree(Correction):
 
         Raises
         ------
+        TypeError
+            A model or an expert that is no module.
         ValueError
             No expert, no point, a point of another kind or with other channels in an expert, a
             model that is corrected already.
         """
+        check_modules("nlm.DataFree", model, experts)
         with exclusive(model):
             network = network_of(model)
             points = _rows_of(network, model) if points is None else as_patterns(points)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -95,6 +96,9 @@ def check_tasks(
     data: Mapping[str, Data],
 ) -> None:
     """Raises where the tasks of a fit do not fit together, or the model is corrected already."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{caller}: data is given by task, got {type(data).__name__}")
+    check_modules(caller, model, experts)
     refuse_corrected(caller, model)
     if strangers := [task for task in experts if not isinstance(task, str)]:
         raise TypeError(
@@ -111,6 +115,28 @@ def check_tasks(
             f"{caller}: the tasks are those of the merged model ({', '.join(model.tasks)}), got "
             f"{', '.join(sorted(lost))}"
         )
+
+
+def check_modules(caller: str, model: Any, experts: Any) -> None:
+    """Raises TypeError where a model is no module, or experts are no mapping to modules."""
+    if not isinstance(experts, Mapping):
+        raise TypeError(f"{caller}: experts are given by task, got {type(experts).__name__}")
+    own = {f"expert of {task!r}": expert for task, expert in experts.items()}
+    for what, module in {"merged model": model, **own}.items():
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{caller}: the {what} is a module, got {type(module).__name__}")
+
+
+def check_number(caller: str, label: str, value: Any, positive: bool = False) -> None:
+    """Raises TypeError where something is no number, ValueError where it is not finite or below 0.
+
+    A ``positive`` one is not 0 either.
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f"{caller}: the {label} is a number, got {value!r}")
+    if not 0 <= float(value) < float("inf") or (positive and value == 0):
+        rule = "positive and finite" if positive else "finite and at least 0"
+        raise ValueError(f"{caller}: the {label} is {rule}, got {value}")
 
 
 def prepare(

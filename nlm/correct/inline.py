@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from nlm import ops
 from nlm._modules import OutputHook, install_hooks, stop_nesting
 
+ONE_GRAPH = (  # what a compiler is told that wants all of a corrected model
+    "nlm.correct: a corrected model is hooked while it runs, which no single graph holds; what "
+    "compiles with fullgraph=True is the module of its own that inline() gives"
+)
+
 
 class Inlined(nn.Module):
     """A network whose points are corrected by hooks that stay: ``module(x)``, ``module(x, task)``.

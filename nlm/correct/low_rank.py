@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from nlm._multitask import MultiTaskModel, TaskStates
 from nlm.correct.correction import exclusive
-from nlm.correct.fitting import check_tasks
+from nlm.correct.fitting import check_number, check_tasks
 from nlm.correct.normal_equations import NormalEquations
 from nlm.correct.refit import Route, walked
 from nlm.correct.solving import Walk
@@ -229,17 +229,16 @@ class LowRank(MultiTaskModel):
         Raises
         ------
         TypeError, ValueError
-            A share that is not positive and finite, and what :func:`nlm.refit` raises.
+            A share that is no positive, finite number, and what :func:`nlm.refit` raises.
 
         References
         ----------
         Izenman: Reduced-rank regression for the multivariate linear model, Journal of Multivariate
         Analysis 5 (1975).
         """
-        if not 0 < share < float("inf"):
-            raise ValueError(f"{CALLER}: the share is positive and finite, got {share}")
-        if ridge is not None and not 0 <= ridge < float("inf"):
-            raise ValueError(f"{CALLER}: the ridge is finite and at least 0, got {ridge}")
+        check_number(CALLER, "share", share, positive=True)
+        if ridge is not None:
+            check_number(CALLER, "ridge", ridge)
         check_tasks(CALLER, model, experts, data)
         with exclusive(model):
             below = _states_of(model, tuple(experts))

@@ -23,6 +23,7 @@ forward pass, for which one correction cannot be right.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -68,10 +69,13 @@ def find_points(
 
     Raises
     ------
+    TypeError
+        Points that are no names, or channel dimensions that are no integers.
     ValueError
         A name is no module, or its module does not run exactly once; nothing matches a pattern; a
         channel dimension is not known.
     """
+    _check_form(points)
     found = record(network, call)
     if points is None or points == BEFORE:
         dims = _before_activation(found, as_patterns(apart))
@@ -87,6 +91,17 @@ def find_points(
         {name: [_told(each, runs[each]) for each in v.readers] for name, v in values.items()},
         {name: value.shape[0] if value.shape else 1 for name, value in values.items()},
     )
+
+
+def _check_form(points: Any) -> None:
+    if points is None or isinstance(points, str):
+        return
+    named = isinstance(points, Sequence | Mapping) and all(isinstance(each, str) for each in points)
+    if not named:
+        raise TypeError(f"nlm.correct: points are a kind or names of modules, got {points!r}")
+    dims = points.values() if isinstance(points, Mapping) else ()
+    if strangers := [dim for dim in dims if not isinstance(dim, Integral)]:
+        raise TypeError(f"nlm.correct: a channel dimension is an integer, got {strangers[0]!r}")
 
 
 def _told(reader: str, runs: int) -> str:

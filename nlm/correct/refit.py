@@ -26,7 +26,7 @@ from torch import nn
 from nlm._modules import evaluation, output_hooks
 from nlm._multitask import MultiTaskModel, network_of
 from nlm.correct.correction import exclusive
-from nlm.correct.fitting import check_tasks, run_task
+from nlm.correct.fitting import check_modules, check_number, check_tasks, run_task
 from nlm.correct.lockstep import standing
 from nlm.correct.passes import ExpertPass, MergedPass
 from nlm.correct.selection import SelectingWalk, Selection, Trial
@@ -97,8 +97,8 @@ def refit(
     Raises
     ------
     TypeError
-        A task that is not named by a string; data that cannot be iterated again and again, or
-        batches of no known form.
+        A model or an expert that is no module, a ridge that is no number, a task that is not named
+        by a string; data that cannot be iterated again and again, or batches of no known form.
     ValueError
         No data, tasks that differ between experts and data, a ridge that is negative, or too small
         for inputs that depend on one another, no layer to refit, an expert that lacks one or has
@@ -112,8 +112,11 @@ def refit(
     arXiv:2212.09849. Nasery et al.: PLeaS, Merging Models with Permutations and Least Squares,
     arXiv:2407.02447.
     """
-    if ridge is not None and not 0 <= ridge < float("inf"):
-        raise ValueError(f"{CALLER}: the ridge is finite and at least 0, got {ridge}")
+    if ridge is not None:
+        check_number(CALLER, "ridge", ridge)
+    if not isinstance(select, (bool, Selection)):
+        raise TypeError(f"{CALLER}: select is True, False or a Selection, got {select!r}")
+    check_modules(CALLER, model, experts)
     named = data if isinstance(data, Mapping) else dict.fromkeys(experts, data)
     check_tasks(CALLER, model, experts, named)
     parts = [(task, named[task], [expert]) for task, expert in experts.items()]

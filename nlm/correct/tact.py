@@ -90,8 +90,9 @@ class Tact(Correction):
         Raises
         ------
         TypeError
-            A task that is not named by a string; data that cannot be iterated again and again, or
-            batches of no known form.
+            A model or an expert that is no module, experts or data that are not given by task, a
+            task that is not named by a string, points of no known form; data that cannot be
+            iterated again and again, or batches of no known form.
         ValueError
             No data, one value per channel, NaN or inf in an activation, tasks that differ between
             experts and data, a point that does not run exactly once or whose channel dimension is

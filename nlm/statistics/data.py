@@ -12,6 +12,7 @@ or without dimensions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,13 @@ def batches(
     Raises
     ------
     TypeError
-        The data is a bare tensor or one bare batch, or can be iterated only once.
+        The data is a bare tensor or one bare batch, or can be iterated only once; a number of
+        samples that is no integer.
     ValueError
         There is not a single sample, or ``max_samples`` is below 1.
     """
     _check_data(data, caller)
+    _check_number_of("max_samples", max_samples, caller)
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"{caller}: at least one sample is used, got max_samples={max_samples}")
     seen = 0
@@ -119,6 +122,7 @@ def micro_batches(
     samples share, are kept apart.
     """
     chunks = list(batches(data, max_samples, device, caller))
+    _check_number_of("a micro-batch's size", size, caller)
     if size is not None:
         if size < 1:
             raise ValueError(f"{caller}: a micro-batch has at least one sample, got {size}")
@@ -157,6 +161,11 @@ def _check_data(data: Any, caller: str) -> None:
             f"{caller}: data is a re-iterable of batches, such as a list of tensors or a "
             f"DataLoader, got {type(data).__name__}{hint}"
         )
+
+
+def _check_number_of(what: str, value: Any, caller: str) -> None:
+    if value is not None and not isinstance(value, Integral):
+        raise TypeError(f"{caller}: {what} is an integer, or None, got {value!r}")
 
 
 def _as_tensor(leaf: Any) -> Any:

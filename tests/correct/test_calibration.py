@@ -26,3 +26,10 @@ def test_identical_fits_are_no_distance_apart():
     data = {"a": [x.repeat(4, 1)]}
     found = calibration_size(mlp(0), {"a": mlp(1)}, data, max_samples=32)
     assert found.smallest == 8 and max(found.distance.values()) < 1e-4
+
+
+def test_more_samples_than_there_are_count_as_all():
+    """Fits on as many as there are would look as if fewer sufficed."""
+    own, data = {"a": mlp(1), "b": mlp(2)}, {"a": [vectors(20)], "b": [vectors(30, 1), vectors(20)]}
+    found = calibration_size(mlp(0), own, data, max_samples=1000, tolerance=0)
+    assert list(found.distance) == [8, 16, 32, 50] and found.smallest == 50

@@ -66,6 +66,13 @@ def test_compiled_as_it_is_it_computes_the_same(points):
             torch.testing.assert_close(compiled(x, task=task), tact(x, task=task))
 
 
+def test_one_graph_of_the_model_itself_is_refused_with_the_way_out(corrected):
+    tact, x = corrected
+    compiled = torch.compile(tact, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"fullgraph=True is the module .* that inline\(\) gives"):
+        compiled(x, task=IDS)
+
+
 @pytest.mark.parametrize("corrected", ["residual"], indirect=True)
 def test_exported(corrected, tmp_path):
     tact, x = corrected

@@ -168,6 +168,11 @@ def test_bad_input(tmp_path):
         LowRank.fit(model, own, data, share=0)
     with pytest.raises(ValueError, match="the ridge is finite and at least 0, got -1"):
         LowRank.fit(model, own, data, ridge=-1)
+    for wrong in ("share", "ridge"):
+        with pytest.raises(TypeError, match=rf"nlm\.LowRank: the {wrong} is a number, got 'x'"):
+            LowRank.fit(model, own, data, **{wrong: "x"})
+    with pytest.raises(TypeError, match=r"nlm\.refit: the ridge is a number, got 'x'"):
+        nlm.refit(model, own, data, ridge="x")
     bad = {**data, "b": [data["b"][0] * float("nan")]}
     with pytest.raises(ValueError, match=r"nlm\.LowRank: .*NaN"):
         LowRank.fit(model, own, bad)

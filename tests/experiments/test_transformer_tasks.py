@@ -7,7 +7,7 @@ import torch
 from small_tasks import ORDERS, TEXT_TASKS, task
 from small_training import encode
 from transformer_tasks import CONTROLS, CORRECTIONS, PLACES, run
-from transformer_tasks_page import section
+from transformer_tasks_page import joined, section
 
 from nlm.demo.tasks import Sizes
 
@@ -34,6 +34,14 @@ def test_shuffled_words_are_the_words():
     assert all(len(each) > 20 and each.float().mean() > 1 for each in spaces)
 
 
+class Enough(Exception):
+    pass
+
+
+def stop(found):
+    raise Enough
+
+
 def test_the_comparison_in_small(tmp_path, monkeypatch):
     monkeypatch.setenv("NLM_CACHE", str(tmp_path))
     found = run("gpt", (0,), small=True)
@@ -46,6 +54,14 @@ def test_the_comparison_in_small(tmp_path, monkeypatch):
     again = run("gpt", (0,), small=True, before=lambda start: found)  # all is there
     assert again is found
     assert "### The same, solved anew" in section(found)
+    both = joined([found, found | {"seeds": {"1": found["seeds"]["0"]}}])
+    assert list(both["seeds"]) == ["0", "1"] and "seeds 0, 1." in section(both)[0]
+    with pytest.raises(AssertionError, match="tuning"):
+        joined([found, found | {"tuning": {}}])
+    found["seeds"]["0"]["networks"] = "others"
+    with pytest.raises(Enough):
+        run("gpt", (0,), small=True, save=stop, before=lambda start: found)
+    assert list(found["seeds"]["0"]["rows"]) == [PLACES[0]]  # all is measured anew
     for counts in rows.values():
         for scores in counts.values():
             assert list(scores) == [*CORRECTIONS, *CONTROLS]
