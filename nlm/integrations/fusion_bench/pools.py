@@ -54,7 +54,11 @@ def module_of(model: Model) -> nn.Module:
             f"(meta_module_class), got none for {str(model.checkpoint)!r}"
         )
     if hasattr(meta, "from_pretrained"):
-        return type(meta).from_pretrained(model._local_path, dtype=model._torch_dtype or "auto")
+        dtype = model._torch_dtype or "auto"
+        module = type(meta).from_pretrained(model._local_path, dtype=dtype)
+        if model.__dict__.get("_is_moved", False):
+            module.load_state_dict(dict(model.items()), strict=False)
+        return module
     module = copy.deepcopy(meta).to_empty(device=model._device)
     module.load_state_dict(dict(model.items()), strict=False)
     return module
@@ -147,6 +151,7 @@ def aligned_state(
 ) -> LazyStateDict:
     """The same weights in another order of units; nothing is read yet, but of pickled files."""
     found = copy.copy(state)
+    found._is_moved = True
     if found._state_dict_cache:  # all of a pickled file
         known = {name: found[name] for name in found}
         there = {
