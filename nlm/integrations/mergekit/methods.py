@@ -156,6 +156,10 @@ def _kept(
     entry = group.non_base[place]
     vector = _difference(entry.tensor, group.base.tensor)
     density, size = parameters["density"][entry.id], vector.numel()
+    if sparse == Sparse.random and not density >= 0:
+        raise ValueError(
+            f"nlm.integrations.mergekit: the density of what is drawn is at least 0, got {density}"
+        )
     if density >= 1 or size == 0:
         return vector
     if density <= 0:
@@ -219,12 +223,23 @@ def register() -> None:
             registry.register(Method(host, f"nlm_{name}", KERNELS[name]))
 
 
+def _known() -> dict[str, MergeMethod]:
+    """The host's methods by name, to be written to: it has no public way to replace one."""
+    try:
+        return registry._METHODS
+    except AttributeError:
+        raise ImportError(
+            "nlm.integrations.mergekit: the host's names are replaced where 0.1.5 keeps its "
+            "methods (registry._METHODS), got a mergekit without: register() and nlm_* still do"
+        ) from None
+
+
 def _replace() -> None:
-    registry._METHODS |= {name: Method(host, name, KERNELS[name]) for name, host in stock().items()}
+    _known().update({name: Method(host, name, KERNELS[name]) for name, host in stock().items()})
 
 
 def _restore() -> None:
-    registry._METHODS |= stock()
+    _known().update(stock())
 
 
 _switch = _host.Switch(_replace, _restore)
