@@ -165,7 +165,7 @@ def _notes() -> Iterator[Fault]:
 
 
 def _changes() -> Iterator[Fault]:
-    """An input that changes while the merge is stopped in the middle of its writing."""
+    """An input that changes while the merge is held in the middle of its writing."""
 
     def replace(file: Path) -> None:
         other = file.with_suffix(".new")
@@ -181,8 +181,8 @@ def _changes() -> Iterator[Fault]:
     ):
 
         def run(world: World, programs: Programs, change=change) -> Ended:
-            process = programs.start(world.arguments("dare"), "write 6 stop", world.run)
-            assert programs.wait(process, for_stop=True).is_stopped
+            process = programs.start(world.arguments("dare"), "write 6 hold", world.run)
+            assert programs.wait(process, for_hold=True).is_held
             change(world.folder / "models/two/model-1.safetensors")
             return programs.go_on(process)
 
@@ -221,8 +221,8 @@ def _outputs() -> Iterator[Fault]:
         assert (world.folder / "spec.json").exists()
 
     def two(world: World, programs: Programs) -> Ended:
-        first = programs.start(world.arguments("dare"), "write 6 stop", world.run)
-        assert programs.wait(first, for_stop=True).is_stopped
+        first = programs.start(world.arguments("dare"), "write 6 hold", world.run)
+        assert programs.wait(first, for_hold=True).is_held
         second = programs.run(world.arguments("dare", "--resume"))
         assert programs.go_on(first).code == 0
         return second

@@ -1,7 +1,7 @@
 """Merges to disturb: small real models on disk, and programs that fail at a call of one's choice.
 
 :class:`Programs` starts the command line in processes that begin with nlm imported, which takes
-milliseconds; ``faulty_calls.c`` is preloaded into them and fails, shortens, stops or kills at the
+milliseconds; ``faulty_calls.c`` is preloaded into them and fails, shortens, holds or kills at the
 n-th call of a kind on files under a folder.
 """
 
@@ -9,9 +9,9 @@ import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -142,14 +142,14 @@ PROGRAM = (sys.executable, "-m", "nlm")
 
 @dataclass
 class Ended:
-    """How a process ended, or that it was stopped: its exit code, or less the signal's number.
+    """How a process ended, or that it is held: its exit code, or less the signal's number.
 
     ``calls`` are those of the fault's kind; ``is_missed`` says that they were too few for it.
     """
 
-    code: int
+    code: int | None
     said: str
-    is_stopped: bool = False
+    is_held: bool = False
     calls: int = 0
     is_missed: bool = False
 
@@ -196,21 +196,21 @@ class Programs:
         self._numbers[process] = int(fault.split()[1]) if fault else 0
         return process
 
-    def wait(self, process: int, for_stop: bool = False) -> Ended:
-        """Until a process ends, or for a stop that its fault makes: others may pause it too."""
-        answer = self._ask(wait=process, for_stop=for_stop)
+    def wait(self, process: int, for_hold: bool = False) -> Ended:
+        """Until a process ends, or until its fault holds it; others may pause it, which is none."""
+        answer = self._ask(wait=process, for_hold=for_hold)
         told = self.folder / f"{process}.txt"
         said = told.read_text() if told.exists() else ""  # killed before it could say anything
         calls, number = answer["calls"], self._numbers[process]
         is_missed = calls is not None and calls < number
-        return Ended(answer["code"], said, answer["stopped"], calls or 0, is_missed)
+        return Ended(answer["code"], said, answer["held"], calls or 0, is_missed)
 
     def run(self, arguments: list[str], fault: str = "", under: Path | None = None) -> Ended:
         return self.wait(self.start(arguments, fault, under))
 
     def go_on(self, process: int) -> Ended:
-        """Lets a stopped process go on to its end."""
-        os.kill(process, signal.SIGCONT)
+        """Lets a process that is held go on to its end."""
+        (self.folder / f"{process}.held").unlink()
         return self.wait(process)
 
     def _ask(self, **request: Any) -> Any:
@@ -233,18 +233,22 @@ def serve() -> None:
         request = json.loads(line)
         answer: Any
         if "wait" in request:
-            _, status = os.waitpid(request["wait"], os.WUNTRACED if request["for_stop"] else 0)
-            is_stopped = os.WIFSTOPPED(status)
-            code = 0 if is_stopped else os.waitstatus_to_exitcode(status)
+            held = Path(request["said"]) / f"{request['wait']}.held"
+            ended, status = os.waitpid(request["wait"], os.WNOHANG if request["for_hold"] else 0)
+            while not ended and not held.exists():
+                time.sleep(0.001)
+                ended, status = os.waitpid(request["wait"], os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if ended else None
             counted = Path(request["said"]) / f"{request['wait']}.calls"
             calls = int(counted.read_text()) if counted.exists() else None
-            answer = {"code": code, "stopped": is_stopped, "calls": calls}
+            answer = {"code": code, "held": not ended, "calls": calls}
         elif not (answer := os.fork()):
             said = Path(request["said"])
             target = os.open(said / f"{os.getpid()}.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(target, 1)
             os.dup2(target, 2)
-            library.nlm_fault(request["fault"].encode(), request["folder"].encode())
+            fault = (request[each].encode() for each in ("fault", "folder", "said"))
+            library.nlm_fault(*fault)
             code = run(request["arguments"])
             sys.stdout.flush()
             sys.stderr.flush()

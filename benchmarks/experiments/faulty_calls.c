@@ -1,10 +1,11 @@
 // A library to preload, with which the system fails a program at one of its calls on files.
 //
-// nlm_fault("CALL NUMBER ACTION", FOLDER) arms it: from the NUMBER-th such call on files under the
-// folder (of each of its processes' own), ACTION is taken once: an errno, "short" (half of the
-// bytes are read or written), "stop" (SIGSTOP before the call) or "kill" (SIGKILL before it). CALL
-// is open, write, fsync, rename, mkdir, remove, read, map, lock, copy, or any. The environment's
-// NLM_FAULT and NLM_FAULT_FOLDER arm it from the start. nlm_calls() counts the calls of a kind.
+// nlm_fault("CALL NUMBER ACTION", FOLDER, NOTES) arms it: from the NUMBER-th such call on files
+// under the folder (of each of its processes' own), ACTION is taken once: an errno, "short" (half of
+// the bytes are read or written), "hold" (the call waits while there is a file PROCESS.held in
+// NOTES, which it makes) or "kill" (SIGKILL before it). CALL is open, write, fsync, rename, mkdir,
+// remove, read, map, lock, copy, or any. The environment's NLM_FAULT and NLM_FAULT_FOLDER arm it
+// from the start. nlm_calls() counts the calls of a kind.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -20,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -30,13 +32,15 @@ enum { kNothing, kShort };
 
 static atomic_long counts[kCalls];
 static char folder[PATH_MAX];
+static char notes[PATH_MAX];
 static int armed = -1;  // a call, or none
 static long at;
 static char action[32];
 
-void nlm_fault(const char* text, const char* where) {
+void nlm_fault(const char* text, const char* where, const char* said) {
   char call[16];
   snprintf(folder, sizeof folder, "%s", where);
+  snprintf(notes, sizeof notes, "%s", said);
   for (int k = 0; k < kCalls; ++k) atomic_store(&counts[k], 0);
   armed = -1;
   if (sscanf(text, "%15s %ld %31s", call, &at, action) != 3) return;
@@ -53,7 +57,16 @@ long nlm_calls(const char* call) {
 __attribute__((constructor)) static void from_environment(void) {
   const char* text = getenv("NLM_FAULT");
   const char* where = getenv("NLM_FAULT_FOLDER");
-  if (text && where) nlm_fault(text, where);
+  if (text && where) nlm_fault(text, where, ".");
+}
+
+// A signal would not do: whoever pauses the whole machine sends those too.
+static void hold(void) {
+  char file[PATH_MAX + 32];
+  snprintf(file, sizeof file, "%s/%d.held", notes, getpid());
+  const int made = (int)syscall(SYS_openat, AT_FDCWD, file, O_CREAT | O_WRONLY, 0600);
+  if (made >= 0) close(made);
+  while (access(file, F_OK) == 0) usleep(1000);
 }
 
 // What to do at a call on a path: nothing, shorten it, or fail with the errno -value.
@@ -64,7 +77,7 @@ static int at_call(int call, const char* path) {
   const long all = atomic_fetch_add(&counts[kAny], 1) + 1;
   if (!(armed == call && own == at) && !(armed == kAny && all == at)) return kNothing;
   if (strcmp(action, "kill") == 0) raise(SIGKILL);
-  if (strcmp(action, "stop") == 0) return raise(SIGSTOP), kNothing;
+  if (strcmp(action, "hold") == 0) return hold(), kNothing;
   if (strcmp(action, "short") == 0) return kShort;
   return -atoi(action);
 }

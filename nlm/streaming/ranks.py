@@ -6,6 +6,7 @@ the folder and gives it its name.
 """
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -32,9 +33,15 @@ class Ranks:
             from torch import distributed
 
             self._is_own = not distributed.is_initialized()
-            if self._is_own:
-                distributed.init_process_group("gloo")
-            self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+            try:
+                if self._is_own:
+                    distributed.init_process_group("gloo")
+                self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+            except RuntimeError as error:  # of the store or of gloo
+                raise RuntimeError(
+                    f"nlm.streaming: the processes of a merge find one another as they begin, got "
+                    f"process {rank} of {size} without the others"
+                ) from error
 
     @classmethod
     def of_environment(cls) -> "Ranks":
@@ -44,18 +51,31 @@ class Ranks:
     def __enter__(self) -> "Ranks":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
         if self._group is None:
             return
+        try:
+            if kind is None:
+                self.gather(None)  # none leaves while another still hears it
+        except RuntimeError as late:
+            self._end(late)
+            raise
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Gives the group up; that of the caller, where it was there before, stays.
+
+        With the last reference its threads end, here. One that lives on while the interpreter ends,
+        and holds what Python has to free, aborts the process (pytorch#179291): so what the calls
+        that failed still hold is freed too.
+        """
         from torch import distributed
 
-        if kind is None:
-            self.gather(None)  # none leaves while another still hears it
-        if self._is_own:
-            # The last reference: its threads end here. One that lives on while the interpreter
-            # ends, and holds what Python has to free, aborts the process (pytorch#179291).
-            self._group = None
-            distributed.destroy_process_group()
+        _free_frames(error)
+        group, self._group = self._group, None
+        distributed.destroy_process_group(None if self._is_own else group)
 
     @property
     def group(self) -> Any:
@@ -139,6 +159,17 @@ class Ranks:
         for rank, what in enumerate(values):
             if isinstance(what, str):  # which none says but one that fails
                 raise RuntimeError(f"nlm.streaming: process {rank} failed: {what}")
+
+
+def _free_frames(error: BaseException | None) -> None:
+    """Forgets the variables of all calls that an error, or one before it, has ended."""
+    left, seen = [error], set()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            left += [each.__cause__, each.__context__]
 
 
 def share(sizes: dict[str, int], ranks: Ranks) -> set[str]:

@@ -74,3 +74,14 @@ class Images(Samples):
 
     def __getitem__(self, place: int) -> dict[str, Tensor]:
         return {"pixel_values": self.inputs[place]}
+
+
+class Texts(Samples):
+    """Token ids by name."""
+
+    def __init__(self, seed: int = 0) -> None:
+        make = torch.Generator().manual_seed(seed)
+        self.inputs = torch.randint(0, 32, (64, 8), generator=make)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return {"input_ids": self.inputs[place]}

@@ -1,5 +1,6 @@
 """Whole merges of models on disk: run_merge, the command line, aligned models, other hosts."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -139,6 +140,31 @@ def test_any_method_takes_an_aligned_model(files: Files, tmp_path: Path, name: s
     assert equal(aligned, plain) and not equal(moved, plain)
     reference = ModelReference.model_validate(str(files["moved"]))
     assert not isinstance(LoaderCache().get(reference), AlignedLoader)
+
+
+def test_threads_read_aligned_models_of_their_own(files: Files, tmp_path: Path) -> None:
+    """Contexts of several threads that end in another order than they began; one order a model."""
+    spec, found = files["spec"], AlignmentResult.load(files["alignment"])
+    moved, plain = ModelReference.model_validate(str(files["moved"])), files["b"]
+    stock, before = LoaderCache.get, LoaderCache().get(moved)
+    one = on_nlm.aligned_loaders({str(files["moved"]): found}, spec)
+    two = on_nlm.aligned_loaders({str(files["moved"]): files["alignment"]}, spec)
+    one.__enter__()
+    two.__enter__()
+    with pytest.raises(ValueError, match=r"one order of units at a time, got .* of '.*moved'"):
+        with on_nlm.aligned_loaders({str(files["moved"]): {}}, spec):
+            pass
+    read: list[Tensor] = []
+    name = "model.layers.0.mlp.up_proj.weight"
+    thread = threading.Thread(target=lambda: read.append(LoaderCache().get(moved).get_tensor(name)))
+    thread.start()
+    thread.join()
+    one.__exit__(None, None, None)
+    read.append(LoaderCache().get(moved).get_tensor(name))
+    two.__exit__(None, None, None)
+    expected = load_file(plain / "model.safetensors")[name]
+    assert all(torch.equal(each, expected) for each in read) and len(read) == 2
+    assert LoaderCache.get is stock and LoaderCache().get(moved) is before
 
 
 def test_the_command_line_is_the_hosts_with_alignment(files: Files, tmp_path: Path) -> None:

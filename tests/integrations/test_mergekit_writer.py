@@ -97,6 +97,29 @@ def test_a_merge_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert tasks.TensorWriter is stock and not list(tmp_path.iterdir())
 
 
+def test_another_writer_of_the_host_writes_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One without the names that are used, or with other arguments; the log says it in a line."""
+    assert writer.fits(TensorWriter)
+
+    class Other(TensorWriter):
+        __annotations__ = TensorWriter.__annotations__
+
+        def _write_shard_task(self, shard: dict[str, Tensor]) -> None: ...
+
+    class Bare: ...
+
+    for kind in (Other, Bare):
+        assert not writer.fits(kind)
+        monkeypatch.setattr(writer, "TensorWriter", kind)
+        caplog.clear()
+        with streamed():
+            assert tasks.TensorWriter is TensorWriter
+        (said,) = caplog.messages
+        assert said.startswith("nlm.integrations.mergekit: results are streamed by the writer of")
+
+
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     stream = Stream(tmp_path / "partial", 64)
     stream._file.close()

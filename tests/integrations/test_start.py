@@ -1,8 +1,10 @@
 """What the command lines on nlm do to start a host sooner."""
 
 import gc
+import importlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -47,6 +49,49 @@ def test_threads_wait_for_one_another(package: str, tmp_path: Path) -> None:
     module = sys.modules[package]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: module.value, range(4))) == [3] * 4
+
+
+def test_two_threads_whose_imports_need_one_another_both_go_on(
+    package: str, tmp_path: Path
+) -> None:
+    """As with packages that are not postponed: neither waits for ever."""
+    file = tmp_path / package / "__init__.py"
+    file.write_text(
+        file.read_text() + "import time\ntime.sleep(0.4)\nimport needs_waiting_package\n"
+    )
+    (tmp_path / "needs_waiting_package.py").write_text(
+        "import time\nimport waiting_package\ntime.sleep(0.2)\nfound = waiting_package.other\n"
+    )
+    file.write_text(file.read_text() + "other = 4\n")
+    _start.postpone(package)
+    module, found = sys.modules[package], {}
+
+    def ask() -> None:
+        found["asked"] = module.other
+
+    def need() -> None:
+        import needs_waiting_package
+
+        found["needed"] = needs_waiting_package.found
+
+    threads = [threading.Thread(target=each, daemon=True) for each in (ask, need)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    sys.modules.pop("needs_waiting_package", None)
+    assert not any(thread.is_alive() for thread in threads)
+    assert found == {"asked": 4, "needed": 4} and type(module) is type(sys)
+
+
+def test_what_was_postponed_is_as_if_it_was_not(package: str) -> None:
+    """Its specification and loader are the import system's; it can be imported anew."""
+    _start.postpone(package)
+    module = sys.modules[package]
+    assert module.value == 3
+    plain = find_spec("json")
+    assert type(module.__spec__.loader) is type(plain.loader) is type(module.__loader__)
+    assert importlib.reload(module) is module and "__waits__" not in vars(module)
 
 
 def test_an_import_that_fails_is_tried_again(package: str, tmp_path: Path) -> None:

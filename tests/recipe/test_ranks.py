@@ -1,24 +1,19 @@
 """Recipes that several processes do together: what one writes, bit by bit or to rounding."""
 
-import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import _pretrained as tiny
 import pytest
 import torch
+from _processes import THREADS, side_by_side, torchrun
 from safetensors.torch import load_file, save_file
 
 from nlm.checkpoint.shards import sha256_of
 from nlm.loading import SIDE_CAR
 from nlm.recipe import read_recipe
 from nlm.recipe.execution import execute
-
-# By night: on a busy machine one of the processes has been seen to abort as its interpreter ended,
-# for a reason that is not yet found; tests/streaming/test_ranks.py is what every change runs.
-pytestmark = pytest.mark.nightly
 
 FOUNDATIONS = "foundations: {first: first, second: second}\n"
 RECIPES = {
@@ -40,20 +35,22 @@ RECIPES = {
         "correct: {method: repair, samples: 10, data: {a: a.safetensors, b: b.safetensors}}\n"
     ),
 }  # fmt: skip
-SCRIPT = """
+SCRIPT = f"""
 import os, sys
 from pathlib import Path
 from nlm.recipe import read_recipe
 from nlm.recipe.execution import execute
 from nlm.streaming.ranks import Ranks
+{THREADS}
 victim, resume, *names = sys.argv[1:]
 def progress(what, share):
     if os.environ["RANK"] == victim and what.startswith(("measuring expert b", "correcting")):
         os.kill(os.getpid(), 9)
 with Ranks.of_environment() as ranks:
     for name in names:
-        recipe, out = read_recipe(f"{name}.yaml"), Path("together", name)
+        recipe, out = read_recipe(name + ".yaml"), Path("together", name)
         execute(recipe, out, ranks=ranks, progress=progress, resume=resume == "1")
+assert not threads_of_groups(), threads_of_groups()
 """
 
 
@@ -80,15 +77,6 @@ def home(tmp_path_factory):
         yield folder
 
 
-def together(processes: int, *names: str, victim: str = "nobody", resume: bool = False):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", str(processes), "script.py", victim, str(int(resume)), *names]
-    return subprocess.run(
-        launcher, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
-        timeout=600,
-    )  # fmt: skip
-
-
 def assert_as_alone(name: str) -> None:
     alone, found = (Path(each, name) for each in ("alone", "together"))
     files = sorted(str(each.relative_to(alone)) for each in alone.rglob("*"))
@@ -106,21 +94,24 @@ def assert_as_alone(name: str) -> None:
 @pytest.mark.parametrize("processes", [2, 4])
 def test_what_is_measured_on_data_is_that_of_one_process(home, processes, monkeypatch):
     monkeypatch.chdir(home)
-    done = together(processes, *RECIPES)
+    done = torchrun(processes, Path("script.py"), "nobody", "0", *RECIPES)
     assert done.returncode == 0, done.stderr
     for name in RECIPES:
         assert_as_alone(name)
         shutil.rmtree(Path("together", name))
 
 
-@pytest.mark.parametrize(("name", "victim"), [("regmean", "1"), ("tact", "0")])
+@pytest.mark.parametrize(("name", "victim"), [("regmean", 1), ("tact", 0)])
 def test_one_is_killed_as_all_measure(home, name, victim, monkeypatch):
     """The other ends with a sentence; resumed together, they write what one does."""
     monkeypatch.chdir(home)
-    done = together(2, name, victim=victim)
-    assert done.returncode != 0 and not Path("together", name).exists()
-    assert "that process" in done.stderr and "no longer hears" in done.stderr, done.stderr
-    done = together(2, name, resume=True)
+    ended = side_by_side(2, Path("script.py"), str(victim), "0", name)
+    dead, other = ended[victim], ended[1 - victim]
+    assert (dead.code, other.code) == (-signal.SIGKILL, 1), other.said
+    last = other.said.strip().splitlines()[-1]
+    assert "that process" in last and "no longer hears" in last, other.said
+    assert not Path("together", name).exists()
+    done = torchrun(2, Path("script.py"), "nobody", "1", name)
     assert done.returncode == 0, done.stderr
     assert_as_alone(name)
     shutil.rmtree(Path("together", name))

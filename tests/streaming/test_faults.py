@@ -3,10 +3,13 @@
 Each merge is a real process; the preloaded library fails, stops or kills it at a call on a file.
 """
 
+import os
 import random
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,17 @@ def test_the_last_steps_of_a_single_file(disturbed):
 def test_a_fault(disturbed, fault):
     """An error is one sentence that names the file, and the output is not there, or whole."""
     assert inject(*disturbed, fault)["wrong"] == []
+
+
+def test_a_pause_by_others_is_no_end(disturbed):
+    """As of a whole machine: a merge that is stopped meanwhile has neither ended nor failed."""
+    world, programs = disturbed
+    world.clear()
+    process = programs.start(world.arguments("dare"), "write 6 hold", world.run)
+    assert programs.wait(process, for_hold=True).is_held
+    os.kill(process, signal.SIGSTOP)
+    threading.Timer(0.3, os.kill, (process, signal.SIGCONT)).start()
+    assert programs.go_on(process).code == 0 and world.state("dare") == "whole"
 
 
 @pytest.mark.nightly

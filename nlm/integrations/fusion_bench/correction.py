@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fusion_bench import BaseAlgorithm, auto_register_config, import_object
+from fusion_bench import BaseAlgorithm, LazyStateDict, auto_register_config, import_object
 from torch import nn
 
 from nlm.correct import Tact
@@ -85,6 +85,7 @@ class NlmTact(BaseAlgorithm):
                 f"{WHERE}: what is corrected is one merged model, got {type(merged).__name__} of "
                 f"{type(inner).__name__}"
             )
+        merged = _whole(merged, pool)
         options = {"max_samples": self.max_samples, **dict(self.options or {})}
         with torch.no_grad():
             tact = Tact.fit(
@@ -92,3 +93,16 @@ class NlmTact(BaseAlgorithm):
             )
         plain = tact.inline if tact.unfoldable() else tact.fold
         return {"models": {name: copy.deepcopy(plain(name)) for name in experts}, "metadata": None}
+
+
+def _whole(merged: nn.Module, pool: Any) -> nn.Module:
+    """A merged model as it computes. Of models that are read lazily the host's algorithms leave
+    tied weights and buffers that are in no file as memory was.
+    """
+    start = pool.load_model(pool.model_names[0])
+    if not isinstance(start, LazyStateDict) or type(merged) is not type(start.meta_module):
+        return merged
+    found, known = module_of(start), set(start.keys())
+    state = {name: tensor for name, tensor in merged.state_dict().items() if name in known}
+    found.load_state_dict(state, strict=False)
+    return found

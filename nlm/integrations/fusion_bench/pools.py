@@ -30,7 +30,7 @@ def state_of(model: Model) -> Mapping[str, Tensor]:
     """
     if not isinstance(model, LazyStateDict):
         return model.state_dict()
-    as_in_file = type(model) is LazyStateDict and model._torch_dtype is None
+    as_in_file = type(model) in (LazyStateDict, ReadState) and model._torch_dtype is None
     return dict(model.items()) if as_in_file and str(model._device) == "cpu" else model
 
 
@@ -54,7 +54,11 @@ def module_of(model: Model) -> nn.Module:
             f"(meta_module_class), got none for {str(model.checkpoint)!r}"
         )
     if hasattr(meta, "from_pretrained"):
-        return type(meta).from_pretrained(model._local_path, dtype=model._torch_dtype or "auto")
+        dtype = model._torch_dtype or "auto"
+        module = type(meta).from_pretrained(model._local_path, dtype=dtype)
+        if model.__dict__.get("_is_moved", False):
+            module.load_state_dict(dict(model.items()), strict=False)
+        return module
     module = copy.deepcopy(meta).to_empty(device=model._device)
     module.load_state_dict(dict(model.items()), strict=False)
     return module
@@ -115,7 +119,16 @@ class Calibration:
         )
 
 
-class AlignedState(LazyStateDict):
+class ReadState(LazyStateDict):
+    """Weights that are read lazily, for those of the host's algorithms too that ask them for a
+    state dict as they ask a module (``simple_average``)."""
+
+    def state_dict(self, prefix: str = "", keep_vars: bool = False) -> Any:
+        found = super().state_dict(keep_vars)
+        return {f"{prefix}{name}": found[name] for name in found} if prefix else found
+
+
+class AlignedState(ReadState):
     """Weights that are read lazily and in another order of units. Made by :func:`aligned_state`."""
 
     _spec: PermutationSpec
@@ -147,6 +160,7 @@ def aligned_state(
 ) -> LazyStateDict:
     """The same weights in another order of units; nothing is read yet, but of pickled files."""
     found = copy.copy(state)
+    found._is_moved = True
     if found._state_dict_cache:  # all of a pickled file
         known = {name: found[name] for name in found}
         there = {
@@ -157,6 +171,7 @@ def aligned_state(
         of = {name: spec.stacks[name] for name in there if name in spec.stacks}
         own = replace(spec, params=there, stacks=of, sites={}, verified=None)
         found._state_dict_cache = own.apply(permutation, known)
+        found.__class__ = ReadState
         return found
     found.__class__ = AlignedState
     found._spec = spec
@@ -188,8 +203,12 @@ class _Aligned(BaseModelPool):
         if not isinstance(name, str):
             return model
         permutation = self._permutations.get(name, {})
+        if isinstance(model, LazyStateDict) and permutation:
+            return aligned_state(model, self._spec, permutation)
+        if type(model) is LazyStateDict:
+            model.__class__ = ReadState
         if isinstance(model, LazyStateDict):
-            return aligned_state(model, self._spec, permutation) if permutation else model
+            return model
         if isinstance(self._models.get(name), nn.Module):  # the caller's own stays as it is
             model = copy.deepcopy(model)
         if permutation:

@@ -3,16 +3,17 @@
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from mergekit.common import ModelReference
 from mergekit.io.tasks import LoaderCache
 from torch import Tensor
 
 from nlm.align import AlignmentResult
-from nlm.integrations._host import permutation_of
+from nlm.integrations import _host
 from nlm.symmetry import Permutation, PermutationSpec, gather, pretrained, stacks
 from nlm.symmetry import permutation as permutations
 
@@ -92,6 +93,75 @@ class AlignedLoader:
         self._loader.flush()
 
 
+@dataclass
+class _Use:
+    """A model that is read aligned, as long as ``contexts`` are open; in all threads."""
+
+    spec: PermutationSpec
+    permutation: Permutation
+    before: Any  # the host's loader of it, where it had one
+    contexts: int = 0
+    loader: AlignedLoader | None = None
+
+    def is_same(self, spec: PermutationSpec, permutation: Permutation) -> bool:
+        return self.spec.digest() == spec.digest() and all(
+            torch.equal(index, permutation[group]) for group, index in self.permutation.items()
+        )
+
+
+_uses: dict[ModelReference, _Use] = {}
+_lock = threading.RLock()
+_stock_get = LoaderCache.get
+
+
+def _get(cache: LoaderCache, model: ModelReference) -> Any:
+    """The host's ``LoaderCache.get``, which opens aligned models as such."""
+    with _lock:
+        use = _uses.get(model)
+        if use is not None and use.loader is None:
+            plain = _stock_get(cache, model)
+            del cache.loaders[model]
+            use.loader = AlignedLoader(plain, str(model), use.spec, use.permutation)
+            cache.loaders[model] = use.loader
+    return _stock_get(cache, model)
+
+
+def _begin(model: ModelReference, spec: PermutationSpec, permutation: Permutation) -> None:
+    with _lock:
+        use = _uses.get(model)
+        if use is None:
+            before = LoaderCache.loaders.pop(model, None)
+            use = _uses[model] = _Use(spec, permutation, before)
+        elif not use.is_same(spec, permutation):
+            raise ValueError(
+                f"nlm.integrations.mergekit: a model is read in one order of units at a time, got "
+                f"another alignment of {str(model)!r} while one is in use"
+            )
+        use.contexts += 1
+
+
+def _end(model: ModelReference) -> None:
+    with _lock:
+        use = _uses[model]
+        use.contexts -= 1
+        if use.contexts == 0:
+            del _uses[model]
+            LoaderCache.loaders.pop(model, None)
+            if use.before is not None:
+                LoaderCache.loaders[model] = use.before
+
+
+def _replace() -> None:
+    LoaderCache.get = _get
+
+
+def _restore() -> None:
+    LoaderCache.get = _stock_get
+
+
+_switch = _host.Switch(_replace, _restore)
+
+
 @contextmanager
 def aligned_loaders(
     alignments: Mapping[Any, Alignment], spec: PermutationSpec | str | os.PathLike[str] | None
@@ -99,35 +169,21 @@ def aligned_loaders(
     """See :func:`nlm.integrations.mergekit.aligned_loaders`."""
     if spec is not None and not isinstance(spec, PermutationSpec):
         spec = PermutationSpec.load(spec)
-    plans: dict[Any, tuple[PermutationSpec, Permutation]] = {}
+    plans: dict[ModelReference, tuple[PermutationSpec, Permutation]] = {}
     for name, alignment in alignments.items():
         model, permutation = (
             ModelReference.model_validate(name),
-            permutation_of("nlm.integrations.mergekit", alignment),
+            _host.permutation_of("nlm.integrations.mergekit", alignment),
         )
         own = pretrained.trace_config(model.model.path) if spec is None else spec
         plans[model] = own, permutations.check(own.groups, permutation)
-
-    stock_get, loaders = LoaderCache.get, LoaderCache.loaders
-    made: dict[Any, AlignedLoader] = {}
-
-    def get(cache: Any, model: Any) -> Any:
-        if model in plans and model not in made:
-            made[model] = AlignedLoader(stock_get(cache, model), str(model), *plans[model])
-            loaders[model] = made[model]
-        return stock_get(cache, model)
-
-    before = {model: loaders.pop(model) for model in plans if model in loaders}
-    LoaderCache.get = get
-    try:
+    with _switch(), ExitStack() as stack:
+        for model, plan in plans.items():
+            _begin(model, *plan)
+            stack.callback(_end, model)
         yield
-        if unread := [str(model) for model in plans if model not in made]:
+        if unread := [str(model) for model in plans if _uses[model].loader is None]:
             raise ValueError(
                 f"nlm.integrations.mergekit: an aligned model is read under the name that it has "
                 f"in the configuration, got none of the name {unread[0]!r}"
             )
-    finally:
-        LoaderCache.get = stock_get
-        for model in plans:
-            loaders.pop(model, None)
-        loaders.update(before)

@@ -174,6 +174,10 @@ def _kept(
     """What is kept of a model's difference from the base, flat, and what it is multiplied by."""
     entry, base = group.non_base[place], group.base.tensor
     density, size = parameters["density"][entry.id], base.numel()
+    if sparse == Sparse.random and not density >= 0:
+        raise ValueError(
+            f"nlm.integrations.mergekit: the density of what is drawn is at least 0, got {density}"
+        )
     if sparse == Sparse.random and 0 < density < 1:
         key = _key(group, place)
         return _drawn(entry.tensor, base, density, key, rescales=parameters["rescale"])
@@ -258,12 +262,23 @@ def register() -> None:
             registry.register(Method(host, f"nlm_{name}", KERNELS[name]))
 
 
+def _known() -> dict[str, MergeMethod]:
+    """The host's methods by name, to be written to: it has no public way to replace one."""
+    try:
+        return registry._METHODS
+    except AttributeError:
+        raise ImportError(
+            "nlm.integrations.mergekit: the host's names are replaced where 0.1.5 keeps its "
+            "methods (registry._METHODS), got a mergekit without: register() and nlm_* still do"
+        ) from None
+
+
 def _replace() -> None:
-    registry._METHODS |= {name: Method(host, name, KERNELS[name]) for name, host in stock().items()}
+    _known().update({name: Method(host, name, KERNELS[name]) for name, host in stock().items()})
 
 
 def _restore() -> None:
-    registry._METHODS |= stock()
+    _known().update(stock())
 
 
 _switch = _host.Switch(_replace, _restore)

@@ -4,7 +4,9 @@ The host holds a shard of up to 5 GB until it is full, and writes it then. Files
 sizes and what they hold are the same; tensors lie in them in the order in which they came.
 """
 
+import inspect
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ from torch import Tensor
 from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.shards import Part, Shard, lay_out
 from nlm.integrations import _host
+
+log = logging.getLogger(__name__)
 
 _NAMES = tuple(TORCH_TYPES.values())
 _TYPES = {getattr(torch, name): kind for kind, name in TORCH_TYPES.items()}
@@ -164,6 +168,27 @@ class StreamedWriter(TensorWriter):
             cls._made.pop().abandon()
 
 
+# What StreamedWriter takes of the host's writer and calls or replaces in it, beside public names.
+_FIELDS = {
+    "_lock", "current_shard", "current_shard_size", "max_shard_size", "out_path",
+    "safe_serialization", "shards_written",
+}  # fmt: skip
+_CALLS = {
+    "save_tensor": ["self", "name", "tensor", "clone"],
+    "_flush_current_shard": ["self"],
+    "_write_shard_task": ["self", "shard_data", "shard_index", "shard_path"],
+}
+
+
+def fits(writer: type) -> bool:
+    """Whether a writer of the host is the one that :class:`StreamedWriter` was written for."""
+    calls = {name: getattr(writer, name, None) for name in _CALLS}
+    return vars(writer).get("__annotations__", {}).keys() >= _FIELDS and all(
+        call is not None and list(inspect.signature(call).parameters) == _CALLS[name]
+        for name, call in calls.items()
+    )
+
+
 def _room() -> int:
     """Bytes for the header of a model twice as large as the largest one that is read."""
     loaders = tasks.LoaderCache().loaders.values()
@@ -185,6 +210,17 @@ _switch = _host.Switch(_replace, _restore)
 
 @contextmanager
 def streamed() -> Iterator[None]:
-    """Within it the host writes results as they come."""
+    """Within it the host writes results as they come.
+
+    A host whose writer is another than the one of 0.1.5, of which this uses names that are not
+    public, writes as it does, and the log says so.
+    """
+    if not fits(TensorWriter):
+        log.warning(
+            "nlm.integrations.mergekit: results are streamed by the writer of mergekit 0.1.5, got "
+            "another: the host's own holds a shard in memory until it is full"
+        )
+        yield
+        return
     with _switch():
         yield

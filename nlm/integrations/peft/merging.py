@@ -190,8 +190,8 @@ _stock: dict[str, Any] = {}
 
 def _replace() -> None:
     place = import_module(_PATCHED)
+    _stock.update({name: getattr(place, name) for name in _FUNCTIONS})
     for name, function in _FUNCTIONS.items():
-        _stock[name] = getattr(place, name)
         setattr(place, name, function)
 
 
