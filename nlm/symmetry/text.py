@@ -134,7 +134,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 def read(path: str | os.PathLike[str]) -> PermutationSpec:
     """Reads what :func:`write` wrote, what a person did, or what is shipped under a name."""
     file = Path(path)
-    if not file.exists() or file.is_dir():
+    if not (file.is_file() or file.is_fifo()):
         named = shipped.path(os.fspath(path))
         if named is None:
             raise FileNotFoundError(
