@@ -232,8 +232,8 @@ def test_a_number_of_a_layer_of_any_length():
         ('{"a": {"dtype": "F32", "shape": {}, "data_offsets": [0, 4]}}', "that are no list"),
         ('{"a": {"dtype": "F32", "shape": "", "data_offsets": [0, 4]}}', "that are no list"),
         ('{"a\\ud800": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', "surrogates"),
-        ('{"__metadata__": [], "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', ""),
-        ('{"__metadata__": "", "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', ""),
+        ('{"__metadata__": [], "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', "whole"),
+        ('{"__metadata__": "", "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', "whole"),
     ],
 )
 def test_headers_that_safetensors_does_not_take(text, message, tmp_path):
@@ -243,7 +243,7 @@ def test_headers_that_safetensors_does_not_take(text, message, tmp_path):
         file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"1234")
         with pytest.raises(Exception, match="Error while deserializing"):
             load_file(file)
-        with pytest.raises(DamagedFileError, match=message if encoded == text.encode() else ""):
+        with pytest.raises(DamagedFileError, match=message if encoded == text.encode() else "whole"):
             open_checkpoint(file)
 
 

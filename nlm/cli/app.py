@@ -54,13 +54,15 @@ def _explain(error: Exception) -> int:
             _say(f"nlm: {sentence}")
         return int(getattr(error, "exit_code", 2))
     message = missing_package(error) or _of_system(error) or str(error) or type(error).__name__
-    _say(message if message.startswith("nlm") else f"nlm: {message}")
+    lines = getattr(error, "problems", None) or message.split("\n")  # of a recipe: a line each
+    first = lines[0] if message.startswith("nlm") else f"nlm: {lines[0]}"
+    _say(first, *lines[1:])
     return 1
 
 
-def _say(message: str) -> None:
+def _say(*lines: str) -> None:
     """Prints lines to stderr, in which nothing of a file's can steer the terminal."""
-    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+    print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def _of_system(error: Exception) -> str | None:

@@ -27,7 +27,7 @@ class Reader:
 
     Attributes
     ----------
-    text : the file, read once: it may be a pipe.
+    content : the text of the file, read once: it may be a pipe.
     root : the mapping that the file is.
     lines : key -> line, of what was marked.
     """
@@ -173,8 +173,8 @@ class Reader:
             The file cannot be read, or is no YAML.
         """
         try:
-            self.text = self.file.read_text(encoding="utf-8")
-            node = Loader(self.text).get_single_node()
+            self.content = self.file.read_text(encoding="utf-8")
+            node = Loader(self.content).get_single_node()
         except OSError as error:
             raise RecipeError([f"{self.file}: a recipe is a file, got {error.strerror}"]) from error
         except UnicodeDecodeError as error:

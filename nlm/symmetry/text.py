@@ -182,7 +182,8 @@ def _is_yaml(path: str | os.PathLike[str]) -> bool:
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """ "1 group", "2 groups"; "2 entries" where that plural is given."""
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    shown = str(number) if number < 1 << 63 else f"at least 2^{number.bit_length() - 1}"
+    return f"{shown} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def headline(spec: PermutationSpec) -> str:
