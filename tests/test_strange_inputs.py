@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _readers import Examiner
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_security import SHAPES, state
 
 from nlm.checkpoint import DamagedFileError, open_checkpoint
+from nlm.checkpoint.plain_yaml import parse_yaml
 from nlm.checkpoint.tensors import read_shapes
 from nlm.cli import progress
 from nlm.cli.app import run
 from nlm.recipe import RecipeError, data, read_recipe
 from nlm.recipe.values import depths
-from nlm.symmetry import PermutationSpec
+from nlm.symmetry import AxisGroup, PermutationSpec
+from nlm.symmetry.layout import Ref, parse
 
 
 @pytest.fixture
@@ -198,13 +201,57 @@ def test_names_are_no_markup_of_the_bar(monkeypatch, capsys):
     assert "\x1b]0;" not in text and "\x1b[2J\r" not in text
 
 
-def test_half_a_pair_of_utf16_in_a_report(tmp_path):
+def test_half_a_pair_of_utf16_on_a_page(tmp_path):
+    page, group = tmp_path / "s.html", AxisGroup("g0", 2, origin="t\ud800")
+    PermutationSpec({"g0": group}, {"w": (Ref("g0", 2),)}).save(tmp_path / "s.json")
+    assert run(["spec", "show", str(tmp_path / "s.json"), "--html", str(page)]) == 0
+    assert "t?" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title": "t\ud800"}, "surrogates not allowed"),
+        ({"projections": {"p" * 100_000: {"a": [[0.0, 1.0]]}}}, "a text of 100000 letters"),
+        ({"projections": {"p": {"a": [[1e308, 1.0], [-1e308, 3.0]]}}}, "a number beyond 1e"),
+        ({"projections": {"p": {"a": [[10**300, 1.0], [0.0, 3.0]]}}}, "a number beyond 1e"),
+    ],
+)
+def test_results_that_no_picture_shows(change, message, tmp_path, capsys):
+    """Found by drawing 2,000 examples: a singular matrix, and minutes for one name."""
+    examiner = Examiner("results")
+    (tmp_path / "r.json").write_text(json.dumps(json.loads(examiner.good) | change))
+    examiner.close()
     page = tmp_path / "r.html"
-    results = {"alignment": {"weights": {"correlation": {"g\ud800": 0.5}, "seconds": 1.0}},
-               "title": "t\ud800"}  # fmt: skip
-    (tmp_path / "r.json").write_text(json.dumps(results))
-    assert run(["report", str(tmp_path / "r.json"), "-o", str(page)]) == 0
-    assert "<h1>t?</h1>" in page.read_text(encoding="utf-8")
+    assert run(["report", str(tmp_path / "r.json"), "-o", str(page)]) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not page.exists()
+
+
+def test_a_number_whose_time_grows_as_its_square(tmp_path):
+    """YAML 1.1 reads "1:1:1" to the base 60: 600 kB took 46 s."""
+    for text in ("1:" * 5000 + "1", "0x" + "f" * 5000):
+        with pytest.raises(ValueError, match="a number of more than 100 characters"):
+            parse_yaml(f"a: {text}")
+    assert parse_yaml("a: 1:30") == {"a": 90}
+
+
+def test_texts_of_layouts(tmp_path):
+    assert str(parse("(" * 50 + "g0:6" + ")" * 50)) == "g0:6"
+    with pytest.raises(ValueError, match="at most 50 brackets within each other"):
+        parse("(" * 5000 + "g0:6" + ")" * 5000)
+    many = {f"g{n}": AxisGroup(f"g{n}", 1 << 62) for n in range(300)}
+    spec = PermutationSpec(many | {"x": AxisGroup("x", 2, tuple(many))}, {})
+    assert "at least 2^18600 permutations" in spec.show()
+    with pytest.raises(ValueError, match="a group has 0 or more units"):
+        PermutationSpec({"x": AxisGroup("x", 1 << 63)}, {})
+
+
+def test_a_name_that_is_too_long_in_an_index(tmp_path):
+    index = {"weight_map": {"a": "x" * 300}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileNotFoundError, match="files of a checkpoint must exist"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_folder_whose_name_is_not_utf8(recipe, tmp_path):

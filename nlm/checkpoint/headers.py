@@ -219,12 +219,19 @@ def _indexed(folder: Path, index: Path) -> tuple[tuple[Path, ...], Mapping[str, 
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise _damaged(index, f"a file outside its folder, {name!r}")
-        if not (folder / name).is_file():
+        if not _is_file(folder / name):
             raise FileNotFoundError(
                 f"nlm: the files of a checkpoint must exist, got none called {name!r} in "
                 f"{str(folder)!r}"
             )
     return tuple(folder / name for name in names), promised
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _weight_map(index: Path) -> dict[str, str]:
