@@ -24,6 +24,7 @@ FILES = {
     "ci": RESULTS / "ci.json",
 }
 EXAMPLES = 2000  # of each operator and each kind of file, by night
+STAGES = "sanitize valgrind races fuzz support seldom examples release".split()  # of .ci/nightly
 
 INTRODUCTION = """# What is tried
 
@@ -40,10 +41,17 @@ Made by `benchmarks/trust_page.py`. Merges that are killed or that the system fa
 Nothing that nlm reads is run: PyTorch's files are read with `weights_only=True` and their tensors
 never unpickled into code, YAML makes plain values alone, NumPy archives are opened without pickles,
 models' folders without remote code. Names in an index stay in its folder; a half-written checkpoint
-is never written to through a link; headers, shapes, aliases and nesting that would take the memory
-or the time of the machine are refused before they do. Pages escape all text. Nothing is looked up
-on a network: tested under an audit that ends the process at the first name resolved or connection
-opened (`tests/test_security.py`).
+is never written to through a link; headers, shapes, aliases, nesting and archives that would take
+the memory or the time of the machine are refused before they do; so are pipes and devices in the
+place of files, and outputs that would replace what is read. Pages escape all text, and names from
+files cannot steer a terminal. Nothing is looked up on a network: tested under an audit that ends
+the process at the first name resolved or connection opened (`tests/test_security.py`,
+`tests/test_strange_inputs.py`).
+
+A recipe is the exception: where it names a function (`package.module:function`, as data or as a
+score), that is imported and called, and its output goes where it says. One from a stranger is read
+before it is checked or merged. Links in a model's folder are followed, as Hugging Face's cache
+needs.
 
 Every reader ends in what it was asked for or in one sentence of its own. {kinds} kinds of files are
 changed by bytes and by the parts of their JSON, pickle, YAML or framing: 100 of each kind in every
@@ -86,6 +94,15 @@ MENDED = (
     "benchmark results with lists for names",
     "shapes whose product has a million digits",
     "lines of text nested by the thousand; an adapter's configuration that is no mapping",
+    "pipes and devices in the place of checkpoints, indices, configurations and specifications",
+    "headers that safetensors' own reader refuses: UTF-16, half a pair of it, shapes that are no "
+    "list",
+    "packed pickles, and NumPy archives that unpack to more than a hundred times their size",
+    "names of tensors, groups and types that steered the terminal, or were markup of its bar",
+    "a recipe through a pipe, which was read twice and the second time empty",
+    "recipes and data inside the output that `--force` replaces; outputs beside an input's weights",
+    "seeds from 2^53 on, rounded; numbers of layers with thousands of digits; folders whose name "
+    "is not UTF-8",
 )
 
 
@@ -218,13 +235,21 @@ def _night(nightly: dict[str, Any]) -> str:
         "| stage | begun | at | seconds | of a processor | it said |", "|---|---|---|--:|--:|---|",
     ]  # fmt: skip
     for name, found in nightly.items():
-        said = "; ".join(line.strip("= ") for line in found["said"]).replace("|", "/")
+        said = "; ".join(_said(found["said"])).replace("|", "/")
         lines.append(
             f"| {name} | {found.get('began', '-').replace('T', ' ').rstrip('Z')} | "
             f"{found.get('commit', '-')} | {found['seconds']:,} | "
             f"{found.get('processor seconds', '-')} | {said} |"
         )
+    if missing := [f"`{name}`" for name in STAGES if name not in nightly]:
+        lines += ["", f"Not kept from a run: {', '.join(missing)}."]
     return "\n".join(lines)
+
+
+def _said(lines: list[str]) -> list[str]:
+    """What a stage said last: of tests the closing line alone."""
+    told = [line.strip("= ") for line in lines]
+    return told[-1:] if told and " passed" in told[-1] else told
 
 
 def load() -> dict[str, dict[str, Any]]:

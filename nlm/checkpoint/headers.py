@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads the headers of a checkpoint: ``path`` is a file, an index, or a folder with either.
+    """Reads the headers of a checkpoint: ``path`` is a file, or a folder of one or more.
 
     Raises
     ------
@@ -65,13 +65,17 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         There is no such file or folder, no file of weights in the folder, or one that its index
         names is missing.
     DamagedFileError
-        A file is truncated, corrupt or of another format; a PyTorch file names something to run;
-        an index names other tensors than the files hold, or files outside the folder; a folder has
+        A file is truncated, corrupt or of another format, or a pipe or a device; a PyTorch file
+        names something to run; an index names other tensors than the files hold, or files outside the folder; a folder has
         several files and no index.
     """
     target = Path(path)
     if not target.exists():
         raise FileNotFoundError(f"nlm: a checkpoint must exist, got {str(target)!r}")
+    if not (target.is_dir() or target.is_file()):
+        raise DamagedFileError(
+            f"nlm: a checkpoint is a file or a folder, got a pipe or a device, {str(target)!r}"
+        )
     files, promised = _files(target) if target.is_dir() else ((target,), None)
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
@@ -135,8 +139,9 @@ def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
             raise _damaged(file, f"a header of {length} bytes in a file of {size}")
         text = opened.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_each_once)
-        metadata = header.pop("__metadata__", None) or {}
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_each_once)
+        metadata = header.pop("__metadata__", None)
+        metadata = {} if metadata is None else metadata
         begin = _PREFIX + length
         entries = {name: _entry(name, value, file, begin) for name, value in header.items()}
         if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
@@ -162,6 +167,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, value: Mapping[str, Any], file: Path, start: int) -> TensorEntry:
+    name.encode("utf-8")  # half a pair of UTF-16, which JSON can name, is no text
+    if not all(isinstance(value[key], list) for key in ("shape", "data_offsets")):
+        raise ValueError(f"a shape or offsets of {name!r} that are no list")
     dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     if dtype not in ITEM_BYTES:
         raise ValueError(f"an unknown type {dtype!r} of {name!r}")
@@ -183,7 +191,7 @@ def _files(folder: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | None]:
         (INDEX_SUFFIX, "model", [each for each in folder.glob("*.safetensors") if each.is_file()]),
         (pickles.INDEX_SUFFIX, "pytorch_model", pickles.weight_files(folder)),
     ):
-        indices = sorted(folder.glob(f"*{suffix}"))
+        indices = sorted(each for each in folder.glob(f"*{suffix}") if each.is_file())
         if len(indices) > 1 and folder / f"{usual}{suffix}" in indices:
             indices = [folder / f"{usual}{suffix}"]
         if len(indices) == 1:
@@ -211,12 +219,19 @@ def _indexed(folder: Path, index: Path) -> tuple[tuple[Path, ...], Mapping[str, 
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise _damaged(index, f"a file outside its folder, {name!r}")
-        if not (folder / name).is_file():
+        if not _is_file(folder / name):
             raise FileNotFoundError(
                 f"nlm: the files of a checkpoint must exist, got none called {name!r} in "
                 f"{str(folder)!r}"
             )
     return tuple(folder / name for name in names), promised
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from nlm.checkpoint.atomic import naming
 from nlm.checkpoint.headers import Checkpoint, TensorEntry, check_unchanged
+from nlm.checkpoint.names import printable
 
 
 class MappedFiles:
@@ -52,7 +53,7 @@ class MappedFiles:
     def places(self) -> list[tuple[int, int, str]]:
         """Where the files lie: address, bytes and name of each."""
         found = self._bytes.items()
-        return [(array.ctypes.data, array.nbytes, str(file)) for file, array in found]
+        return [(array.ctypes.data, array.nbytes, printable(str(file))) for file, array in found]
 
     def will_need(self, entry: TensorEntry, begin: int, end: int) -> None:
         """Bytes ``begin`` to ``end`` of a tensor will be read soon."""

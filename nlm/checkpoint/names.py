@@ -20,6 +20,20 @@ def wrong_name(name: str) -> str | None:
     return f"a task's name is printable and at most {_LONGEST} bytes long, got {shown!r}"
 
 
+def printable(text: str) -> str:
+    """A text that others wrote, for a terminal or a page: what is no letter, sign or space stands
+    as its escape. Control characters would move the cursor, rename the window or hide what follows.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def lies_in(file: Path, folder: Path) -> bool:
+    """Whether a file is one of a folder's own, in no folder within it."""
+    return os.path.realpath(file.parent) == os.path.realpath(folder)
+
+
 def contains(output: Path, file: Path) -> bool:
     """Whether a file is an output, or lies in the folder that it is."""
     outer, inner = (Path(os.path.realpath(each)) for each in (output, file))

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from nlm.checkpoint.atomic import atomic_path, naming, sync_folder, write_text
 from nlm.checkpoint.headers import INDEX_SUFFIX
 from nlm.checkpoint.shards import Shard, ShardFile, sha256_of
+from nlm.checkpoint.texts import parse_json
 
 _NOTES = ".nlm"  # the folder of what is known of the files until the checkpoint has its name
 _JOURNAL = "journal.json"
@@ -321,8 +322,7 @@ def tidy(target: Path) -> None:
 
 def _holds_nothing(folder: Path) -> bool:
     """Whether there is nothing in a folder, or nothing but a journal of no files."""
-    found = {each for each in folder.rglob("*") if not each.is_dir()}
-    return found <= {folder / _NOTES / _JOURNAL}
+    return {each for each in folder.rglob("*") if not each.is_dir()} <= {folder / _NOTES / _JOURNAL}
 
 
 def is_unfinished(target: Path) -> bool:
@@ -337,7 +337,7 @@ def _read(note: Path) -> dict[str, Any]:
     """What a note says; nothing where there is none, or one that is not whole."""
     try:
         with naming(note):
-            found = json.loads(note.read_text())
+            found = parse_json(note.read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -154,7 +154,7 @@ def _place(tensor: "Tensor") -> int | None:
 
 
 def _places(file: Path) -> dict[int, int]:
-    """Where what is not compressed begins in an archive, and how many bytes it has."""
+    """Where what is in an archive, uncompressed, begins, and how many bytes it has."""
     places = {}
     try:
         if not zipfile.is_zipfile(file):
@@ -168,9 +168,11 @@ def _places(file: Path) -> dict[int, int]:
         for record in archive.infolist():
             if record.header_offset < 0:
                 raise _damaged(file, f"{record.filename!r} before its beginning")
+            if record.compress_type != zipfile.ZIP_STORED:  # a small file of any size
+                raise _damaged(file, f"{record.filename!r} compressed, as torch.save writes none")
             opened.seek(record.header_offset)
             head = opened.read(_LOCAL.size)
-            if len(head) == _LOCAL.size and record.compress_type == zipfile.ZIP_STORED:
+            if len(head) == _LOCAL.size:
                 begin = record.header_offset + _LOCAL.size + sum(_LOCAL.unpack(head))
                 if begin + record.file_size <= file.stat().st_size:
                     places[begin] = record.file_size

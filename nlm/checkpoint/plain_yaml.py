@@ -3,10 +3,12 @@
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
 _MOST = 10_000_000  # parts of a text, aliases written out
 _DEEPEST = 100  # brackets within each other
+_LONGEST = 100  # characters of a whole number
 
 
 class Loader(yaml.SafeLoader):
@@ -19,6 +21,18 @@ class Loader(yaml.SafeLoader):
                 None, None, f"more than {_DEEPEST} brackets within each other", self.get_mark()
             )
         super().fetch_flow_collection_start(token)
+
+
+def _short(loader: Loader, node: yaml.ScalarNode) -> int:
+    """A whole number; of "1:1:1:...", which is one to the base 60, the time grows as the square."""
+    if len(node.value) > _LONGEST:
+        raise ConstructorError(
+            None, None, f"a number of more than {_LONGEST} characters", node.start_mark
+        )
+    return int(loader.construct_yaml_int(node))
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _short)
 
 
 def parse_yaml(text: str) -> Any:

@@ -109,7 +109,8 @@ def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
 
     target = Path(path)
     files = sorted(target.glob("*.safetensors")) if target.is_dir() else [target]
-    if not files or not files[0].is_file():
+    files = [each for each in files if each.is_file()]
+    if not files:
         raise FileNotFoundError(f"nlm: a tensor file must exist, got {str(target)!r}")
     shapes: dict[str, tuple[int, ...]] = {}
     for each in files:

@@ -15,6 +15,7 @@ from nlm._results import Barrier
 from nlm.align import AlignmentResult
 from nlm.align import align as find
 from nlm.checkpoint import atomic_path, read_tensors, refuse_existing
+from nlm.checkpoint.names import printable
 from nlm.cli.align_barriers import barriers
 from nlm.cli.align_page import results
 from nlm.cli.progress import Report, progress_bar
@@ -177,8 +178,8 @@ def _print(spec: PermutationSpec, found: AlignmentResult, curves: Barrier | None
         group = spec.groups[name]
         how = " (by weights)" if name in found.report.by_weights else ""
         table.add_row(
-            name, str(group.size), " x ".join(group.parents), group.origin,
-            f"{similarity:.3f}{how}",
+            printable(name), str(group.size), printable(" x ".join(group.parents)),
+            printable(group.origin), f"{similarity:.3f}{how}",
         )  # fmt: skip
     Console(highlight=False, markup=False).print(table)
     print(f"{headline(spec)}\n{proof(spec)}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nlm import __version__
+from nlm.checkpoint.names import printable
 from nlm.cli import align, bench, merge, missing_package, spec
 
 _TASKS = 8
@@ -50,11 +51,18 @@ def _explain(error: Exception) -> int:
     usage = getattr(error, "format_message", None)
     if usage is not None:
         if sentence := usage():  # none where the help was shown instead
-            print(f"nlm: {sentence}", file=sys.stderr)
+            _say(f"nlm: {sentence}")
         return int(getattr(error, "exit_code", 2))
     message = missing_package(error) or _of_system(error) or str(error) or type(error).__name__
-    print(message if message.startswith("nlm") else f"nlm: {message}", file=sys.stderr)
+    lines = getattr(error, "problems", None) or message.split("\n")  # of a recipe: a line each
+    first = lines[0] if message.startswith("nlm") else f"nlm: {lines[0]}"
+    _say(first, *lines[1:])
     return 1
+
+
+def _say(*lines: str) -> None:
+    """Prints lines to stderr, in which nothing of a file's can steer the terminal."""
+    print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def _of_system(error: Exception) -> str | None:

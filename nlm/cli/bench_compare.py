@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nlm.checkpoint.names import printable
+
 _KEY = ("op", "workload", "dtype", "threads")
 
 
@@ -37,7 +39,7 @@ def compare(old: Path, new: Path, worse: float) -> int:
         ratio = _ratio(earlier[key], later[key])
         if not ratio <= worse:
             slower += 1
-            op, workload, dtype, threads = key
+            op, workload, dtype, threads = (printable(str(each)) for each in key)
             print(
                 f"{op}, {workload}, {dtype}, threads {threads}: {ratio:.2f} times slower "
                 f"({_told(earlier[key])} -> {_told(later[key])})"

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from nlm.checkpoint.names import printable
 from nlm.recipe import Forecast, Rates, RecipeError, forecast, open_all, read_recipe
 from nlm.recipe import check as find
 
@@ -28,7 +29,7 @@ def check(file: Path, as_json: bool) -> None:
         content = None if expected is None else asdict(expected)
         print(json.dumps({"problems": problems, "forecast": content}, indent=2))
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
     if problems:
         raise typer.Exit(1)
     if expected is not None and not as_json:
@@ -45,5 +46,5 @@ def show(expected: Forecast, as_json: bool = False, rates: Rates | None = None) 
         return
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     for row in expected.rows(rates):
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     Console(highlight=False, markup=False).print(table)

@@ -16,4 +16,5 @@ def page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(version=__version__, **values)
+    text = environment.get_template(template).render(version=__version__, **values)
+    return text.encode("utf-8", "replace").decode("utf-8")  # half a pair of UTF-16 is no text

@@ -23,6 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from nlm.checkpoint.names import printable
 from nlm.recipe.forecast import readable
 
 Report = Callable[[str, float], None]
@@ -55,7 +56,7 @@ def progress_bar(quiet: bool, size: int | None = None) -> Iterator[Report | None
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
                 *of_bytes,
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),  # tensors have any names
                 console=console,
                 transient=True,
             )
@@ -63,7 +64,7 @@ def progress_bar(quiet: bool, size: int | None = None) -> Iterator[Report | None
             with bar:
                 task = bar.add_task("starting", total=total)
                 yield lambda what, share: bar.update(
-                    task, description=what, completed=share * total
+                    task, description=printable(what), completed=share * total
                 )
 
 
@@ -75,7 +76,8 @@ def _line_by_line(console: Console) -> Report:
         nonlocal last
         if what != last:
             console.print(
-                f"{time.perf_counter() - begun:6.1f} s {share:4.0%}  {what}", markup=False
+                f"{time.perf_counter() - begun:6.1f} s {share:4.0%}  {printable(what)}",
+                markup=False,
             )
             last = what
 
@@ -105,7 +107,7 @@ def _now_and_then(
         if first is not None and share > first[1]:
             rate = (share - first[1]) * size / max(now - first[0], 1e-9)
             line += f", {readable(rate)} a second, {(1 - share) * size / rate:.0f} s left"
-        console.print(f"{line}  {what}", markup=False)
+        console.print(f"{line}  {printable(what)}", markup=False)
         last = now
 
     return report
@@ -114,7 +116,7 @@ def _now_and_then(
 @contextmanager
 def _warnings_as_lines(console: Console) -> Iterator[None]:
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-        console.print(f"warning: {message}", markup=False)
+        console.print(f"warning: {printable(str(message))}", markup=False)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

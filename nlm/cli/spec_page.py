@@ -6,6 +6,7 @@ from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
+from nlm.checkpoint.names import printable
 from nlm.cli.page import page
 from nlm.cli.spec_figure import figure
 from nlm.cli.spec_layers import Shown, shown
@@ -21,7 +22,7 @@ def proof(spec: PermutationSpec) -> str:
         return "Not verified."
     control = "" if found.control is None else f", {found.control:.1e} where a symmetry is broken"
     shapes = f" on {found.shapes} shapes of inputs" if found.shapes > 1 else ""
-    return f"Verified in {found.dtype}{shapes}: outputs change by {found.max_error:.1e}{control}."
+    return f"Verified in {printable(found.dtype)}{shapes}: outputs change by {found.max_error:.1e}{control}."
 
 
 def tables(spec: PermutationSpec, fold: bool) -> list[Table]:
@@ -58,7 +59,7 @@ def _table(columns: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list) -> 
         right = column in {"units", "permutations"}
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 

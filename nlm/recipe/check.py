@@ -11,8 +11,9 @@ from pathlib import Path
 from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
 from nlm.checkpoint.headers import Checkpoint, read_header
-from nlm.checkpoint.names import contains, wrong_name
+from nlm.checkpoint.names import contains, lies_in, wrong_name
 from nlm.checkpoint.partial import refuse_target
+from nlm.recipe.finished import named_files
 from nlm.recipe.methods import METHODS, NUMBERS
 from nlm.recipe.opened import (
     Opened,
@@ -73,8 +74,17 @@ def check(recipe: Recipe, opened: Opened | None = None, *, force: bool = False) 
 
 def _apart(recipe: Recipe, opened: Opened, output: Path) -> Iterator[str]:
     """Whether what is written leaves alone what is read, and holds all there is to write."""
-    models = (opened.base, *opened.foundations.values(), *opened.experts.values())
-    for file in dict.fromkeys(file for each in models if each is not None for file in each.files):
+    beside = (opened.base, *opened.foundations.values(), *opened.curvatures.values())
+    models = [each for each in (*beside, *opened.experts.values()) if each is not None]
+    files = [file for each in models for file in each.files]
+    files += [*named_files(recipe), *([] if recipe.file is None else [recipe.file])]
+    for folder in dict.fromkeys(each.folder for each in models):
+        if folder is not None and output.suffix == ".safetensors" and lies_in(output, folder):
+            yield (
+                "a file that is written lies in no input's folder, whose weights it would join, "
+                f"got {str(output)!r}"
+            )
+    for file in dict.fromkeys(files):
         if contains(output, file):
             yield (
                 f"an output is not and does not hold an input, got {str(output)!r} and "

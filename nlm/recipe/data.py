@@ -38,6 +38,7 @@ _TOKENS = {"input_ids", "decoder_input_ids"}
 _POSITIONS = ("position_embeddings", "position_embedding", "wpe")  # tables that are looked up in
 BATCH = 16  # samples
 _WINDOW = 128  # tokens
+_UNPACKED, _PACKED = 1 << 30, 100  # bytes of an archive, or times its size
 _CHARACTERS = 16  # of a text that are read for a token, where not all is needed
 _TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model",
@@ -192,7 +193,7 @@ def _arrays(path: Path, of: Callable[[np.ndarray], Any]) -> list[tuple[str, Any]
     """What there is to know of each array of a NumPy archive; pickles are not opened."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            _check_archive(archive)
+            _check_archive(archive, path.stat().st_size)
             return [(name, of(archive[name])) for name in archive.files]
     except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds for broken archives
         said = " ".join(str(error).split()) or type(error).__name__
@@ -201,9 +202,12 @@ def _arrays(path: Path, of: Callable[[np.ndarray], Any]) -> list[tuple[str, Any]
         ) from error
 
 
-def _check_archive(archive: Any) -> None:
+def _check_archive(archive: Any, size: int) -> None:
     """Raises ValueError where a header promises what its file does not have, or no numbers: NumPy
-    makes room for it before it looks."""
+    makes room for it before it looks. A file of ``size`` bytes may not unpack to any others."""
+    unpacked = sum(member.file_size for member in archive.zip.infolist())
+    if unpacked > max(_UNPACKED, _PACKED * size):
+        raise ValueError(f"{unpacked} bytes that are packed in {size}")
     for member in archive.zip.infolist():
         with archive.zip.open(member) as opened:
             version = np.lib.format.read_magic(opened)

@@ -61,7 +61,7 @@ def execute(
         raise ValueError("nlm.recipe: a merge has an output, got none (output.path, or --output)")
     target = Path(os.path.realpath(target))
     opened = open_all(recipe)
-    text = recipe.file.read_text(encoding="utf-8") if recipe.file is not None else _told(recipe)
+    text = recipe.text or _told(recipe)
     known = identity(recipe, text, opened)
     work = target.parent / f".{target.name}.work"
     with ranks.together():
@@ -91,7 +91,7 @@ def execute(
         moved = ranks.gather(models.moved)[0]
 
         def complete(folder: Path, files: dict[str, Any]) -> None:
-            models.complete(folder, plan, text if recipe.file else "", files, known)
+            models.complete(folder, plan, recipe.text, files, known)
             shutil.rmtree(work, ignore_errors=True)  # nothing is left beside an output with a name
 
         report = run(

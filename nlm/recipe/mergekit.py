@@ -168,7 +168,7 @@ class _Mergekit:
             experts, name, {}, Path(str(base)) if method.base else None,
             {key: each for key, each in values.items() if key in method.parameters}, options,
             0 if method.random else None, output=Output(None, dtype), layers=self.layers,
-            form="mergekit", file=reader.file, lines=reader.lines,
+            form="mergekit", file=reader.file, text=reader.content, lines=reader.lines,
         )  # fmt: skip
 
     def _mapping(self, node: Node, what: str, known: Iterable[str]) -> dict[str, Node]:

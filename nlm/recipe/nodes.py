@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from nlm.checkpoint.names import printable
 from nlm.checkpoint.plain_yaml import Loader
 from nlm.recipe.methods import Number
 from nlm.recipe.recipe import RecipeError
@@ -26,6 +27,7 @@ class Reader:
 
     Attributes
     ----------
+    content : the text of the file, read once: it may be a pipe.
     root : the mapping that the file is.
     lines : key -> line, of what was marked.
     """
@@ -106,9 +108,10 @@ class Reader:
     def whole(self, node: Node, what: str, least: int) -> int | None:
         """A whole number."""
         number = _number(node)
-        if number is not None and number == int(number) and number >= least:
-            return int(number)
-        self.problem(node, f"{what} is a whole number from {least}, got {described(node)}")
+        if number is not None and number == int(number) and least <= number < 2**63:
+            return _exact(node.value, number)
+        below = " and below 2^63" if number is not None and number >= 2**63 else ""
+        self.problem(node, f"{what} is a whole number from {least}{below}, got {described(node)}")
         return None
 
     def size(self, node: Node, what: str) -> int | None:
@@ -170,8 +173,8 @@ class Reader:
             The file cannot be read, or is no YAML.
         """
         try:
-            text = self.file.read_text(encoding="utf-8")
-            node = Loader(text).get_single_node()
+            self.content = self.file.read_text(encoding="utf-8")
+            node = Loader(self.content).get_single_node()
         except OSError as error:
             raise RecipeError([f"{self.file}: a recipe is a file, got {error.strerror}"]) from error
         except UnicodeDecodeError as error:
@@ -213,7 +216,7 @@ def described(node: Node) -> str:
         return f"a list of {len(node.value)}"
     if is_empty(node):
         return "nothing"
-    return repr(node.value) if _kind(node) == "str" else str(node.value)
+    return repr(node.value) if _kind(node) == "str" else printable(str(node.value))
 
 
 def is_empty(node: Node) -> bool:
@@ -238,6 +241,14 @@ def _number(node: Node) -> float | None:
     if not isinstance(node, ScalarNode) or _kind(node) not in ("int", "float", "str"):
         return None
     return _finite(node.value.replace("_", "") if _kind(node) != "str" else node.value)
+
+
+def _exact(text: str, number: float) -> int:
+    """A whole number as it is written: from 2^53 on a float is another one."""
+    try:
+        return int(text.replace("_", ""))
+    except ValueError:  # 1e3
+        return int(number)
 
 
 def _finite(text: str) -> float | None:

@@ -108,7 +108,7 @@ class _Own:
         reader.raise_problems()
         return Recipe(
             experts, str(name), foundations, base, values, options, seed, align, correct, heads,
-            score, output, file=reader.file, lines=reader.lines,
+            score, output, file=reader.file, text=reader.content, lines=reader.lines,
         )  # fmt: skip
 
     def _check(

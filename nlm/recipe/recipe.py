@@ -116,7 +116,8 @@ class Recipe:
         :mod:`nlm.recipe.measuring`.
     layers : how many layers the models have, where the recipe says so.
     form : "nlm" or "mergekit", whose rules it was written by.
-    file, lines : where it was read from, and the lines of "base", "experts.digits", ...
+    file, text, lines : where it was read from, what stood there, and the lines of "base",
+        "experts.digits", ...
     """
 
     experts: tuple[Expert, ...]
@@ -134,6 +135,7 @@ class Recipe:
     layers: int | None = None
     form: str = "nlm"
     file: Path | None = None
+    text: str = field(default="", compare=False, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -19,6 +19,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
+_DIGITS = 9  # of a layer's number at most: names are others' texts
+
+
 @dataclass(frozen=True)
 class Rule:
     """A number or a gradient for the tensors whose name has ``part`` in it; None fits all."""
@@ -76,7 +79,7 @@ def layers(tensors: Iterable[str]) -> dict[str, tuple[int, int]]:
     for name in tensors:
         words = name.split(".")
         for place, word in enumerate(words):
-            if word.isascii() and word.isdigit():
+            if word.isascii() and word.isdigit() and len(word) <= _DIGITS:
                 stack = ".".join(words[:place])
                 found[name] = stack, int(word)
                 largest[stack] = max(largest[stack], int(word))

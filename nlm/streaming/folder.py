@@ -14,7 +14,7 @@ from nlm.checkpoint.atomic import naming, write_text
 from nlm.checkpoint.entries import TORCH_TYPES
 from nlm.checkpoint.headers import Checkpoint, read_config
 from nlm.checkpoint.mapping import MappedFiles
-from nlm.checkpoint.names import file_name
+from nlm.checkpoint.names import file_name, printable
 from nlm.checkpoint.shards import ShardFile, lay_out, sha256_of
 from nlm.streaming.plan import Plan
 
@@ -107,7 +107,7 @@ def card(
     names = list(dict.fromkeys(path.name for path in models.values()))
     front = yaml.safe_dump({"base_model": names, "tags": ["merge", "nlm"]}, sort_keys=False)
     lines = [
-        "---", front.rstrip(), "---", "", f"# {plan.output.stem}", "",
+        "---", front.rstrip(), "---", "", f"# {printable(plan.output.stem)}", "",
         f"Merged by nlm {nlm.__version__} with the method `{plan.method}`.", "",
         "| | checkpoint |", "|---|---|",
         *(f"| {_cell(who)} | {_cell(str(path))} |" for who, path in models.items()), "",
@@ -118,7 +118,8 @@ def card(
     lines += [_FILES, "", "| file | SHA-256 |", "|---|---|"]
     lines += [f"| {name} | {each['sha256'] or _NOT_TAKEN} |" for name, each in files.items()]
     lines += ["", f"{_KNOWN}`{identity}`."] if identity else []
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"  # a folder's name need not be UTF-8
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_card(folder: Path) -> tuple[str | None, dict[str, str | None]]:
@@ -145,4 +146,4 @@ def note_others(folder: Path, files: dict[str, Any]) -> None:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return printable(text).replace("|", "\\|")

@@ -141,6 +141,7 @@ def pin(layout: Layout, groups: set[str]) -> Layout:
 
 _NAME = r"[A-Za-z_][\w.\-]*"
 _TOKEN = re.compile(rf"\s*({_NAME}|\d+|[:()<>|+])")
+_DEEPEST = 50  # brackets within each other
 
 
 def is_name(text: str) -> bool:
@@ -157,13 +158,19 @@ def parse(text: str) -> Layout:
         The text is no layout; the message holds the text and the place.
     """
     tokens: list[str] = []
-    position = 0
-    while position < len(text.rstrip()):
+    position, depth, end = 0, 0, len(text.rstrip())
+    while position < end:
         match = _TOKEN.match(text, position)
         if match is None:
             raise _not_a_layout(text, text[position:])
         tokens.append(match.group(1))
         position = match.end()
+        depth += (tokens[-1] in "(<") - (tokens[-1] in ")>")
+        if depth > _DEEPEST:
+            raise ValueError(
+                f"nlm.symmetry: a layout has at most {_DEEPEST} brackets within each other, got "
+                f"more in {text[:40]!r}..."
+            )
     tokens.reverse()
     layout = _parse_product(tokens, text)
     if tokens:

@@ -68,7 +68,7 @@ class PermutationSpec:
                     f"nlm.symmetry: a group's name is made of letters, digits, '_', '.' and '-' "
                     f"and starts with a letter or '_', got {name!r}"
                 )
-            if group.size < 0 or name in group.parents or _repeat(group.parents):
+            if not 0 <= group.size < 1 << 63 or name in group.parents or _repeat(group.parents):
                 raise ValueError(
                     f"nlm.symmetry: a group has 0 or more units and other groups as parents, each "
                     f"once, got {name!r} of {group.size} with parents {list(group.parents)}"

@@ -134,7 +134,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 def read(path: str | os.PathLike[str]) -> PermutationSpec:
     """Reads what :func:`write` wrote, what a person did, or what is shipped under a name."""
     file = Path(path)
-    if not file.exists() or file.is_dir():
+    if not (file.is_file() or file.is_fifo()):
         named = shipped.path(os.fspath(path))
         if named is None:
             raise FileNotFoundError(
@@ -182,7 +182,8 @@ def _is_yaml(path: str | os.PathLike[str]) -> bool:
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """ "1 group", "2 groups"; "2 entries" where that plural is given."""
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    shown = str(number) if number < 1 << 63 else f"at least 2^{number.bit_length() - 1}"
+    return f"{shown} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def headline(spec: PermutationSpec) -> str:
