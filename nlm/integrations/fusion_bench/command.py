@@ -2,7 +2,7 @@
 
 import sys
 
-from nlm.integrations import _start, fusion_bench
+from nlm.integrations import _end, _start, fusion_bench
 
 
 def main() -> None:
@@ -20,7 +20,8 @@ def main() -> None:
         import nlm.integrations.fusion_bench.merging  # noqa: F401
     if not any(each.partition("=")[0] in ("--config-dir", "-cd") for each in sys.argv[1:]):
         sys.argv[1:1] = ["--config-dir", str(fusion_bench.CONFIG_DIR)]
-    host()
+    with _end.ending():
+        host()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nlm.integrations import _start, mergekit
+from nlm.integrations import _end, _start, mergekit
 
 
 def main() -> None:
@@ -17,7 +17,8 @@ def main() -> None:
     with _start.importing("peft"):  # which the host uses for LoRA adapters alone
         run = command()
         mergekit.register()
-    run()
+    with _end.ending():
+        run()
 
 
 def command() -> Any:
