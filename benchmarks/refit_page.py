@@ -79,10 +79,10 @@ def goals(results: Results, low_rank: Results) -> str:
     wanted = " and ".join(f"{goal:g} points at {tasks} tasks" for tasks, goal in GOALS.items())
     told = f"Refit, then TACT: {ends(results, 'refit_tact')}."
     if low_rank:
-        told += (
-            f" Refit with [a part of low rank]({LOW_RANK_PART}) of at most "
+        told = (
+            f"The best correction, refit with [a part of low rank]({LOW_RANK_PART}) of at most "
             f"{low_rank[0]['share']:.0%} of the weights a task ({counted(low_rank, 'seed')}): "
-            f"{ends(low_rank, 'low_rank')}."
+            f"{ends(low_rank, 'low_rank')}. {told}"
         )
     return (
         "The goal: experts of two foundations, permuted, end at most "

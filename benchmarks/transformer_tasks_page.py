@@ -37,6 +37,8 @@ SOLVED = {
     "refit_tact": "refit, then TACT",
 }
 
+LAST = "refit_default"  # of what is measured in a setting
+
 INTRODUCTION = """# Tasks of small transformers
 
 Made by `benchmarks/transformer_tasks_page.py` from the results of
@@ -91,7 +93,12 @@ def section(found: dict[str, Any]) -> list[str]:
     for count in next(iter(first["rows"].values())):
         rows = gathered(seeds, "rows", count)
         parts += [f"### {count} tasks", table(rows, CORRECTIONS)]
-    solved = gathered(seeds, "refits")
+    solved = {
+        place: own for place, own in gathered(seeds, "refits").items()
+        if all(LAST in each for each in own)
+    }  # fmt: skip
+    if left := [PLACES[p] for p in found.get("amounts", {}).get("places", ()) if p not in solved]:
+        parts[0] += f" Not measured to the end: {'; '.join(left)}."
     columns = {
         name: title for name, title in SOLVED.items()
         if all(name in each for rows in solved.values() for each in rows)

@@ -157,8 +157,12 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises: PyTorch's kinds, and others that are called so."""
-    called_so = type(module).__name__.endswith("Norm") and not module._modules
+    """Whether a module normalises: PyTorch's kinds, and others that are called so.
+
+    What computes a layer's weight, as weight norm does, is called so and is none.
+    """
+    of_weights = type(module).__module__.startswith("torch.nn.utils.")
+    called_so = type(module).__name__.endswith("Norm") and not module._modules and not of_weights
     return called_so or isinstance(
         module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     )

@@ -162,3 +162,15 @@ def test_a_point_that_one_tasks_data_skip():
         nlm.correct.expert_moments(own, data)
     with pytest.raises(TypeError, match=r"a task is named by a string, got 0 \(int\)"):
         nlm.Tact.fit(mlp(), {0: mlp()}, {0: [vectors()]})
+
+
+@pytest.mark.parametrize(
+    "normed", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_what_normalises_a_weight_is_no_norm(normed):
+    def build() -> nn.Module:
+        layer = normed(nn.Linear(12, 8))
+        return nn.Sequential(layer, nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+
+    tact = nlm.Tact.fit(build(), {"a": build()}, {"a": [vectors()]}, points="norm")
+    assert tact.points == {"1": -1}
