@@ -60,4 +60,5 @@ def is_middle(x: Tensor, base: Tensor | None, kept: int, larger: int) -> Tensor:
     magnitude = (x if base is None else x - base).abs()
     if kept <= 0:
         return torch.zeros_like(magnitude, dtype=torch.bool)
-    return (magnitude >= at(kept + larger)) & (magnitude < at(larger))
+    least = magnitude >= at(kept + larger)
+    return least & (magnitude < at(larger)) if larger > 0 else least

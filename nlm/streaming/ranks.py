@@ -33,6 +33,9 @@ class Ranks:
             from torch import distributed
 
             self._is_own = not distributed.is_initialized()
+            # Its functions keep the group that there is as it is imported, in their defaults.
+            import torch.distributed.nn  # noqa: F401
+
             try:
                 if self._is_own:
                     distributed.init_process_group("gloo")

@@ -1,5 +1,6 @@
 """The methods beside the host's own, on single tensors. The host is a real mergekit."""
 
+import math
 import threading
 from collections.abc import Iterator
 
@@ -156,6 +157,37 @@ def test_8_bit_floats_are_computed_in_float32() -> None:
     found = merge("nlm_ties", tensors, {"weight": 1.0, "density": 0.5})
     wide = merge("nlm_ties", [x.float() for x in tensors], {"weight": 1.0, "density": 0.5})
     assert torch.equal(found.float(), wide.to(torch.float8_e4m3fn).float())
+
+
+WRONG: dict[str, tuple[dict, str]] = {
+    "nlm_linear": ({"weight": math.nan}, "a parameter is a finite number, got weight = nan"),
+    "nlm_ties": ({"weight": 1.0, "density": math.inf}, "finite number, got density = inf"),
+    "nlm_slerp": ({"t": math.inf}, "a parameter is a finite number, got t = inf"),
+    "nlm_breadcrumbs": ({"weight": 1.0, "lambda": math.nan}, "got lambda = nan"),
+    "nlm_dare_ties": ({"weight": 1.0, "density": -0.5}, "is at least 0, got -0.5"),
+    "nlm_della": ({"weight": 1.0, "density": 0.5, "epsilon": -0.1}, "epsilon is at least 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_parameters_and_types_are_named(name: str) -> None:
+    tensors = models(20, 10, count=2 if name == "nlm_slerp" else 3)
+    parameters, sentence = WRONG[name]
+    with pytest.raises(ValueError, match=r"nlm\.integrations\.mergekit: .*" + sentence):
+        merge(name, tensors, parameters)
+    good = {"t": 0.3} if name == "nlm_slerp" else {"weight": 0.5}
+    with pytest.raises(TypeError, match=r"are of a floating-point type, got torch\.int64"):
+        merge(name, [torch.arange(6) for _ in tensors], good)
+
+
+@pytest.mark.parametrize("name", ["linear", "slerp", "task_arithmetic", "ties", "breadcrumbs"])
+def test_what_is_not_finite_stays_so(name: str) -> None:
+    """Not one entry is finite that the host's has as NaN or infinite."""
+    tensors = models(20, 10, count=2 if name == "slerp" else 3)
+    tensors[1][0, 0], tensors[-1][3, 3] = math.nan, math.inf
+    parameters = {"t": 0.3} if name == "slerp" else {"weight": 0.5}
+    found, host = (merge(each, tensors, parameters) for each in (f"nlm_{name}", name))
+    assert torch.equal(found.isfinite(), host.isfinite())
 
 
 # --- what is drawn at random --------------------------------------------------------------------

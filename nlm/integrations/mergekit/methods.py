@@ -60,10 +60,26 @@ class Method(GroupMergeMethod):
         if torch.is_grad_enabled() and any(x.requires_grad for x in group.tensors):
             [merged] = self._host((group,), parameters=parameters)
             return merged
+        _check(group, parameters)
         dtype = group.tensors[0].dtype
         if dtype.itemsize == 1:
             group = align_dtype(group, torch.float32)
         return self._kernel(self._host, group, parameters).to(dtype)
+
+
+def _check(group: TensorGroup, parameters: Parameters) -> None:
+    """Raises where tensors are no weights, or a parameter is no finite number."""
+    if strange := [x.dtype for x in group.tensors if not x.is_floating_point()]:
+        raise TypeError(
+            f"nlm.integrations.mergekit: weights are of a floating-point type, got {strange[0]}"
+        )
+    for name, given in parameters.items():
+        for value in given.values() if isinstance(given, Mapping) else (given,):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(
+                    f"nlm.integrations.mergekit: a parameter is a finite number, got {name} = "
+                    f"{value}"
+                )
 
 
 def linear(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
@@ -80,7 +96,10 @@ def linear(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
 
 def slerp(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
     pair = [group.base.tensor, group.non_base[0].tensor]
-    return weighted_sum(pair, slerp_weights(inner_products(pair).tolist(), parameters["t"]))
+    products = inner_products(pair)
+    if not bool(products.isfinite().all()):  # as in the host, where there is no angle
+        return torch.full_like(pair[0], torch.nan, dtype=_wide(pair[0]))
+    return weighted_sum(pair, slerp_weights(products.tolist(), parameters["t"]))
 
 
 def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
@@ -174,7 +193,7 @@ def _kept(
     """What is kept of a model's difference from the base, flat, and what it is multiplied by."""
     entry, base = group.non_base[place], group.base.tensor
     density, size = parameters["density"][entry.id], base.numel()
-    if sparse == Sparse.random and not density >= 0:
+    if sparse == Sparse.random and density < 0:
         raise ValueError(
             f"nlm.integrations.mergekit: the density of what is drawn is at least 0, got {density}"
         )
@@ -223,10 +242,10 @@ def _by_rank(vector: Tensor, density: float, epsilon: float, key: int) -> Tensor
     """A random part: with probability density - epsilon the smallest of each row, or of a vector,
     up to density + epsilon the largest. The rows run along the second dimension.
     """
-    if density + epsilon >= 1 or density - epsilon <= 0:
+    if density + epsilon >= 1 or density - epsilon <= 0 or epsilon < 0:
         raise ValueError(
             f"nlm.integrations.mergekit: density - epsilon and density + epsilon lie in (0, 1), "
-            f"got density {density} and epsilon {epsilon}"
+            f"epsilon is at least 0, got density {density} and epsilon {epsilon}"
         )
     turned = vector.movedim(1, -1) if vector.dim() > 1 else vector[None]
     rows = turned.reshape(-1, turned.shape[-1])
