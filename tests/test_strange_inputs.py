@@ -113,7 +113,10 @@ def test_pipes_beside_weights_are_passed_over(recipe, tmp_path):
     with at_once():
         assert run(["merge", str(recipe), "--quiet"]) == 0
         assert read_shapes(folder) == SHAPES
-    assert {each.name for each in (tmp_path / "out").iterdir()} == {"README.md", "model.safetensors"}
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {
+        "README.md",
+        "model.safetensors",
+    }
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
@@ -279,8 +282,14 @@ def test_a_number_of_a_layer_of_any_length():
         ('{"a": {"dtype": "F32", "shape": {}, "data_offsets": [0, 4]}}', "that are no list"),
         ('{"a": {"dtype": "F32", "shape": "", "data_offsets": [0, 4]}}', "that are no list"),
         ('{"a\\ud800": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', "surrogates"),
-        ('{"__metadata__": [], "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', "whole"),
-        ('{"__metadata__": "", "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', "whole"),
+        (
+            '{"__metadata__": [], "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+            "whole",
+        ),
+        (
+            '{"__metadata__": "", "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+            "whole",
+        ),
     ],
 )
 def test_headers_that_safetensors_does_not_take(text, message, tmp_path):
@@ -290,7 +299,9 @@ def test_headers_that_safetensors_does_not_take(text, message, tmp_path):
         file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"1234")
         with pytest.raises(Exception, match="Error while deserializing"):
             load_file(file)
-        with pytest.raises(DamagedFileError, match=message if encoded == text.encode() else "whole"):
+        with pytest.raises(
+            DamagedFileError, match=message if encoded == text.encode() else "whole"
+        ):
             open_checkpoint(file)
 
 
