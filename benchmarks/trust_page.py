@@ -191,14 +191,15 @@ def _released(report: dict[str, Any]) -> str:
         "virtual environment with its core dependencies alone, and imported before PyTorch and "
         "after it; all examples of the operations run there, a trace, an alignment, a merge, a "
         "correction and a merge of files.", "",
-        "| Python | PyTorch | NumPy | SciPy | safetensors | first | examples | libgomp mapped |",
-        "|---|---|---|---|---|---|--:|--:|",
+        "| Python | PyTorch | NumPy | SciPy | safetensors | first | examples | libgomp mapped | at |",
+        "|---|---|---|---|---|---|--:|--:|---|",
     ]  # fmt: skip
     for row in report["rows"]:
         of = row["versions"]
         lines.append(
             f"| {row['python']} | {of['torch']} | {of['numpy']} | {of['scipy']} | "
-            f"{of['safetensors']} | {row['first']} | {row['examples']} | {row['libgomp']} |"
+            f"{of['safetensors']} | {row['first']} | {row['examples']} | {row['libgomp']} | "
+            f"{row.get('commit', '-')} |"
         )
     if not any("least" in row for row in report["rows"]):
         lines += ["", "Not in this run: the least versions that `pyproject.toml` names."]

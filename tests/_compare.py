@@ -93,7 +93,11 @@ def to_float64(value: Any) -> Any:
 
 
 def relative_error(result: Tensor, truth: Tensor) -> float:
-    """max |result - truth| / max |truth|; infinite where they are not finite in the same places."""
+    """max |result - truth| / max |truth|; infinite where they are not finite in the same places.
+
+    Below the least normal number of the result's type a rounding is one of that number's: its
+    spacing is that of all smaller ones.
+    """
     if result.shape != truth.shape or not same_specials(result, truth):
         return float("inf")
     if not result.is_floating_point():
@@ -103,7 +107,8 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
     if wide.numel() == 0:
         return 0.0
     difference = (result[finite].double() - wide).abs().max().item()
-    return difference / (wide.abs().max().item() or 1.0)
+    largest = wide.abs().max().item()
+    return difference / (max(largest, torch.finfo(result.dtype).tiny) if largest else 1.0)
 
 
 def same_specials(a: Tensor, b: Tensor) -> bool:

@@ -110,7 +110,9 @@ def landscape(surface: Mapping[str, Any], quantity: str, span: tuple[float, floa
 
     def draw(axes: Any) -> None:
         axes.grid(False)
-        levels = np.linspace(low, high if high > low else low + 1, 21)
+        levels = np.linspace(low, high, 21)
+        if not (np.diff(levels) > 0).all():  # all alike, or as near as numbers can be
+            levels = low + (abs(low) or 1.0) * np.linspace(0, 1, 21)
         grid = surface["x"], surface["y"], surface["values"][quantity]
         filled = axes.contourf(*grid, levels=levels, cmap="viridis", extend="both")
         ticks = [t for t in MaxNLocator(6).tick_values(low, high) if low <= t <= high]

@@ -9,6 +9,7 @@ from typing import Any
 from nlm.checkpoint import atomic_path, refuse_existing
 from nlm.checkpoint.texts import parse_json
 from nlm.cli import figures
+from nlm.cli.drawable import check_forms, check_parts
 from nlm.cli.page import page
 from nlm.cli.results import (
     CORRECTIONS,
@@ -26,7 +27,6 @@ from nlm.cli.results import (
 
 _MARK = '<meta name="generator" content="nlm'
 _HISTOGRAM = 200, 60  # width and height
-_LARGEST, _LONGEST = 1e100, 5000  # of the numbers and the texts that are drawn
 _TITLE = "Experts of two foundation models, merged into one"
 _NEEDS = {
     ("tact", "repair"): "Corrections see unlabelled samples of each task.",
@@ -86,9 +86,9 @@ def read(file: Path) -> Results:
         raise FileNotFoundError(f"nlm report: results are a file, got {str(file)!r}")
     try:
         found: Any = parse_json(file.read_text(encoding="utf-8"))
-        _check_drawable(found)
+        check_parts(found)
         results = TypeAdapter(Report).validate_python(found)
-        numbers_of_tasks(results)
+        check_forms(results)
     except ValueError as error:  # what JSON, pydantic and texts raise
         told: Any = getattr(error, "errors", list)()
         at = f"{'.'.join(map(str, told[0]['loc']))}: {told[0]['msg']}" if told else str(error)
@@ -102,24 +102,6 @@ def read(file: Path) -> Results:
             f"{', '.join(map(repr, found)) or 'nothing'} in {str(file)!r}"
         )
     return results
-
-
-def _check_drawable(found: Any) -> None:
-    """Raises ValueError for a number or a text anywhere in results that no picture can show: a
-    plane of 1e308 has no area, and a name of a hundred thousand letters takes minutes."""
-    parts = [found]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            parts += [*part, *part.values()]
-        elif isinstance(part, list):
-            parts += part
-        elif isinstance(part, str):
-            part.encode("utf-8")
-            if len(part) > _LONGEST:
-                raise ValueError(f"a text of {len(part)} letters, more than {_LONGEST}")
-        elif isinstance(part, (int, float)) and _LARGEST < abs(part) < math.inf:
-            raise ValueError(f"a number beyond {_LARGEST:g}")
 
 
 def render(results: Results) -> str:

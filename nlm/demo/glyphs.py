@@ -140,7 +140,7 @@ class _Font:
         path = Path(data, "fonts", "ttf", f"{face}.ttf")
         with require("fontTools.ttLib", "fonttools").TTFont(path, lazy=True) as font:
             self.codes = set(font.getBestCmap())
-        self._font: Any = require("PIL.ImageFont", "pillow").truetype(path, FONT_SIZE)
+        self._font: Any = require("PIL.ImageFont", "pillow").truetype(str(path), FONT_SIZE)
         self._image: Any = require("PIL.Image", "pillow")
         self._draw: Any = require("PIL.ImageDraw", "pillow")
 
