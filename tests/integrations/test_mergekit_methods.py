@@ -175,6 +175,8 @@ def test_wrong_parameters_and_types_are_named(name: str) -> None:
     parameters, sentence = WRONG[name]
     with pytest.raises(ValueError, match=r"nlm\.integrations\.mergekit: .*" + sentence):
         merge(name, tensors, parameters)
+    with pytest.raises(ValueError, match="do not sum to 0"):
+        merge("nlm_linear", tensors, {"weight": 0.0})
     good = {"t": 0.3} if name == "nlm_slerp" else {"weight": 0.5}
     with pytest.raises(TypeError, match=r"are of a floating-point type, got torch\.int64"):
         merge(name, [torch.arange(6) for _ in tensors], good)

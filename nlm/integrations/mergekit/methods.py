@@ -88,6 +88,10 @@ def linear(host: Any, group: TensorGroup, parameters: Parameters) -> Tensor:
     """
     first, weights = group.tensors[0], parameters["weight"].values_for(group.entries)
     numbers = torch.tensor(weights, dtype=_wide(first), device=first.device)
+    if parameters["normalize"] and not numbers.sum():
+        raise ValueError(
+            f"nlm.integrations.mergekit: weights that are normalized do not sum to 0, got {weights}"
+        )
     total = torch.zeros(first.shape, dtype=numbers.dtype, device=first.device)
     for x, weight in zip(group.tensors, numbers, strict=True):
         total.addcmul_(x, weight)
