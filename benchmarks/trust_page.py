@@ -191,7 +191,8 @@ def _released(report: dict[str, Any]) -> str:
         "virtual environment with its core dependencies alone, and imported before PyTorch and "
         "after it; all examples of the operations run there, a trace, an alignment, a merge, a "
         "correction and a merge of files.", "",
-        "| Python | PyTorch | NumPy | SciPy | safetensors | first | examples | libgomp mapped | at |",
+        "| Python | PyTorch | NumPy | SciPy | safetensors | first | examples | libgomp mapped | "
+        "at |",
         "|---|---|---|---|---|---|--:|--:|---|",
     ]  # fmt: skip
     for row in report["rows"]:
