@@ -1,4 +1,6 @@
-"""Keeps what .ci/release tried in benchmarks/results/release.json: keep_release.py ROWS WHEELS COMMIT.
+"""Keeps what .ci/release tried: ``keep_release.py ROWS WHEELS COMMIT``.
+
+It goes to benchmarks/results/release.json.
 
 A trial takes the place of an earlier one of the same Python, PyTorch and order of imports; the
 others stay, each with the commit that it was tried at.

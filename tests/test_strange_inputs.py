@@ -315,7 +315,7 @@ def test_a_pickle_that_is_packed(tmp_path):
         for name in whole.namelist():
             packed.writestr(name, whole.read(name))
     assert open_checkpoint(tmp_path / "a.pt").tensors.keys() == SHAPES.keys()
-    with pytest.raises(DamagedFileError, match="compressed, as torch.save writes none"):
+    with pytest.raises(DamagedFileError, match=r"compressed, as torch.save writes none"):
         open_checkpoint(tmp_path / "b.pt")
 
 

@@ -66,8 +66,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         names is missing.
     DamagedFileError
         A file is truncated, corrupt or of another format, or a pipe or a device; a PyTorch file
-        names something to run; an index names other tensors than the files hold, or files outside the folder; a folder has
-        several files and no index.
+        names something to run; an index names other tensors than the files hold, or files outside
+        the folder; a folder has several files and no index.
     """
     target = Path(path)
     if not target.exists():

@@ -1,5 +1,6 @@
 """Whether results that a file holds can be drawn: what their types do not say."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -70,7 +71,7 @@ def _landscapes(results: Results) -> Iterator[str]:
         rises = all(
             math.isfinite(a) and math.isfinite(b) and a < b
             for axis in (surface["x"], surface["y"])
-            for a, b in zip(axis, axis[1:], strict=False)
+            for a, b in itertools.pairwise(axis)
         )
         if min(sizes) < 2 or not rises:
             yield f"a plane has two rising axes of two places or more, got {list(sizes)}"

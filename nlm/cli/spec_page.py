@@ -22,7 +22,8 @@ def proof(spec: PermutationSpec) -> str:
         return "Not verified."
     control = "" if found.control is None else f", {found.control:.1e} where a symmetry is broken"
     shapes = f" on {found.shapes} shapes of inputs" if found.shapes > 1 else ""
-    return f"Verified in {printable(found.dtype)}{shapes}: outputs change by {found.max_error:.1e}{control}."
+    dtype = printable(found.dtype)
+    return f"Verified in {dtype}{shapes}: outputs change by {found.max_error:.1e}{control}."
 
 
 def tables(spec: PermutationSpec, fold: bool) -> list[Table]:

@@ -18,7 +18,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
 _DIGITS = 9  # of a layer's number at most: names are others' texts
 
 

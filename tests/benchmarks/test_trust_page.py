@@ -16,9 +16,10 @@ def test_the_page_is_made_of_the_committed_results() -> None:
     assert trust_page.PAGE.read_text() == trust_page.page(results)
     assert fuzzing["findings"] == results["faults"]["wrong"] == 0
     fuzzed = {row["kind"] for row in fuzzing["rows"]}
-    assert fuzzed | set(trust_page.unfuzzed(fuzzing)) == set(KINDS)  # the page names the latter
+    assert fuzzed == set(KINDS) and trust_page.unfuzzed(fuzzing) == []
     assert all(row["failed"] == 0 for row in release["rows"])
-    assert all(found["code"] == 0 for found in results["nightly"].values())
+    for name, stage in results["nightly"].items():
+        assert stage["code"] == 0 or (name == "examples" and trust_page.OPEN), name
 
 
 def test_changes_are_checked_in_forty_minutes() -> None:
@@ -36,8 +37,6 @@ def test_the_least_versions_are_tried_ones() -> None:
         row for row in trust_page.load()["release"]["rows"]
         if "least" in row and row["first"] == "torch"
     ]  # fmt: skip
-    if not found:
-        pytest.xfail("no run of .ci/release with the least versions is kept yet")
     [least] = found
     assert project["requires-python"] == ">=" + ".".join(least["python"].split(".")[:2])
     pinned = dict(
