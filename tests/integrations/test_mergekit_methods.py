@@ -170,16 +170,23 @@ WRONG: dict[str, tuple[dict, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_parameters_and_types_are_named(name: str) -> None:
+def test_wrong_parameters_are_named(name: str) -> None:
     tensors = models(20, 10, count=2 if name == "nlm_slerp" else 3)
     parameters, sentence = WRONG[name]
     with pytest.raises(ValueError, match=r"nlm\.integrations\.mergekit: .*" + sentence):
         merge(name, tensors, parameters)
     with pytest.raises(ValueError, match="do not sum to 0"):
         merge("nlm_linear", tensors, {"weight": 0.0})
-    good = {"t": 0.3} if name == "nlm_slerp" else {"weight": 0.5}
-    with pytest.raises(TypeError, match=r"are of a floating-point type, got torch\.int64"):
-        merge(name, [torch.arange(6) for _ in tensors], good)
+
+
+@pytest.mark.parametrize("name", ["task_arithmetic", "dare_linear", "dare_ties"])
+def test_integers_are_the_hosts(name: str) -> None:
+    """Positions, say, which are one for all models."""
+    tensors = [torch.arange(600).view(20, 30)] * 3
+    found = merge(f"nlm_{name}", tensors, {"weight": 0.5, "density": 0.5})
+    assert torch.equal(found, tensors[0]) and found.dtype == torch.int64
+    with pytest.raises(TypeError, match="requires floating-point tensors"):
+        merge("nlm_linear", tensors, {"weight": 0.5})
 
 
 @pytest.mark.parametrize("name", ["linear", "slerp", "task_arithmetic", "ties", "breadcrumbs"])

@@ -57,22 +57,19 @@ class Method(GroupMergeMethod):
         self._host, self._kernel = host, kernel
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> Tensor:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in group.tensors):
+        is_followed = torch.is_grad_enabled() and any(x.requires_grad for x in group.tensors)
+        if is_followed or not all(x.is_floating_point() for x in group.tensors):
             [merged] = self._host((group,), parameters=parameters)
             return merged
-        _check(group, parameters)
+        _check(parameters)
         dtype = group.tensors[0].dtype
         if dtype.itemsize == 1:
             group = align_dtype(group, torch.float32)
         return self._kernel(self._host, group, parameters).to(dtype)
 
 
-def _check(group: TensorGroup, parameters: Parameters) -> None:
-    """Raises where tensors are no weights, or a parameter is no finite number."""
-    if strange := [x.dtype for x in group.tensors if not x.is_floating_point()]:
-        raise TypeError(
-            f"nlm.integrations.mergekit: weights are of a floating-point type, got {strange[0]}"
-        )
+def _check(parameters: Parameters) -> None:
+    """Raises where a parameter is no finite number."""
     for name, given in parameters.items():
         for value in given.values() if isinstance(given, Mapping) else (given,):
             if isinstance(value, float) and not math.isfinite(value):
