@@ -97,8 +97,9 @@ def aligned_loaders(
     ImportError
         mergekit is missing, or of another version.
     ValueError
-        An alignment does not fit the specification, or a model's files have entries that it does
-        not know; on leaving it, a model was not read under the name that was given.
+        An alignment does not fit the specification, a model's files have entries that it does not
+        know, or another alignment of it is in use; on leaving it, a model was not read under the
+        name that was given.
     """
     check_host()
     from nlm.integrations.mergekit import loaders
