@@ -1,8 +1,8 @@
 // A library to preload, with which the system fails a program at one of its calls on files.
 //
 // nlm_fault("CALL NUMBER ACTION", FOLDER, NOTES) arms it: from the NUMBER-th such call on files
-// under the folder (of each of its processes' own), ACTION is taken once: an errno, "short" (half of
-// the bytes are read or written), "hold" (the call waits while there is a file PROCESS.held in
+// under the folder (of each of its processes' own), ACTION is taken once: an errno, "short" (half
+// of the bytes are read or written), "hold" (the call waits while there is a file PROCESS.held in
 // NOTES, which it makes) or "kill" (SIGKILL before it). CALL is open, write, fsync, rename, mkdir,
 // remove, read, map, lock, copy, or any. The environment's NLM_FAULT and NLM_FAULT_FOLDER arm it
 // from the start. nlm_calls() counts the calls of a kind.
@@ -27,7 +27,7 @@
 
 enum { kOpen, kWrite, kFsync, kRename, kMkdir, kRemove, kRead, kMap, kLock, kCopy, kAny, kCalls };
 static const char* const kNames[kCalls] = {"open", "write", "fsync", "rename", "mkdir", "remove",
-                                           "read", "map", "lock", "copy", "any"};
+                                           "read", "map",   "lock",  "copy",   "any"};
 enum { kNothing, kShort };
 
 static atomic_long counts[kCalls];
@@ -97,14 +97,14 @@ static int at_entry(int call, int directory, const char* path) {
 }
 
 #define NEXT(name, ...) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))(__VA_ARGS__)
-#define FAIL_AT(step)                 \
-  do {                                \
-    const int what = step;            \
-    if (what < 0) {                   \
-      errno = -what;                  \
+#define FAIL_AT(step)                  \
+  do {                                 \
+    const int what = step;             \
+    if (what < 0) {                    \
+      errno = -what;                   \
       return (__typeof__(result))(-1); \
-    }                                 \
-    is_short = what == kShort;        \
+    }                                  \
+    is_short = what == kShort;         \
   } while (0)
 #define PASS(type, step, call) \
   {                            \
@@ -115,13 +115,13 @@ static int at_entry(int call, int directory, const char* path) {
     result = call;             \
     return result;             \
   }
-#define MODE                                       \
-  mode_t mode = 0;                                 \
-  if (flags & (O_CREAT | __O_TMPFILE)) {           \
-    va_list more;                                  \
-    va_start(more, flags);                         \
-    mode = va_arg(more, mode_t);                   \
-    va_end(more);                                  \
+#define MODE                             \
+  mode_t mode = 0;                       \
+  if (flags & (O_CREAT | __O_TMPFILE)) { \
+    va_list more;                        \
+    va_start(more, flags);               \
+    mode = va_arg(more, mode_t);         \
+    va_end(more);                        \
   }
 
 int open64(const char* path, int flags, ...) {
@@ -130,22 +130,35 @@ int open64(const char* path, int flags, ...) {
 int open(const char* path, int flags, ...) {
   MODE PASS(int, at_call(kOpen, path), NEXT(open, path, flags, mode))
 }
-int openat64(int from, const char* path, int flags, ...) {
-  MODE PASS(int, at_entry(kOpen, from, path), NEXT(openat64, from, path, flags, mode))
-}
-ssize_t write(int file, const void* data, size_t size)
-    PASS(ssize_t, at_file(kWrite, file), NEXT(write, file, data, is_short ? (size + 1) / 2 : size))
-ssize_t read(int file, void* data, size_t size)
-    PASS(ssize_t, at_file(kRead, file), NEXT(read, file, data, is_short ? (size + 1) / 2 : size))
-int fsync(int file) PASS(int, at_file(kFsync, file), NEXT(fsync, file))
-int rename(const char* from, const char* to) PASS(int, at_call(kRename, from), NEXT(rename, from, to))
-int mkdir(const char* path, mode_t mode) PASS(int, at_call(kMkdir, path), NEXT(mkdir, path, mode))
-int unlink(const char* path) PASS(int, at_call(kRemove, path), NEXT(unlink, path))
-int rmdir(const char* path) PASS(int, at_call(kRemove, path), NEXT(rmdir, path))
-int unlinkat(int from, const char* path, int flags)
-    PASS(int, at_entry(kRemove, from, path), NEXT(unlinkat, from, path, flags))
-int flock(int file, int operation) PASS(int, at_file(kLock, file), NEXT(flock, file, operation))
-void* mmap64(void* address, size_t size, int protection, int flags, int file, off64_t offset)
-    PASS(void*, at_file(kMap, file), NEXT(mmap64, address, size, protection, flags, file, offset))
-ssize_t sendfile64(int to, int from, off64_t* offset, size_t size)
-    PASS(ssize_t, at_file(kCopy, to), NEXT(sendfile64, to, from, offset, size))
+int openat64(int from, const char* path, int flags, ...){
+    MODE PASS(int, at_entry(kOpen, from, path), NEXT(openat64, from, path, flags, mode))} ssize_t
+    write(int file, const void* data, size_t size)
+        PASS(ssize_t, at_file(kWrite, file),
+             NEXT(write, file, data, is_short ? (size + 1) / 2 : size)) ssize_t
+    read(int file, void* data, size_t size)
+        PASS(ssize_t, at_file(kRead, file),
+             NEXT(read, file, data, is_short ? (size + 1) / 2 : size)) int fsync(int file)
+            PASS(int, at_file(kFsync, file), NEXT(fsync, file)) int rename(const char* from,
+                                                                           const char* to)
+                PASS(int, at_call(kRename, from),
+                     NEXT(rename, from, to)) int mkdir(const char* path, mode_t mode)
+                    PASS(int, at_call(kMkdir, path),
+                         NEXT(mkdir, path, mode)) int unlink(const char* path)
+                        PASS(int, at_call(kRemove, path),
+                             NEXT(unlink, path)) int rmdir(const char* path)
+                            PASS(int, at_call(kRemove, path),
+                                 NEXT(rmdir, path)) int unlinkat(int from, const char* path,
+                                                                 int flags)
+                                PASS(int, at_entry(kRemove, from, path),
+                                     NEXT(unlinkat, from, path, flags)) int flock(int file,
+                                                                                  int operation)
+                                    PASS(int, at_file(kLock, file),
+                                         NEXT(flock, file,
+                                              operation)) void* mmap64(void* address, size_t size,
+                                                                       int protection, int flags,
+                                                                       int file, off64_t offset)
+                                        PASS(void*, at_file(kMap, file),
+                                             NEXT(mmap64, address, size, protection, flags, file,
+                                                  offset)) ssize_t
+    sendfile64(int to, int from, off64_t* offset, size_t size)
+        PASS(ssize_t, at_file(kCopy, to), NEXT(sendfile64, to, from, offset, size))
