@@ -104,7 +104,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("!!python/name:os.system", "could not determine a constructor"),
         ("!!bool x", "x"),
         ("!!int ''", "out of range"),
-        ("9" * 5000, "Exceeds the limit"),
+        ("9" * 5000, "a number of more than 100 characters"),
     ],
     ids=["bomb", "cycle", "nested", "python object", "python name", "bool", "int", "digits"],
 )
