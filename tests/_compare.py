@@ -92,11 +92,11 @@ def to_float64(value: Any) -> Any:
     return map_tensors(lambda t: t.double() if t.is_floating_point() else t, value)
 
 
-def relative_error(result: Tensor, truth: Tensor) -> float:
+def relative_error(result: Tensor, truth: Tensor, terms: int = 1) -> float:
     """max |result - truth| / max |truth|; infinite where they are not finite in the same places.
 
     Below the least normal number of the result's type a rounding is one of that number's: its
-    spacing is that of all smaller ones.
+    spacing is that of all smaller ones, for each of so many ``terms`` of a sum.
     """
     if result.shape != truth.shape or not same_specials(result, truth):
         return float("inf")
@@ -108,7 +108,8 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
         return 0.0
     difference = (result[finite].double() - wide).abs().max().item()
     largest = wide.abs().max().item()
-    return difference / (max(largest, torch.finfo(result.dtype).tiny) if largest else 1.0)
+    least = terms * torch.finfo(result.dtype).tiny
+    return difference / (max(largest, least) if largest else 1.0)
 
 
 def same_specials(a: Tensor, b: Tensor) -> bool:

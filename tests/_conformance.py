@@ -88,9 +88,11 @@ def check_error(operation: Operation, case: Case, sample: Sample) -> None:
         results, plains = (case.judged(sample.args, each) for each in (results, plains))
         truths = case.judged(to_float64(sample.args), truths)
     products = case.products(*sample.args) if case.products is not None else None
+    sizes = [size for each in tensors_in(sample.args) for size in each.shape]
+    terms = max([1, *sizes]) if products is not None else 1  # of a sum of products, at most
     for i, (result, truth, plain) in enumerate(zip(results, truths, plains, strict=True)):
-        error = relative_error(result, truth)
-        limit = allowed_error(relative_error(plain, truth), result.dtype, products)
+        error = relative_error(result, truth, terms)
+        limit = allowed_error(relative_error(plain, truth, terms), result.dtype, products)
         assert error <= limit, (
             f"result {i} errs by {error:.2e}, plain PyTorch's limit is {limit:.2e}"
         )

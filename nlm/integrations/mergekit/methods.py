@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from nlm.ops import dare, inner_products, magprune, sign_merge, weighted_sum
 
 Parameters = Mapping[str, Any]
 Kernel = Callable[[Any, TensorGroup, Parameters], Tensor]
+Kept = Callable[[slice], Tensor]  # a part of a flat tensor, not computed before it is asked for
 
 _SMALL = 1e-8  # a sum of weights below it counts as 1
 _NOTHING = 1e-7  # a norm below it is none to be rescaled to
@@ -124,27 +125,26 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
         return weighted_sum(models, weights, base, divisor, scale)
     kept = [_kept(sparse, group, place, parameters) for place in range(len(models))]
     none = torch.zeros(len(models), device=base.device)
-    merged = []
+    merged = torch.empty(base.numel(), dtype=_wide(base), device=base.device)
     for part in _parts(base) if sparse == Sparse.random else [slice(None)]:
-        vectors = [_scaled(vector[part], factor) for vector, factor in kept]
+        vectors = [each(part) for each in kept]
         if elects:
             zero = torch.zeros_like(vectors[0])
             [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
         else:
             moved = weighted_sum(vectors, weights, divisor=divisor, scale=scale)
-        merged.append(moved.add_(base.reshape(-1)[part]))
-    return (merged[0] if len(merged) == 1 else torch.cat(merged)).view(base.shape)
+        torch.add(moved, base.reshape(-1)[part], out=merged[part])
+    return merged.view(base.shape)
 
 
-def _scaled(x: Tensor, factor: float) -> Tensor:
-    return x if factor == 1 else x.mul_(factor)
+def _at_once(like: Tensor) -> int:
+    """Entries that are computed together: on a CPU as many as stay in its cache meanwhile."""
+    return _PART if like.device.type == "cpu" else max(1, like.numel())
 
 
 def _parts(like: Tensor) -> Iterator[slice]:
-    """What is computed at once, in order: on a CPU, entries that stay in its cache meanwhile."""
-    entries = _PART if like.device.type == "cpu" else max(1, like.numel())
-    for begin in range(0, max(1, like.numel()), entries):
-        yield slice(begin, begin + entries)
+    for begin in range(0, max(1, like.numel()), _at_once(like)):
+        yield slice(begin, begin + _at_once(like))
 
 
 def _limit(model: Tensor, base: Tensor, density: float) -> Tensor:
@@ -188,10 +188,8 @@ def _factor(before: list[float], after: list[float]) -> float:
     return norm / left if min(norm, left) >= _NOTHING else 1.0
 
 
-def _kept(
-    sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters
-) -> tuple[Tensor, float]:
-    """What is kept of a model's difference from the base, flat, and what it is multiplied by."""
+def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters) -> Kept:
+    """What is kept of a model's difference from the base."""
     entry, base = group.non_base[place], group.base.tensor
     density, size = parameters["density"][entry.id], base.numel()
     if sparse == Sparse.random and density < 0:
@@ -199,13 +197,16 @@ def _kept(
             f"nlm.integrations.mergekit: the density of what is drawn is at least 0, got {density}"
         )
     if sparse == Sparse.random and 0 < density < 1:
-        key = _key(group, place)
-        return _drawn(entry.tensor, base, density, key, rescales=parameters["rescale"])
+        zero = torch.zeros(min(_at_once(base), size), dtype=_wide(base), device=base.device)
+        drawn = partial(_drawn, entry.tensor, base, zero, 1 - density, _key(group, place))
+        return _times(
+            _rescaling(drawn, entry.tensor, base) if parameters["rescale"] else 1.0, drawn
+        )
     vector = _difference(entry.tensor, base)
     if density >= 1 or size == 0:
-        return vector.reshape(-1), 1.0
+        return vector.reshape(-1).__getitem__
     if density <= 0:
-        return torch.zeros_like(vector).reshape(-1), 1.0
+        return torch.zeros_like(vector).reshape(-1).__getitem__
     if sparse == Sparse.magnitude:
         kept = _between(vector, max(1, int(density * size)), 0)
     elif sparse == Sparse.magnitude_outliers:
@@ -213,25 +214,27 @@ def _kept(
     else:
         kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))
     factor = _factor(_sums(vector), _sums(kept)) if parameters["rescale"] else 1.0
-    return kept.reshape(-1), factor
+    return _times(factor, kept.reshape(-1).__getitem__)
 
 
-def _drawn(
-    model: Tensor, base: Tensor, density: float, key: int, *, rescales: bool
-) -> tuple[Tensor, float]:
-    """A random part of a difference, each entry with one probability."""
-    one, other = model.reshape(-1), base.reshape(-1)
-    kept = torch.empty(len(one), dtype=_wide(base), device=base.device)
+def _times(factor: float, kept: Kept) -> Kept:
+    return kept if factor == 1 else lambda part: kept(part).mul_(factor)
+
+
+def _drawn(model: Tensor, base: Tensor, zero: Tensor, drop: float, key: int, part: slice) -> Tensor:
+    """A random part of a difference; its entries are those of the whole, drawn by their places."""
+    vector = _difference(model.reshape(-1)[part], base.reshape(-1)[part])
+    return dare(vector, zero[: len(vector)], drop, key, part.start, rescale=False)
+
+
+def _rescaling(drawn: Kept, model: Tensor, base: Tensor) -> float:
+    """What gives a random part the L1 norm of the difference."""
     before: list[float] = []
     after: list[float] = []
     for part in _parts(base):
-        vector = _difference(one[part], other[part])
-        zero = torch.zeros_like(vector)
-        kept[part] = left = dare(vector, zero, 1 - density, key, part.start, rescale=False)
-        if rescales:
-            before += _sums(vector)
-            after += _sums(left)
-    return kept, _factor(before, after) if rescales else 1.0
+        before += _sums(_difference(model.reshape(-1)[part], base.reshape(-1)[part]))
+        after += _sums(drawn(part))
+    return _factor(before, after)
 
 
 def _between(vector: Tensor, count: int, largest: int) -> Tensor:
