@@ -160,11 +160,10 @@ def changed(tables: list[dict[str, Any]], every: list[dict[str, Any]]) -> str:
     if not apart or max(apart) < 5e-4:
         return ""
     return (
-        "The tables above are of networks that were trained earlier and are not kept: the same "
-        f"row of one seed differs by {100 * mean(apart):.1f} points on average, "
-        f"{100 * max(apart):.1f} at most. The code is not the reason: on these networks the "
-        "revision of the tables gave these rows to the last digit. Training gives the same bits "
-        "for one number of threads on one machine; results name their networks by a digest now."
+        "The tables above are of other networks: training gives the same bits for one number of "
+        "threads on one machine alone, and results name their networks by a digest. The same row "
+        f"of one seed differs by {100 * mean(apart):.1f} points on average, "
+        f"{100 * max(apart):.1f} at most."
     )
 
 
