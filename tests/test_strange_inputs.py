@@ -333,7 +333,8 @@ def test_inputs_that_unpack_to_a_thousand_times_their_size(tmp_path, monkeypatch
 
 
 def test_whole_numbers_are_exact(recipe):
-    for text, seed in (("9007199254740993", 2**53 + 1), ("1e3", 1000), ("1_0", 10)):
+    most = (str(2**63 - 1), 2**63 - 1)
+    for text, seed in (("9007199254740993", 2**53 + 1), ("1e3", 1000), ("1_0", 10), most):
         assert read_recipe(written(recipe, more=f"seed: {text}\n")).seed == seed
     for text in ("9223372036854775808", "1e300"):
         with pytest.raises(RecipeError, match=r"from 0 and below 2\^63, got"):
@@ -362,6 +363,9 @@ def test_nothing_that_is_read_is_replaced(recipe, tmp_path, capsys):
     assert run(["merge", str(written(recipe, "one/merged.safetensors"))]) == 1
     assert "lies in no input's folder" in capsys.readouterr().err
     assert [each.name for each in (tmp_path / "one").iterdir()] == ["weights.safetensors"]
+    index = {"weight_map": dict.fromkeys(SHAPES, "weights.safetensors")}
+    (tmp_path / "one" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert run(["check", str(written(recipe, "one/merged.safetensors"))]) == 0
 
 
 def test_inputs_stay_as_they_are(recipe, tmp_path):

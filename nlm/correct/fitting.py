@@ -119,7 +119,7 @@ def check_tasks(
 
 def check_modules(caller: str, model: Any, experts: Any) -> None:
     """Raises TypeError where a model is no module, or experts are no mapping to modules."""
-    if not isinstance(experts, Mapping):
+    if not isinstance(experts, Mapping | nn.ModuleDict):
         raise TypeError(f"{caller}: experts are given by task, got {type(experts).__name__}")
     own = {f"expert of {task!r}": expert for task, expert in experts.items()}
     for what, module in {"merged model": model, **own}.items():

@@ -20,7 +20,7 @@ a batch norm follows it, and modules whose names match ``apart``), and what runs
 forward pass, for which one correction cannot be right.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Integral
@@ -96,7 +96,7 @@ def find_points(
 def _check_form(points: Any) -> None:
     if points is None or isinstance(points, str):
         return
-    named = isinstance(points, Sequence | Mapping) and all(isinstance(each, str) for each in points)
+    named = isinstance(points, Collection) and all(isinstance(each, str) for each in points)
     if not named:
         raise TypeError(f"nlm.correct: points are a kind or names of modules, got {points!r}")
     dims = points.values() if isinstance(points, Mapping) else ()

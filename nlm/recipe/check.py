@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nlm._names import matches
 from nlm.checkpoint.compare import differences, unmergeable
-from nlm.checkpoint.headers import Checkpoint, read_header
+from nlm.checkpoint.headers import INDEX_SUFFIX, Checkpoint, read_header
 from nlm.checkpoint.names import contains, lies_in, wrong_name
 from nlm.checkpoint.partial import refuse_target
 from nlm.recipe.finished import named_files
@@ -79,7 +79,9 @@ def _apart(recipe: Recipe, opened: Opened, output: Path) -> Iterator[str]:
     files = [file for each in models for file in each.files]
     files += [*named_files(recipe), *([] if recipe.file is None else [recipe.file])]
     for folder in dict.fromkeys(each.folder for each in models):
-        if folder is not None and output.suffix == ".safetensors" and lies_in(output, folder):
+        if folder is None or any(folder.glob(f"*{INDEX_SUFFIX}")):
+            continue
+        if output.suffix == ".safetensors" and lies_in(output, folder):
             yield (
                 "a file that is written lies in no input's folder, whose weights it would join, "
                 f"got {str(output)!r}"

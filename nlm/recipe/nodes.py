@@ -108,8 +108,10 @@ class Reader:
     def whole(self, node: Node, what: str, least: int) -> int | None:
         """A whole number."""
         number = _number(node)
-        if number is not None and number == int(number) and least <= number < 2**63:
-            return _exact(node.value, number)
+        if number is not None and number == int(number) and least <= number <= 2**63:
+            exact = _exact(node.value, number)  # the float of the largest ones is 2^63
+            if exact < 2**63:
+                return exact
         below = " and below 2^63" if number is not None and number >= 2**63 else ""
         self.problem(node, f"{what} is a whole number from {least}{below}, got {described(node)}")
         return None

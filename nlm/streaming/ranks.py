@@ -41,9 +41,11 @@ class Ranks:
                     distributed.init_process_group("gloo")
                 self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
             except RuntimeError as error:  # of the store or of gloo
+                if self._is_own and distributed.is_initialized():
+                    distributed.destroy_process_group()
                 raise RuntimeError(
                     f"nlm.streaming: the processes of a merge find one another as they begin, got "
-                    f"process {rank} of {size} without the others"
+                    f"process {rank} of {size} without the others: {error}"
                 ) from error
 
     @classmethod

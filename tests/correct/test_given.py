@@ -1,6 +1,7 @@
 """What is no model, no data or no point is refused in one sentence that names it."""
 
 import pytest
+import torch
 from _networks import mlp, vectors
 
 import nlm
@@ -25,6 +26,11 @@ def test_models_and_data_of_other_kinds(fit):
         fit(mlp(0), list(OWN.values()), DATA)
     with pytest.raises(TypeError, match=r"nlm.*: max_samples is an integer, or None, got 'x'"):
         fit(mlp(0), OWN, DATA, max_samples="x")
+
+
+def test_experts_in_a_module_of_modules():
+    tact = nlm.Tact.fit(mlp(0), torch.nn.ModuleDict(OWN), DATA)
+    assert tuple(tact.tasks) == ("a", "b")
 
 
 def test_other_entrances():

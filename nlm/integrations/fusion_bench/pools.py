@@ -57,7 +57,13 @@ def module_of(model: Model) -> nn.Module:
         dtype = model._torch_dtype or "auto"
         module = type(meta).from_pretrained(model._local_path, dtype=dtype)
         if model.__dict__.get("_is_moved", False):
-            module.load_state_dict(dict(model.items()), strict=False)
+            found = module.load_state_dict(dict(model.items()), strict=False)
+            if found.unexpected_keys:  # named in the file as in another class, of its base say
+                raise ValueError(
+                    f"{WHERE}: models that are aligned and read lazily name their entries as "
+                    f"{type(meta).__name__} does, got {found.unexpected_keys[0]!r} in "
+                    f"{str(model.checkpoint)!r}"
+                )
         return module
     module = copy.deepcopy(meta).to_empty(device=model._device)
     module.load_state_dict(dict(model.items()), strict=False)

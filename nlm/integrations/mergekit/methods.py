@@ -123,17 +123,20 @@ def task_arithmetic(host: Any, group: TensorGroup, parameters: Parameters) -> Te
     divisor = total if abs(total) >= _SMALL else 1.0
     if sparse is None:
         return weighted_sum(models, weights, base, divisor, scale)
-    kept = [_kept(sparse, group, place, parameters) for place in range(len(models))]
+    parts = list(_parts(base)) if sparse == Sparse.random else [slice(0, base.numel())]
+    flat = base.reshape(-1)
+    zero = torch.zeros(len(flat[parts[0]]), dtype=_wide(base), device=base.device)
+    kept = [_kept(sparse, group, place, zero, parameters) for place in range(len(models))]
     none = torch.zeros(len(models), device=base.device)
     merged = torch.empty(base.numel(), dtype=_wide(base), device=base.device)
-    for part in _parts(base) if sparse == Sparse.random else [slice(None)]:
+    for part in parts:
         vectors = [each(part) for each in kept]
         if elects:
-            zero = torch.zeros_like(vectors[0])
-            [moved] = sign_merge([zero], [[x] for x in vectors], none, weights, scale, dialect)
+            start = zero[: len(vectors[0])]
+            [moved] = sign_merge([start], [[x] for x in vectors], none, weights, scale, dialect)
         else:
             moved = weighted_sum(vectors, weights, divisor=divisor, scale=scale)
-        torch.add(moved, base.reshape(-1)[part], out=merged[part])
+        torch.add(moved, flat[part], out=merged[part])
     return merged.view(base.shape)
 
 
@@ -188,8 +191,10 @@ def _factor(before: list[float], after: list[float]) -> float:
     return norm / left if min(norm, left) >= _NOTHING else 1.0
 
 
-def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters) -> Kept:
-    """What is kept of a model's difference from the base."""
+def _kept(
+    sparse: Sparse, group: TensorGroup, place: int, zero: Tensor, parameters: Parameters
+) -> Kept:
+    """What is kept of a model's difference from the base; ``zero`` is as long as a part."""
     entry, base = group.non_base[place], group.base.tensor
     density, size = parameters["density"][entry.id], base.numel()
     if sparse == Sparse.random and density < 0:
@@ -197,11 +202,9 @@ def _kept(sparse: Sparse, group: TensorGroup, place: int, parameters: Parameters
             f"nlm.integrations.mergekit: the density of what is drawn is at least 0, got {density}"
         )
     if sparse == Sparse.random and 0 < density < 1:
-        zero = torch.zeros(min(_at_once(base), size), dtype=_wide(base), device=base.device)
-        drawn = partial(_drawn, entry.tensor, base, zero, 1 - density, _key(group, place))
-        return _times(
-            _rescaling(drawn, entry.tensor, base) if parameters["rescale"] else 1.0, drawn
-        )
+        one, other = entry.tensor.reshape(-1), base.reshape(-1)
+        drawn = partial(_drawn, one, other, zero, 1 - density, _key(group, place))
+        return _times(_rescaling(drawn, one, other) if parameters["rescale"] else 1.0, drawn)
     vector = _difference(entry.tensor, base)
     if density >= 1 or size == 0:
         return vector.reshape(-1).__getitem__
@@ -223,7 +226,7 @@ def _times(factor: float, kept: Kept) -> Kept:
 
 def _drawn(model: Tensor, base: Tensor, zero: Tensor, drop: float, key: int, part: slice) -> Tensor:
     """A random part of a difference; its entries are those of the whole, drawn by their places."""
-    vector = _difference(model.reshape(-1)[part], base.reshape(-1)[part])
+    vector = _difference(model[part], base[part])
     return dare(vector, zero[: len(vector)], drop, key, part.start, rescale=False)
 
 
@@ -232,7 +235,7 @@ def _rescaling(drawn: Kept, model: Tensor, base: Tensor) -> float:
     before: list[float] = []
     after: list[float] = []
     for part in _parts(base):
-        before += _sums(_difference(model.reshape(-1)[part], base.reshape(-1)[part]))
+        before += _sums(_difference(model[part], base[part]))
         after += _sums(drawn(part))
     return _factor(before, after)
 
