@@ -65,9 +65,11 @@ class NlmTact(BaseAlgorithm):
         """
         pool = pool_of(modelpool)
         inner = algorithm_of(self.inner, self)
-        experts = {}
+        experts, lazy = {}, None
         for name in pool.model_names:
             model = pool.load_model(name)
+            if lazy is None and isinstance(model, LazyStateDict):
+                lazy = model
             held = model is pool._models.get(name)  # the inner algorithm may write to it
             experts[name] = module_of(model) if held or not isinstance(model, nn.Module) else model
         collate = None if self.collate_fn is None else import_object(self.collate_fn)
@@ -85,7 +87,8 @@ class NlmTact(BaseAlgorithm):
                 f"{WHERE}: what is corrected is one merged model, got {type(merged).__name__} of "
                 f"{type(inner).__name__}"
             )
-        merged = _whole(merged, pool)
+        if lazy is not None:
+            merged = _whole(merged, lazy)
         options = {"max_samples": self.max_samples, **dict(self.options or {})}
         with torch.no_grad():
             tact = Tact.fit(
@@ -95,12 +98,11 @@ class NlmTact(BaseAlgorithm):
         return {"models": {name: copy.deepcopy(plain(name)) for name in experts}, "metadata": None}
 
 
-def _whole(merged: nn.Module, pool: Any) -> nn.Module:
-    """A merged model as it computes. Of models that are read lazily the host's algorithms leave
-    tied weights and buffers that are in no file as memory was.
+def _whole(merged: nn.Module, start: LazyStateDict) -> nn.Module:
+    """A model merged from others like ``start`` as it computes. Of models that are read lazily the
+    host's algorithms leave tied weights and buffers that are in no file as memory was.
     """
-    start = pool.load_model(pool.model_names[0])
-    if not isinstance(start, LazyStateDict) or type(merged) is not type(start.meta_module):
+    if type(merged) is not type(start.meta_module):
         return merged
     found, known = module_of(start), set(start.keys())
     state = {name: tensor for name, tensor in merged.state_dict().items() if name in known}
