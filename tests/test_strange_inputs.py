@@ -26,7 +26,6 @@ from nlm.checkpoint.tensors import read_shapes
 from nlm.cli import progress
 from nlm.cli.app import run
 from nlm.recipe import RecipeError, data, read_recipe
-from nlm.recipe.values import depths
 from nlm.symmetry import AxisGroup, PermutationSpec
 from nlm.symmetry.layout import Ref, parse
 
@@ -267,10 +266,6 @@ def test_a_folder_whose_name_is_not_utf8(recipe, tmp_path):
     merged = [(each / "out" / "model.safetensors").read_bytes() for each in (tmp_path, other)]
     assert merged[0] == merged[1]
     assert "caf\\udce9" in (other / "out" / "README.md").read_text(encoding="utf-8")
-
-
-def test_a_number_of_a_layer_of_any_length():
-    assert depths(["h.0.w", "h.1.w", f"h.{'9' * 5000}.w"]) == {"h.0.w": 0.0, "h.1.w": 1.0}
 
 
 # --- headers and archives -------------------------------------------------------------------------

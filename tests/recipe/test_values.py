@@ -57,3 +57,7 @@ def test_layers_are_those_of_the_first_number():
         "encoder.block.0.layer.1.weight": 1.0,  # the only layer, as mergekit has it
         "layer1.0.conv1.weight": 1.0, "visual.1.weight": 0.2, "visual.5.weight": 1.0,
     }  # fmt: skip
+
+
+def test_a_number_of_a_layer_of_any_length():
+    assert depths(["h.0.w", "h.1.w", f"h.{'9' * 5000}.w"]) == {"h.0.w": 0.0, "h.1.w": 1.0}
