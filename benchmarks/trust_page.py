@@ -256,7 +256,8 @@ def _night(nightly: dict[str, Any]) -> str:
         "from beginning to end, and of one processor where they were counted.", "",
         "| stage | begun | at | seconds | of a processor | it said |", "|---|---|---|--:|--:|---|",
     ]  # fmt: skip
-    for name, found in nightly.items():
+    for name in sorted(nightly, key=lambda name: (*STAGES, name).index(name)):
+        found = nightly[name]
         said = "; ".join(_said(found["said"])).replace("|", "/")
         said = f"**failed**: {said}" if found["code"] else said
         lines.append(
