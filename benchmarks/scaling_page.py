@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
 PICTURES = ROOT / "docs" / "pictures"
 MACHINE = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
+LEAST, FITTED = 2e6, 3  # bytes that are a call's own; points that a power is fitted to
 PARTS = ("operations", "models", "files")
 TITLES = {
     "operations": "Operations", "models": "Tracing, aligning, correcting", "files": "Merging",
@@ -24,9 +25,11 @@ INTRODUCTION = """# How time and memory grow
 
 Made by `benchmarks/scaling_page.py` of what `benchmarks/scaling.py` measured on
 {machine}, with {threads} threads, in {seconds:.0f} seconds. The power is that of
-the three largest sizes (least squares of logarithms): time grows as size to that power. Memory is
-what a call takes beyond its inputs at the highest, at the largest size, results included; what is
-less than a few MB is mostly the allocator's.
+the three largest sizes (least squares of logarithms): time, or memory, grows as size to that
+power. Memory is what a call takes beyond its inputs at the highest, results included, in MB. What
+is less than a few MB is mostly the allocator's: a power is given where all three are at least
+{least:.0f} MB. A merge of files has a fixed budget, which the largest of these comes near, and
+holds some KB for each tensor.
 
 Where an operation reads each element once the power is 1, but for caches, which the smaller sizes
 fit into, and for the system's zeroing of a result's new memory; away from 1 by more than 0.15 are:
@@ -50,13 +53,13 @@ def page(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> str:
     ]
     text = INTRODUCTION.format(
         machine=first["machine"], threads=first["threads"],
-        seconds=sum(report["seconds"] for report in reports.values()),
+        seconds=sum(report["seconds"] for report in reports.values()), least=LEAST / 1e6,
         caches=", ".join(away) if away else "none",
     )  # fmt: skip
     parts = [text.strip()]
     for part in PARTS:
         parts += [
-            f"## {TITLES[part]}", f"![seconds by size](pictures/scaling_{part}.svg)",
+            f"## {TITLES[part]}", f"![seconds and MB by size](pictures/scaling_{part}.svg)",
             "\n".join(_table(reports[part]["curves"])),
         ]  # fmt: skip
     return "\n\n".join([*parts, _prediction(reports, merged)]) + "\n"
@@ -64,8 +67,8 @@ def page(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> str:
 
 def _table(curves: Iterable[dict[str, Any]]) -> list[str]:
     lines = [
-        "| what | grows with | sizes | seconds | time grows as | memory at the largest |",
-        "|---|---|---|---|--:|--:|",
+        "| what | grows with | sizes | seconds | time grows as | MB | memory grows as |",
+        "|---|---|---|---|--:|---|--:|",
     ]
     for curve in curves:
         points = curve["points"]
@@ -73,13 +76,23 @@ def _table(curves: Iterable[dict[str, Any]]) -> list[str]:
         sizes = ", ".join(f"{point['size']:,}" for point in points)
         lines.append(
             f"| {curve['subject']} | {curve['grows']} | {sizes} | {times} | "
-            f"n^{curve['time_power']:.2f} | {_bytes(points[-1]['bytes'])} |"
+            f"n^{curve['time_power']:.2f} | {', '.join(_megabytes(p['bytes']) for p in points)} | "
+            f"{_memory_power(curve)} |"
         )
     return lines
 
 
 def _seconds(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def _megabytes(value: float) -> str:
+    return f"{max(value, 0) / 1e6:,.1f}" if value < 1e7 else f"{value / 1e6:,.0f}"
+
+
+def _memory_power(curve: dict[str, Any]) -> str:
+    is_seen = all(point["bytes"] >= LEAST for point in curve["points"][-FITTED:])
+    return f"n^{curve['memory_power']:.2f}" if is_seen else "-"
 
 
 def _bytes(value: float) -> str:
@@ -158,25 +171,29 @@ def _hours(seconds: float) -> str:
 
 
 def draw(curves: Sequence[dict[str, Any]], path: Path) -> None:
-    """Seconds over size, both by powers of ten."""
+    """Seconds, and MB below them, over size: all by powers of ten."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "nlm", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, (times, sizes) = plt.subplots(2, 1, figsize=(8, 8), sharex=True, layout="constrained")
     for number, curve in enumerate(curves):
-        points = curve["points"]
-        axes.loglog(
-            [point["size"] for point in points], [point["seconds"] for point in points],
-            marker="os^Dv"[number % 5], markersize=4, linewidth=1.2,
-            label=f"{curve['subject']}, {curve['grows']}: n^{curve['time_power']:.2f}",
-        )  # fmt: skip
-    axes.set_xlabel("size")
-    axes.set_ylabel("seconds")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        name = f"{curve['subject']}, {curve['grows']}"
+        line = {"marker": "os^Dv"[number % 5], "markersize": 4, "linewidth": 1.2}
+        points = [(point["size"], point["seconds"]) for point in curve["points"]]
+        told = f"{name}: n^{curve['time_power']:.2f}"
+        times.loglog(*zip(*points, strict=True), color=f"C{number % 10}", label=told, **line)
+        held = [(p["size"], p["bytes"] / 1e6) for p in curve["points"] if p["bytes"] >= LEAST]
+        if held:
+            told = f"{name}: {_memory_power(curve)}".removesuffix(": -")
+            sizes.loglog(*zip(*held, strict=True), color=f"C{number % 10}", label=told, **line)
+    sizes.set_xlabel("size")
+    for axes, told in ((times, "seconds"), (sizes, "MB")):
+        axes.set_ylabel(told)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

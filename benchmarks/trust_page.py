@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "trust.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -155,8 +157,8 @@ def _examined(nightly: dict[str, Any]) -> str:
     return f": {int(passed[1]) * EXAMPLES:,}" if passed else ""
 
 
-def _order(version: str) -> list[int]:
-    return [int(part) for part in version.partition("+")[0].split(".")]
+def _order(version: str) -> Version:
+    return Version(version.partition("+")[0])
 
 
 def _fuzzed(report: dict[str, Any]) -> str:
@@ -202,6 +204,7 @@ def _released(report: dict[str, Any]) -> str:
             f"{of['safetensors']} | {row['first']} | {row['examples']} | {row['libgomp']} | "
             f"{row.get('commit', '-')} |"
         )
+    lines += ["", _runtimes(report["rows"])]
     if not any("least" in row for row in report["rows"]):
         lines += ["", "Not in this run: the least versions that `pyproject.toml` names."]
     for row in report["rows"]:
@@ -212,6 +215,23 @@ def _released(report: dict[str, Any]) -> str:
                 f"and the demonstration and a network of transformers ran too: {least}.",
             ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _runtimes(rows: list[dict[str, Any]]) -> str:
+    others = sorted({each for row in rows for each in row.get("libgomp of others", [])})
+    text = (
+        "nlm and PyTorch share one OpenMP runtime, whichever comes first: counted after all of the "
+        "above, and the trial fails at a second one."
+    )
+    if others:
+        names = ", ".join(f"`{each}`" for each in others)
+        text += f" The demonstration, after that, maps one that another wheel brings: {names}."
+    if any(row["libgomp"] > 1 for row in rows):
+        text += (
+            " Rows of 2 are of an earlier commit, which counted after the demonstration, for which "
+            "scikit-learn maps the one of its own wheel."
+        )
+    return text
 
 
 def _changes(ci: dict[str, Any]) -> str:
@@ -236,7 +256,8 @@ def _night(nightly: dict[str, Any]) -> str:
         "from beginning to end, and of one processor where they were counted.", "",
         "| stage | begun | at | seconds | of a processor | it said |", "|---|---|---|--:|--:|---|",
     ]  # fmt: skip
-    for name, found in nightly.items():
+    for name in sorted(nightly, key=lambda name: (*STAGES, name).index(name)):
+        found = nightly[name]
         said = "; ".join(_said(found["said"])).replace("|", "/")
         said = f"**failed**: {said}" if found["code"] else said
         lines.append(

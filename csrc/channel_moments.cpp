@@ -25,10 +25,9 @@
 //
 // Two ways through the memory, each one sequential read:
 //   rows  channels (or channels x a short inner run) are contiguous: vectors along the columns,
-//   eight
-//         rows per visit, so that the sums in memory cost a quarter of the loads. Narrow packed
-//         rows are joined into one row of k * C * inner columns: column j is channel (j / inner) %
-//         C.
+//         eight rows per visit, so that the sums in memory cost a quarter of the loads. Narrow
+//         packed rows are joined into one row of k * C * inner columns: column j is channel
+//         (j / inner) % C.
 //   runs  positions are contiguous within a channel: sums live in registers for a run.
 // Blocks depend on the shape alone and are summed in order: the same bits for any number of
 // threads.

@@ -6,7 +6,10 @@ A test fails where they are not what this script would write.
 """
 
 import ast
+import itertools
+import re
 import subprocess
+import textwrap
 from importlib import import_module
 from pathlib import Path
 
@@ -158,7 +161,55 @@ def _kernel(stem: str) -> str:
     return "\n".join([
         f"# {stem}", "", "; ".join(places) + ".", "",
         f"::: nlm.ops.{stem}", "    options:", "      show_root_heading: false", "",
+        *_explained(stem),
     ])  # fmt: skip
+
+
+def _explained(stem: str) -> list[str]:
+    """How each kernel works, as its file begins."""
+    bodies = sorted((ROOT / "csrc").glob(f"{stem}*_body.h"))
+    triton, cuda = ROOT / "kernels" / f"{stem}.py", ROOT / "csrc" / f"{stem}.cu"
+    lines = ["## On a CPU", "", *_told(ROOT / "csrc" / f"{stem}.cpp"), "## On a GPU", ""]
+    found = [path for path in (triton, cuda, *bodies) if path.exists()]
+    for path in found:
+        lines += _told(path)
+    return lines if found else [*lines, "No kernel of its own: tensors there go through the reference.", ""]
+
+
+def _told(path: Path) -> list[str]:
+    """The text that a file begins with, in Markdown: formulas and lists as they stand."""
+    source = path.read_text()
+    if path.suffix == ".py":
+        comment = (ast.get_docstring(ast.parse(source)) or "").splitlines()
+    else:
+        head = itertools.takewhile(lambda line: line.startswith("//"), source.splitlines())
+        comment = [line[2:].removeprefix(" ") for line in head]
+    lines = [f"`{path.relative_to(ROOT)}`:", ""]
+    for is_plain, group in itertools.groupby(_blocks(comment), lambda block: block[0]):
+        for _, block in group:
+            text = "\n".join(block)
+            fenced = f"```text\n{textwrap.dedent(text)}\n```"
+            lines += [_escaped(text) if is_plain else fenced, ""]
+    return lines
+
+
+def _blocks(comment: list[str]) -> list[tuple[bool, list[str]]]:
+    """Runs of lines, and whether they are prose: what is indented stays as it is."""
+    found: list[tuple[bool, list[str]]] = []
+    for paragraph in "\n".join(comment).split("\n\n"):
+        lines = [line for line in paragraph.split("\n") if line]
+        for is_plain, run in itertools.groupby(lines, lambda line: not line.startswith("  ")):
+            found.append((is_plain, list(run)))
+    return found
+
+
+def _escaped(text: str) -> str:
+    """Prose of a comment, in which only backticks and ``*Words*`` are markup."""
+    text = re.sub(r":\w+:(`[^`]+`)", r"\1", text)
+    parts = re.split(r"(``.+?``|`.+?`|\*\w+\.?\*)", text, flags=re.DOTALL)
+    plain = [re.sub(r"([\\*_\[\]>#])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [part.replace("<", "&lt;") for part in plain]
+    return "".join(parts)
 
 
 def main() -> None:

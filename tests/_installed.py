@@ -2,9 +2,10 @@
 
 ``python _installed.py torch|core [NAME==VERSION ...]`` imports PyTorch or the compiled core first,
 runs every example in the docstrings of the operations, a trace, an alignment, merges, a correction
-and a streamed merge, and prints what it saw as JSON. Where versions are named these must be what is
-installed, and the demonstration and a network of transformers run too. Nothing of the checkout is
-imported.
+and a streamed merge, and prints what it saw as JSON. nlm and PyTorch then share one OpenMP runtime.
+Where versions are named these must be what is installed, and the demonstration and a network of
+transformers run too; after them other packages' runtimes may be mapped (scikit-learn's wheel brings
+its own), which are named. Nothing of the checkout is imported.
 """
 
 import doctest
@@ -16,7 +17,7 @@ from pathlib import Path
 
 
 def runtimes() -> list[str]:
-    """The OpenMP runtimes that are mapped."""
+    """The OpenMP runtimes of GCC that are mapped."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     return sorted({line.split()[-1] for line in maps if "libgomp" in line})
 
@@ -116,15 +117,19 @@ def main() -> None:
     threaded = nlm.ops.channel_moments(x)
     torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(threaded, nlm.ops.channel_moments(x), strict=True))
+    shared = runtimes()
+    assert len(shared) == 1, shared
     pins = pinned(sys.argv[2:])
     if pins:
         with_extras()
+    others = ["/".join(Path(each).parts[-2:]) for each in runtimes() if each not in shared]
+    assert not any(each.startswith(("nlm", "torch")) for each in others), others
     known = nlm.info()
     assert known["compiled core"] == "loaded", known["compiled core"]
     report = {
         "first": first, "python": sys.version.split()[0], "versions": known["versions"],
-        "instruction set": known["instruction set"], "libgomp": len(runtimes()), **before,
-        **({"least": pins} if pins else {}),
+        "instruction set": known["instruction set"], "libgomp": len(shared), **before,
+        **({"least": pins, "libgomp of others": others} if pins else {}),
     }  # fmt: skip
     print(json.dumps(report))
     sys.exit(1 if before["failed"] else 0)

@@ -1,9 +1,12 @@
 """Names that users choose, as names of files."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 _LONGEST = 200  # bytes, of the 255 that file systems allow
+_STEERING = {"Cc", "Cs", "Zl", "Zp"}  # controls, surrogates, separators of lines and paragraphs
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def file_name(name: str) -> str:
@@ -21,12 +24,22 @@ def wrong_name(name: str) -> str | None:
 
 
 def printable(text: str) -> str:
-    """A text that others wrote, for a terminal or a page: what is no letter, sign or space stands
-    as its escape. Control characters would move the cursor, rename the window or hide what follows.
+    """A text that others wrote, for a terminal or a page: what steers stands as its escape.
+
+    Control characters move the cursor, rename the window or hide what follows, separators begin a
+    line, overrides of the direction turn letters around, and half a pair of UTF-16 can't be
+    written. Other spaces, joiners and marks of the direction stay: names are written with them.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c.encode("unicode_escape").decode() if _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    return (
+        unicodedata.category(character) in _STEERING
+        or unicodedata.bidirectional(character) in _TURNING
+    )
 
 
 def lies_in(file: Path, folder: Path) -> bool:

@@ -164,6 +164,10 @@ WRONG: dict[str, tuple[dict, str]] = {
     "nlm_ties": ({"weight": 1.0, "density": math.inf}, "finite number, got density = inf"),
     "nlm_slerp": ({"t": math.inf}, "a parameter is a finite number, got t = inf"),
     "nlm_breadcrumbs": ({"weight": 1.0, "lambda": math.nan}, "got lambda = nan"),
+    "nlm_breadcrumbs_ties": (
+        {"weight": 1.0, "density": 0.5, "gamma": -0.1},
+        r"gamma, .* is at least 0, got -0\.1",
+    ),
     "nlm_dare_ties": ({"weight": 1.0, "density": -0.5}, "is at least 0, got -0.5"),
     "nlm_della": ({"weight": 1.0, "density": 0.5, "epsilon": -0.1}, "epsilon is at least 0"),
 }

@@ -120,6 +120,15 @@ def test_another_writer_of_the_host_writes_itself(
         assert said.startswith("nlm.integrations.mergekit: results are streamed by the writer of")
 
 
+def test_annotations_that_only_type_checkers_know_are_seen() -> None:
+    """Of the class itself, not of those that it inherits from, whichever Python computes them."""
+
+    class Lazy(TensorWriter):
+        stream: "Nowhere"  # noqa: F821
+
+    assert writer._annotated(Lazy) == {"stream"}
+
+
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     stream = Stream(tmp_path / "partial", 64)
     stream._file.close()

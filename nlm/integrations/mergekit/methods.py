@@ -213,7 +213,7 @@ def _kept(
     if sparse == Sparse.magnitude:
         kept = _between(vector, max(1, int(density * size)), 0)
     elif sparse == Sparse.magnitude_outliers:
-        kept = _between(vector, int(density * size), int(parameters["gamma"][entry.id] * size))
+        kept = _between(vector, int(density * size), _outliers(parameters["gamma"][entry.id], size))
     else:
         kept = _by_rank(vector, density, parameters["epsilon"][entry.id], _key(group, place))
     factor = _factor(_sums(vector), _sums(kept)) if parameters["rescale"] else 1.0
@@ -238,6 +238,18 @@ def _rescaling(drawn: Kept, model: Tensor, base: Tensor) -> float:
         before += _sums(_difference(model[part], base[part]))
         after += _sums(drawn(part))
     return _factor(before, after)
+
+
+def _outliers(gamma: float, size: int) -> int:
+    """How many of the largest entries breadcrumbs drops; below 0 the host keeps fewer than the
+    density says, and does not say so.
+    """
+    if gamma < 0:
+        raise ValueError(
+            f"nlm.integrations.mergekit: gamma, the share that is too large, is at least 0, "
+            f"got {gamma}"
+        )
+    return int(gamma * size)
 
 
 def _between(vector: Tensor, count: int, largest: int) -> Tensor:

@@ -8,6 +8,7 @@ import inspect
 import itertools
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -183,10 +184,23 @@ _CALLS = {
 def fits(writer: type) -> bool:
     """Whether a writer of the host is the one that :class:`StreamedWriter` was written for."""
     calls = {name: getattr(writer, name, None) for name in _CALLS}
-    return vars(writer).get("__annotations__", {}).keys() >= _FIELDS and all(
+    return _annotated(writer) >= _FIELDS and all(
         call is not None and list(inspect.signature(call).parameters) == _CALLS[name]
         for name, call in calls.items()
     )
+
+
+def _annotated(kind: type) -> set[str]:
+    """The names that a class itself annotates.
+
+    From Python 3.14 on annotations are computed when asked for; those of which a name is known to
+    type checkers alone are not, and do not fail here.
+    """
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format, get_annotations
+
+        return set(get_annotations(kind, format=Format.FORWARDREF))
+    return set(inspect.get_annotations(kind))
 
 
 def _room() -> int:
