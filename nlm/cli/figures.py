@@ -118,11 +118,14 @@ def landscape(surface: Mapping[str, Any], quantity: str, span: tuple[float, floa
         ticks = [t for t in MaxNLocator(6).tick_values(low, high) if low <= t <= high]
         axes.figure.colorbar(filled, ax=axes, ticks=ticks, extendfrac=0.02)
         top = 0.15 * surface["y"][0] + 0.85 * surface["y"][-1]
+        left, right = np.quantile([surface["x"][0], surface["x"][-1]], (0.25, 0.75))
         for name, (x, y, _) in surface["models"].items():
             axes.plot(x, y, "o", ms=6, mfc="white", mec="black")
+            side = "left" if x < left else "right" if x > right else "center"
             axes.annotate(
-                _short(name), (x, y), (0, -15 if y > top else 7), textcoords="offset points",
-                ha="center", fontsize=8, path_effects=[withStroke(linewidth=2, foreground="w")],
+                _short(name), (x, y), (0, -15 if y > top or side == "right" else 7),
+                textcoords="offset points", ha=side, fontsize=8,
+                path_effects=[withStroke(linewidth=2, foreground="w")],
             )  # fmt: skip
         axes.set_xlabel("distance of weights")
 
