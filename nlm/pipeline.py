@@ -8,8 +8,9 @@ after the correction that will be used (Sharma, Roy and Dziugaite, arXiv:2410.12
 
 import copy
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,7 @@ class Choice:
     tried : "scale", or "mask_threshold" for TALL-mask.
     mask_thresholds : task -> its threshold, for TALL-mask alone.
     ridge : the ridge that validation data chose, of several for a refit.
+    method, seconds : how it was merged, and how long merging, correcting and choosing took.
     """
 
     model: Model
@@ -72,6 +74,8 @@ class Choice:
     tried: str = "scale"
     mask_thresholds: dict[str, float] = field(default_factory=dict)
     ridge: float | None = None
+    method: str = ""
+    seconds: float | None = None
 
 
 def align_experts(
@@ -259,6 +263,7 @@ def choose(
     tried = "mask_threshold" if method == "tall_mask" else "scale"
     unscaled = dict.fromkeys(("linear", "slerp", "model_stock"), (1.0,))
     values = {"tall_mask": mask_thresholds, **unscaled}.get(method, scales)
+    started = time.perf_counter()
     scores: dict[float, float] = {}
     per_task: dict[float, dict[str, float]] = {}
     best: Choice | None = None
@@ -277,9 +282,9 @@ def choose(
     if tried == "mask_threshold":
         chosen = {task: max(per_task, key=lambda value: per_task[value][task]) for task in own}
         merged, model = build(mask_threshold=chosen)
-        return Choice(model, merged, 1.0, scores, tried, chosen)
+        best = Choice(model, merged, 1.0, scores, tried, chosen)
     assert best is not None  # there is at least one scale
-    return best
+    return replace(best, method=method, seconds=time.perf_counter() - started)
 
 
 def _drawn(

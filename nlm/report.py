@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from nlm._info import info
-from nlm._results import Alignment, Barrier, Cell, Layers, Report, Surface
+from nlm._results import Alignment, Barrier, Cell, Group, Layers, Report, Surface
+from nlm.align import AlignmentReport
 from nlm.correct import Correction, correct, default_points
 from nlm.evaluate import (
     BarrierCurve,
@@ -30,6 +31,7 @@ from nlm.merge import Merged
 from nlm.pipeline import Aligned, Choice
 from nlm.statistics import Data, Forward, Mask, batches
 from nlm.statistics.data import labelled
+from nlm.symmetry import PermutationSpec
 
 
 class Clock:
@@ -90,6 +92,18 @@ def barriers(curves: Mapping[str, BarrierCurve]) -> Barrier:
     }
 
 
+def alignment_of(report: AlignmentReport, spec: PermutationSpec | None = None) -> Alignment:
+    """How an alignment went; of a specification also what its groups are."""
+    found: Alignment = asdict(report)  # type: ignore[assignment]
+    if spec is not None:
+        found["groups"] = {}
+        for name, counts in report.histogram.items():
+            group = spec.groups[name]
+            of = f" in {group.parents[-1]}" if group.parents else ""
+            found["groups"][name] = Group(units=f"{sum(counts)} units{of}", origin=group.origin)
+    return found
+
+
 def merge_report(
     choice: Choice,
     aligned: Aligned,
@@ -100,6 +114,7 @@ def merge_report(
     correct_options: Mapping[str, Any] | None = None,
     foundations: Sequence[nn.Module] = (),
     foundation_data: Data | None = None,
+    spec: PermutationSpec | None = None,
     points: Mapping[str, int] | None = None,
     grid: int = 11,
     projected: int = 2,
@@ -121,6 +136,7 @@ def merge_report(
     correct_options : passed on to its fit, as in :func:`nlm.pipeline.choose`.
     foundations, foundation_data : the foundations as they were and labelled batches of a task that
         all of them do: with both, the loss between them is measured.
+    spec : of the alignment: with it the page says where the units of each group are.
     points : where layers are compared, module name -> channel dimension; by default where the
         correction stands, or :func:`nlm.correct.default_points`. The last is what is projected.
     grid : places along each side of the landscape of the first two tasks; 0 for none.
@@ -168,11 +184,14 @@ def merge_report(
         "settings": {
             "merged": {str(len(own)): {n: cell(each, choice.scale) for n, each in scores.items()}}
         },
-        "alignment": _alignments(aligned),
+        "alignment": _alignments(aligned, spec),
         "run": {
+            **({"merger": choice.method} if choice.method else {}),
             "correction": correction,
             choice.tried: choice.scale,
             **{f"validation at {choice.tried} {at:g}": each for at, each in choice.scores.items()},
+            **_amounts(samples, max_samples),
+            **({"seconds of merging and choosing": choice.seconds} if choice.seconds else {}),
         },
     }
     clock.lap("accuracies")
@@ -255,11 +274,26 @@ def _points(
     return default_points(expert, lambda: outputs_of(expert, samples[task][0], forward, {}))
 
 
-def _alignments(aligned: Aligned) -> dict[str, Alignment]:
+def _amounts(samples: Mapping[str, Sequence[Any]], max_samples: int) -> dict[str, str]:
+    """How many test samples a task has, and how many of them the figures see."""
+    counts = [sum(len(labelled(batch, "nlm.report")[1]) for batch in s) for s in samples.values()]
+    few, many = min(counts), max(counts)
+    return {
+        "test samples a task": f"{few:,}" if few == many else f"{few:,} to {many:,}",
+        "of these in figures, at most": f"{max_samples:,}",
+    }
+
+
+def _alignments(aligned: Aligned, spec: PermutationSpec | None) -> dict[str, Alignment]:
     found: dict[str, Alignment] = {}
     for number, result in enumerate(aligned.results, 2):
         name = result.report.method if number == 2 else f"{result.report.method}, {number}"
-        found[name] = asdict(result.report)  # type: ignore[assignment]
+        known = (
+            spec
+            if spec is not None and result.report.histogram.keys() <= spec.groups.keys()
+            else None
+        )
+        found[name] = alignment_of(result.report, known)
     return found
 
 

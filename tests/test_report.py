@@ -35,20 +35,20 @@ def world():
     choice, aligned = nlm.merge_nonlocal(
         foundations, experts, spec, data, data, heads=("4",), scales=(0.3, 0.6)
     )
-    return foundations, choice, aligned, data
+    return foundations, choice, aligned, data, spec
 
 
 @pytest.fixture(scope="module")
 def report(world):
-    foundations, choice, aligned, data = world
+    foundations, choice, aligned, data, spec = world
     return merge_report(
         choice, aligned, data, calibration=data, foundations=foundations,
-        foundation_data=data["a"], grid=3, projected=1, max_samples=40,
+        foundation_data=data["a"], spec=spec, grid=3, projected=1, max_samples=40,
     )  # fmt: skip
 
 
 def test_every_part_is_what_its_function_finds(world, report) -> None:
-    foundations, choice, aligned, data = world
+    foundations, choice, aligned, data, spec = world
     assert report["experts"] == {"a": 1.0, "b": 1.0}  # the labels are their own outputs
     cells = report["settings"]["merged"]["2"]
     merged = choice.merged.model(mlp())
@@ -71,7 +71,14 @@ def test_every_part_is_what_its_function_finds(world, report) -> None:
     assert report["barrier"]["loss"]["not aligned"] == raw.losses
     assert report["barrier"]["barrier"]["aligned"] < raw.barrier
     assert report["alignment"]["weights"]["correlation"] == aligned.results[0].report.correlation
+    groups = report["alignment"]["weights"]["groups"]
+    assert {name: group["origin"] for name, group in groups.items()} == {
+        name: spec.groups[name].origin for name in aligned.results[0].report.histogram
+    }
     assert report["run"]["scale"] == choice.scale
+    assert report["run"]["merger"] == "task_arithmetic"
+    assert report["run"]["seconds of merging and choosing"] > 0
+    assert report["run"]["test samples a task"] == "90"
     assert report["run"]["validation at scale 0.3"] == choice.scores[0.3]
     assert set(report["timings"]) >= {"accuracies", "layers", "barrier", "landscapes"}
     assert [len(each) for each in report["projections"]["a"].values()] == [40, 40, 40]
@@ -102,7 +109,7 @@ def test_a_page_is_made_of_it(report, tmp_path) -> None:
 
 
 def test_of_another_merge(world) -> None:
-    foundations, _, _, data = world
+    foundations, _, _, data, _ = world
     experts = {"a": mlp(0), "b": mlp(3)}
     merged = nlm.merge(experts, foundations[0], heads="4", scale=0.5)
     choice = Choice(merged.model(mlp()), merged, 0.5, {})
@@ -113,6 +120,7 @@ def test_of_another_merge(world) -> None:
         progress=lambda what, share: seen.append(share),
     )  # fmt: skip
     assert list(found["settings"]["merged"]["2"]) == ["none"]
+    assert not found["run"].keys() & {"merger", "seconds of merging and choosing"}
     assert not found.keys() & {"landscapes", "barrier"} and found["projections"] == {}
     assert seen == sorted(seen) and 0 <= seen[0] <= seen[-1] <= 1
     with pytest.raises(ValueError, match=r"nlm.report: there is test data .* got none for b"):

@@ -118,11 +118,14 @@ def landscape(surface: Mapping[str, Any], quantity: str, span: tuple[float, floa
         ticks = [t for t in MaxNLocator(6).tick_values(low, high) if low <= t <= high]
         axes.figure.colorbar(filled, ax=axes, ticks=ticks, extendfrac=0.02)
         top = 0.15 * surface["y"][0] + 0.85 * surface["y"][-1]
+        left, right = np.quantile([surface["x"][0], surface["x"][-1]], (0.25, 0.75))
         for name, (x, y, _) in surface["models"].items():
             axes.plot(x, y, "o", ms=6, mfc="white", mec="black")
+            side = "left" if x < left else "right" if x > right else "center"
             axes.annotate(
-                _plain(name), (x, y), (0, -15 if y > top else 7), textcoords="offset points",
-                ha="center", fontsize=8, path_effects=[withStroke(linewidth=2, foreground="w")],
+                _short(name), (x, y), (0, -15 if y > top or side == "right" else 7),
+                textcoords="offset points", ha=side, fontsize=8,
+                path_effects=[withStroke(linewidth=2, foreground="w")],
             )  # fmt: skip
         axes.set_xlabel("distance of weights")
 
@@ -136,7 +139,7 @@ def scatter(places: Mapping[str, Sequence[Sequence[float]]]) -> Draw:
         colours = cycle(_SERIES_COLOURS)
         for name, each in places.items():
             colour = _EXPERT_COLOUR if name == "expert" else next(colours)
-            label = _plain(SERIES.get(name, name))
+            label = _short(SERIES.get(name, name))
             axes.scatter(*zip(*each, strict=True), s=9, c=colour, alpha=0.65, lw=0, label=label)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -177,6 +180,14 @@ def _lines(axes: Any, x: Sequence[float], series: Mapping[str, Sequence[float]])
         axes.plot(list(x), y, marker="o", ms=4, c=colour, label=label)
     if len(series) > 1:
         axes.legend(fontsize=8)
+
+
+def _short(text: str, most: int = 24) -> str:
+    """A name that leaves room for the picture: of a long one the start and the end."""
+    half = most // 2
+    return _plain(
+        text if len(text) <= most else f"{text[: half - 1]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
+    )
 
 
 def _plain(text: str) -> str:

@@ -28,6 +28,10 @@ from nlm.cli.results import (
 _MARK = '<meta name="generator" content="nlm'
 _HISTOGRAM = 200, 60  # width and height
 _TITLE = "Experts of two foundation models, merged into one"
+_ON_THE_PLANE = {
+    "average": "average over both tasks",
+    "worst": "the worse of both tasks",
+}
 _NEEDS = {
     ("tact", "repair"): "Corrections see unlabelled samples of each task.",
     ("probe", "probe_full"): "The linear probes train a new last layer on labelled ones.",
@@ -233,13 +237,15 @@ def _landscapes(results: Results) -> Iterator[Figure]:
         ]
         off = f" Distance from the plane: {', '.join(away)}." if away else ""
         for quantity, grid in surface["values"].items():
+            told = _ON_THE_PLANE.get(quantity, quantity)
+            what = f"Accuracy over the expert's, {told}," if told != quantity else told.capitalize()
             rows = [
                 [f"{y:.3g}", *map(_number, row)] for y, row in zip(surface["y"], grid, strict=True)
             ]
             yield Figure(
-                f"{SERIES.get(title, title)}: {quantity}",
+                f"{SERIES.get(title, title)}: {told}",
                 figures.uri(figures.landscape(surface, quantity, spans[quantity]), 3.8),
-                f"{quantity.capitalize()} over the plane, from {spans[quantity][0]:.3g} to "
+                f"{what} over the plane, from {spans[quantity][0]:.3g} to "
                 f"{spans[quantity][1]:.3g} in all pictures of it.{off}",
                 Table(["y \\ x", *(f"{x:.3g}" for x in surface["x"])], rows),
             )

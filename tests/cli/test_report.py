@@ -7,7 +7,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from nlm.cli import figures
 from nlm.cli.report import is_report, render
 from nlm.cli.results import headline, shown_numbers_of_tasks
 
@@ -94,6 +97,19 @@ def test_a_landscape_and_a_projection_say_what_they_are(html: str) -> None:
     assert "not corrected: average" in text and "from 0.111 to 0.444 in all pictures" in text
     assert "2 samples, each once for every model" in text
     assert text.count("7 units") == 0 and text.count("70 units, mean 0.600") == 4
+
+
+def test_long_names_leave_room_for_the_picture() -> None:
+    surface = {
+        "x": [0.0, 1.0], "y": [0.0, 1.0], "values": {"average": [[0.0, 0.5], [0.5, 1.0]]},
+        "models": {f"expert {'a' * 80}": (1.0, 0.0, 0.0), f"expert {'b' * 80}": (0.0, 1.0, 0.0)},
+    }  # fmt: skip
+    figure = Figure(figsize=(4.8, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    figures.landscape(surface, "average", (0.0, 1.0))(axes)
+    FigureCanvasAgg(figure).draw()
+    assert axes.get_position().width > 0.6
+    assert all(len(text.get_text()) <= 24 for text in axes.texts)
 
 
 def test_the_report_comes_from_the_json_file_as_well(html: str, results: dict[str, Any]) -> None:
