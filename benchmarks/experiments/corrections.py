@@ -22,7 +22,7 @@ from nonlocal_merging import commit, networks, unfinished, write
 from torch import nn
 
 from nlm._modules import NORMS
-from nlm.correct import Correction
+from nlm.correct import Correction, random_fields
 from nlm.demo import Settings
 from nlm.demo.experiment import (
     CALIBRATION,
@@ -38,18 +38,23 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS = ("permuted", "nonlocal", "local")
 COUNTS = {"cnn64": (2, 4, 8), "cnn64_norm": (4,)}
 EVERY = range(2, 9)
-SHORT = ("none", "repair", "least_squares", "tact")
+SHORT = ("none", "repair", "least_squares", "refit", "refit_fields", "tact")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A correction of the table: ``labels`` is the budget of a linear probe on the merged trunk."""
+    """A correction of the table.
+
+    ``labels`` is the budget of a linear probe on the merged trunk; what is not fitted to inputs
+    that were ``collected`` is fitted to random fields, the same for all tasks.
+    """
 
     title: str
     needs: str
     correction: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
     labels: int = 0
+    collected: bool = True
 
 
 IMAGES = f"{CALIBRATION} images"
@@ -58,6 +63,8 @@ ROWS = {
     "batch_norm": Row("BatchNorm reset", IMAGES, "batch_norm"),
     "repair": Row("REPAIR", IMAGES, "repair"),
     "least_squares": Row("least squares, shared", IMAGES, "least_squares"),
+    "refit": Row("refit, shared", IMAGES, "refit"),
+    "refit_fields": Row("refit on random fields, shared", "nothing", "refit", collected=False),
     "shared_free": Row("row lengths, shared", "nothing", "data_free", {"shared": True}),
     "free": Row("row lengths", "a task id", "data_free"),
     "tact": Row("TACT", f"{IMAGES}, a task id", "tact"),
@@ -144,6 +151,9 @@ class Figures:
 def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
     names = list(aligned.experts)
     calibration = {name: world.calibration[name] for name in names}
+    if not row.collected:
+        fields = random_fields(next(iter(calibration[names[0]])).shape[1:])
+        calibration = dict.fromkeys(names, fields)
 
     def chosen(scales: Sequence[float]) -> Choice:
         return choose(

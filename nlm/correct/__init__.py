@@ -10,6 +10,7 @@ from nlm.correct.least_squares import LeastSquares
 from nlm.correct.low_rank import LowRank
 from nlm.correct.points import default_points
 from nlm.correct.probe import fit_logistic, linear_probe
+from nlm.correct.random_fields import random_fields
 from nlm.correct.refit import refit
 from nlm.correct.repair import Repair
 from nlm.correct.selection import Selection
@@ -31,6 +32,7 @@ __all__ = [
     "expert_moments",
     "fit_logistic",
     "linear_probe",
+    "random_fields",
     "refit",
     "reset_batch_norm",
 ]
