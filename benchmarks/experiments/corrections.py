@@ -5,8 +5,10 @@
 merges the demo's experts by Task Arithmetic in three settings and writes one JSON per network and
 seed beside this file; docs/corrections.md is made of them. The scale is chosen on validation data
 for each correction; beside it stands what the correction gives at scale 0, without task vectors.
-A run that was ended goes on where it was. With ``--every-number`` the shared corrections and TACT
-alone are compared, on aligned experts, at every number of tasks (every_number_*.json).
+A run that was ended goes on where it was; ``--add`` measures the rows that committed results of the
+same networks lack, whatever revision those are of, and names its own beside them. With
+``--every-number`` the shared corrections and TACT alone are compared, on aligned experts, at every
+number of tasks (every_number_*.json).
 """
 
 import argparse
@@ -195,6 +197,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--every-number", action="store_true")
+    parser.add_argument("--add", action="store_true", help="the rows that results lack")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     facts = {"threads": torch.get_num_threads(), "commit": commit()}
@@ -205,12 +208,17 @@ def main() -> None:
             world = prepare(seed, max(counts), settings=Settings(network))
             path = arguments.folder / result_path(network, seed).name
             start = {"network": network, "seed": seed, "networks": networks(world.demo), **facts}
+            if arguments.add:
+                del start["commit"]
             if arguments.every_number:
                 path = path.with_name(path.name.replace("corrections", "every_number"))
                 found = unfinished(path, {**start, "counts": {}})
                 every_number(world, counts, found, partial(write, path), told)
             else:
                 found = unfinished(path, {**start, "settings": {}})
+                if arguments.add:
+                    missing = [name for name in ROWS if name not in found.get("rows", {})]
+                    found.setdefault("added", {}).update(dict.fromkeys(missing, facts["commit"]))
                 run(world, counts, SETTINGS, told, found, partial(write, path))
 
 

@@ -6,11 +6,8 @@ row w_c, b_c of a linear or convolution layer,
 
     scale = |w_c^t| / |w_c^merged|,     shift = b_c^t - scale * b_c^merged,
 
-or one set for all tasks, from the means of the scales and of the experts' biases. At four tasks of
-two aligned foundations (seed 0 of the demo, scale 0.5: 0.742 of the experts' accuracy as merged,
-0.905 with TACT) this recovers 57 % of what TACT gains, and 52 % with one set. TACT fitted on white
-noise instead of data recovers 57 %, on noise in the colours of the first layer 31 %, on inputs that
-the experts' heads ask for 43 %.
+or one set for all tasks, from the means of the scales and of the experts' biases. What this and
+:func:`nlm.correct.random_fields` recover of TACT's gain: docs/corrections.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -67,7 +67,7 @@ def test_every_number_of_tasks(tmp_path_factory, monkeypatch):
     start = {"seed": 0, "counts": {"2": {"none": {"average": 0.5}}}}
     world = prepare(0, 3, settings=SMALL)
     found = corrections.every_number(world, (2, 3), start, lambda all: kept.append(1), lambda _: 0)
-    assert found["counts"]["2"]["none"] == {"average": 0.5} and len(kept) == 7  # it goes on
+    assert found["counts"]["2"]["none"] == {"average": 0.5} and len(kept) == 11  # it goes on
     assert list(found["counts"]["3"]) == list(corrections_page.SHORT) == list(corrections.SHORT)
 
 
@@ -75,14 +75,17 @@ def test_the_page_says_where_a_goal_is_missed():
     def scores(**averages):
         return {name: {"average": each, "worst": each} for name, each in averages.items()}
 
-    three = scores(none=0.5, repair=0.6, least_squares=0.6, tact=0.8)
-    found = {"seed": 0, "counts": {"2": scores(none=0.5, repair=0.9, least_squares=0.7, tact=0.8)}}
-    told = corrections_page.every_number([found | {"counts": {**found["counts"], "3": three}}])
+    three = scores(none=0.5, repair=0.6, least_squares=0.6, refit=0.9, refit_fields=0.65, tact=0.8)
+    two = scores(none=0.5, repair=0.9, least_squares=0.7, refit=0.7, refit_fields=0.5, tact=0.8)
+    both = {"seed": 0, "counts": {"2": two, "3": three}}
+    told = corrections_page.every_number([both])
     assert "from three tasks on: met for every seed" in told[-1]
-    assert "that all tasks share: missed at 3 (33%) tasks" in told[-1]
     assert (
-        "| 3 | 0.500 / 0.50 | 0.600 / 0.60 | 0.600 / 0.60 | 0.800 / 0.80 | 33% | 20.0 |" in told[1]
+        "by least squares missed at 3 (33%) tasks; by refit met at every number; "
+        "by refit on random fields missed at 2 (0%) tasks." in told[-1]
     )
+    row = next(line for line in told[1].splitlines() if line.startswith("| 3 |"))
+    assert row.endswith("| 0.650 / 0.65 | 0.800 / 0.80 | 33% | 133% | 50% | 20.0 | 20.0 |")
     worse = {"3": {**three, "repair": {"average": 0.9, "worst": 0.9}}}
     told = corrections_page.every_number([{"seed": 0, "counts": worse}])
     assert "from three tasks on: missed at 3 tasks" in told[-1]
@@ -95,4 +98,4 @@ def test_the_page_says_how_far_two_runs_of_one_seed_are_apart():
     assert corrections_page.changed(tables, every) == ""
     every[0]["counts"]["2"] = at | {"none": {"average": 0.52}}
     told = corrections_page.changed(tables, every)
-    assert told.endswith("one seed differs by 0.5 points on average, 2.0 at most.")
+    assert told.endswith("one seed differs by 0.3 points on average, 2.0 at most.")
