@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import _tact_cost
-from _pages import counted, save, spread
+from _pages import again, counted, dots, save, spread
 from _pages import table as table_of
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +34,20 @@ SHORT = {
     "repair": "REPAIR",
     "least_squares": "least squares, shared",
     "tact": "TACT",
+}
+FREE = {
+    "none": "none",
+    "shared_free": "row lengths, shared",
+    "free": "row lengths",
+    "noise": "TACT, white noise",
+    "tact": "TACT",
+}
+WHY = {
+    "by one set for all tasks": "one set fits a line per channel to all tasks together; where the "
+    "merged channel is off differently for each task, it takes a task id, or whole layers "
+    "([refit](refit.md))",
+    "without data": "the lengths of rows tell variances of inputs that prefer no direction; they "
+    "know nothing of means, nor of what the layers before have lost",
 }
 GOALS = {
     "by one set for all tasks": ("repair", "least_squares", "shared_free"),
@@ -63,11 +77,14 @@ def page() -> str:
     parts = [INTRODUCTION]
     for network in NETWORKS:
         if results := load(network):
-            parts += [f"## {NETWORKS[network]}", *section(results)]
+            picture = f"![Each correction's accuracy](pictures/corrections_{network}.png)"
+            parts += [f"## {NETWORKS[network]}", picture, *section(results)]
         if results := load(network, "every_number"):
             parts += ["### Every number of tasks", *every_number(results)]
             if differing := changed(load(network), results):
                 parts.append(differing)
+        if results := load(network, "without_data"):
+            parts += ["### Without data", *without_data(results)]
     sizes = [
         json.loads(path.read_text())["calibration_sizes"]
         for path in sorted(RESULTS.glob("nonlocal_merging_seed*.json"))
@@ -76,7 +93,41 @@ def page() -> str:
         parts += ["## How many samples", calibration(sizes)]
     if COST.exists():
         parts += ["## What TACT costs", *_tact_cost.section(json.loads(COST.read_text()))]
+    parts.append(
+        again(
+            "experiments/corrections.py", "experiments/corrections.py --every-number",
+            "experiments/corrections.py --without-data --networks cnn64",
+            "experiments/nonlocal_merging.py", "experiments/tact_cost.py", "corrections_page.py",
+        )
+    )  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def draw() -> dict[str, bytes]:
+    """The corrections of each network beside one another, by the pictures' file names."""
+    return {
+        f"corrections_{network}.png": dots(
+            {
+                f"{count} tasks": {
+                    SETTINGS[setting]: {
+                        _row(found): average(results, setting, count, name)
+                        for name, found in results[0]["rows"].items()
+                    }
+                    for setting in results[0]["settings"]
+                }
+                for count in results[0]["settings"]["permuted"]
+            },
+            "normalised accuracy",
+            1.03,
+        )
+        for network in NETWORKS
+        if (results := load(network))
+    }
+
+
+def _row(found: dict[str, str]) -> str:
+    """What a row of a picture is called."""
+    return f"{found['title']}, {found['needs']}" if "labels" in found["needs"] else found["title"]
 
 
 def calibration(sizes: list[dict[str, float]]) -> str:
@@ -95,6 +146,8 @@ def calibration(sizes: list[dict[str, float]]) -> str:
 def section(results: list[dict[str, Any]]) -> list[str]:
     seeds = ", ".join(str(result["seed"]) for result in results)
     parts = [f"Seeds {seeds}. {verdict(results)}"]
+    if missed := [told for told in GOALS if f"{told}: missed" in parts[0]]:
+        parts.append("Why half is missed: " + "; ".join(f"{at}, {WHY[at]}" for at in missed) + ".")
     for setting in results[0]["settings"]:
         parts += [f"### {SETTINGS[setting]}", table(results, setting)]
     return parts
@@ -127,6 +180,35 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
         table_of(header, rows),
         f"TACT above REPAIR from three tasks on: {above}. Half of TACT's gain by least squares "
         f"that all tasks share: {half}. {refitted()}",
+    ]
+
+
+def without_data(results: list[dict[str, Any]]) -> list[str]:
+    """What weights alone and TACT on white noise recover of what TACT gains on data."""
+    rows, told = [], []
+    for count in results[0]["counts"]:
+        found = [r["counts"][count] for r in results]
+        means = {name: mean(at[name]["average"] for at in found) for name in FREE}
+        gain = means["tact"] - means["none"]
+        parts = {name: (means[name] - means["none"]) / gain for name in FREE}
+        rows.append(
+            [count]
+            + [
+                _scores([at[name] for at in found], "")
+                + ("" if name in ("none", "tact") else f" ({parts[name]:.0%})")
+                for name in FREE
+            ]
+        )
+        best = max(parts[name] for name in FREE if name not in ("none", "tact"))
+        reached = "met" if best >= 0.5 else "missed"
+        told.append(f"{reached} at {count} tasks ({best:.0%})")
+    return [
+        f"Aligned by weights, on {counted(results, 'seed')}. *Row lengths* look at weights alone; "
+        "*white noise* is TACT fitted to normal noise in the place of images. In brackets the share "
+        "of TACT's gain.",
+        table_of(["tasks", *FREE.values()], rows),
+        f"Half of TACT's gain by the best of them: {', '.join(told)}. What the layers of a network "
+        "see of images is not what they see of noise, nor what weights tell of any input.",
     ]
 
 
@@ -242,6 +324,7 @@ def _scores(found: list[dict[str, Any]], suffix: str) -> str:
 
 
 def main() -> None:
+    save(draw())
     if COST.exists():
         save(_tact_cost.draw(json.loads(COST.read_text())))
     PAGE.write_text(page())

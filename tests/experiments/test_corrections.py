@@ -27,7 +27,7 @@ def test_the_table_in_small(tmp_path_factory, monkeypatch):
         assert set(setting["2"]) == rows
         for name, at in setting["2"].items():
             assert 0 < at["worst"] <= at["average"] and at["seconds"] > 0
-            assert (at["bytes"] > 0) == (name in ("free", "tact", "tact_once"))
+            assert (at["bytes"] > 0) == (name in ("free", "noise", "tact", "tact_once"))
     page = corrections_page.section([found, found])
     assert all(
         page[-1].count(f"| {row['title']} | {row['needs']} |") for row in found["rows"].values()
