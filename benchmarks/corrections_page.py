@@ -204,8 +204,8 @@ def without_data(results: list[dict[str, Any]]) -> list[str]:
         told.append(f"{reached} at {count} tasks ({best:.0%})")
     return [
         f"Aligned by weights, on {counted(results, 'seed')}. *Row lengths* look at weights alone; "
-        "*white noise* is TACT fitted to normal noise in the place of images. In brackets the share "
-        "of TACT's gain.",
+        "*white noise* is TACT fitted to normal noise in the place of images. In brackets the "
+        "share of TACT's gain.",
         table_of(["tasks", *FREE.values()], rows),
         f"Half of TACT's gain by the best of them: {', '.join(told)}. What the layers of a network "
         "see of images is not what they see of noise, nor what weights tell of any input.",

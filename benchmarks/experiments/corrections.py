@@ -152,7 +152,7 @@ def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
     if row.noise:
         random = torch.Generator().manual_seed(world.demo.seed)
         shape = calibration[names[0]][0].shape
-        calibration = dict.fromkeys(names, [torch.randn(shape, generator=random)])
+        calibration = {name: [torch.randn(shape, generator=random)] for name in names}
 
     def chosen(scales: Sequence[float]) -> Choice:
         return choose(
