@@ -35,6 +35,18 @@ SHORT = {
     "least_squares": "least squares, shared",
     "tact": "TACT",
 }
+SOLVED_SETTINGS = {
+    "permuted by activations": "Experts of two foundations, aligned",
+    "nonlocal": "Experts of two foundations, as they are",
+    "local": "Experts of one foundation",
+}
+SOLVED = {
+    "tact": ("TACT", "512 images, a task id"),
+    "refit": ("refit", "512 images"),
+    "refit_tact": ("refit, then TACT", "512 images, a task id"),
+    "low_rank": ("refit, low rank", "512 images, a task id"),
+    "low_rank_tact": ("refit, low rank, then TACT", "512 images, a task id"),
+}
 FREE = {
     "none": "none",
     "shared_free": "row lengths, shared",
@@ -83,6 +95,8 @@ def page() -> str:
             parts += ["### Every number of tasks", *every_number(results)]
             if differing := changed(load(network), results):
                 parts.append(differing)
+        if network == "cnn64":
+            parts += solved()
         if results := load(network, "without_data"):
             parts += ["### Without data", *without_data(results)]
     sizes = [
@@ -97,6 +111,7 @@ def page() -> str:
         again(
             "experiments/corrections.py", "experiments/corrections.py --every-number",
             "experiments/corrections.py --without-data --networks cnn64",
+            "experiments/low_rank.py", "experiments/low_rank.py --zero",
             "experiments/nonlocal_merging.py", "experiments/tact_cost.py", "corrections_page.py",
         )
     )  # fmt: skip
@@ -181,6 +196,42 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
         f"TACT above REPAIR from three tasks on: {above}. Half of TACT's gain by least squares "
         f"that all tasks share: {half}. {refitted()}",
     ]
+
+
+def solved() -> list[str]:
+    """Refit and what stands on it, with and without task vectors, of the results of low_rank.py."""
+    results, zero = (
+        [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}_seed*.json"))]
+        for name in ("low_rank", "low_rank_zero")
+    )
+    if not results or not zero:
+        return []
+    counts = ("4", "8")
+    parts = [
+        "### Layers solved anew",
+        f"Permuted by activations, at a scale of {results[0]['scale']} or 0, on "
+        f"{results[0]['images']} images a task; {counted(results, 'seed')} "
+        f"({', '.join(str(r['seed']) for r in results)}). TACT stands beside as it is there. "
+        "[More of them](refit.md).",
+    ]
+    for setting, title in SOLVED_SETTINGS.items():
+        there = [count for count in counts if count in results[0]["settings"][setting]]
+        rows = []
+        for name, (told, needs) in SOLVED.items():
+            at = [
+                [r["settings"][setting][count][name] for r in found]
+                for found in (results, zero)
+                for count in there
+            ]
+            price = at[len(there) - 1]
+            rows.append(
+                [told, needs, *(_scores(each, "") for each in at)]
+                + [f"{price[0]['bytes']:,}", f"{mean(each['seconds'] for each in price):.1f}"]
+            )
+        columns = [*(f"{count} tasks" for count in there), *(f"{c}, scale 0" for c in there)]
+        header = ["correction", "needs", *columns, "bytes per task", "seconds"]
+        parts += [f"**{title}**", table_of(header, rows, 2)]
+    return parts
 
 
 def without_data(results: list[dict[str, Any]]) -> list[str]:
