@@ -160,12 +160,18 @@ def calibration(sizes: list[dict[str, float]]) -> str:
 
 def section(results: list[dict[str, Any]]) -> list[str]:
     seeds = ", ".join(str(result["seed"]) for result in results)
-    parts = [f"Seeds {seeds}. {verdict(results)}"]
-    if missed := [told for told in GOALS if f"{told}: missed" in parts[0]]:
-        parts.append("Why half is missed: " + "; ".join(f"{at}, {WHY[at]}" for at in missed) + ".")
+    told = verdict(results)
+    parts = [f"Seeds {seeds}. {told}", *why(told)]
     for setting in results[0]["settings"]:
         parts += [f"### {SETTINGS[setting]}", table(results, setting)]
     return parts
+
+
+def why(told: str) -> list[str]:
+    """The reasons for the goals that a verdict calls missed."""
+    missed = [goal for goal in GOALS if f"{goal}: missed" in told]
+    each = "; ".join(f"{goal}, {WHY[goal]}" for goal in missed)
+    return [f"Why half is missed: {each}."] if missed else []
 
 
 def every_number(results: list[dict[str, Any]]) -> list[str]:
@@ -224,10 +230,8 @@ def solved() -> list[str]:
                 for count in there
             ]
             price = at[len(there) - 1]
-            rows.append(
-                [told, needs, *(_scores(each, "") for each in at)]
-                + [f"{price[0]['bytes']:,}", f"{mean(each['seconds'] for each in price):.1f}"]
-            )
+            costs = [f"{price[0]['bytes']:,}", f"{mean(each['seconds'] for each in price):.1f}"]
+            rows.append([told, needs, *(_scores(each, "") for each in at), *costs])
         columns = [*(f"{count} tasks" for count in there), *(f"{c}, scale 0" for c in there)]
         header = ["correction", "needs", *columns, "bytes per task", "seconds"]
         parts += [f"**{title}**", table_of(header, rows, 2)]

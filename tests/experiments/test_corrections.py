@@ -96,3 +96,18 @@ def test_the_page_says_how_far_two_runs_of_one_seed_are_apart():
     every[0]["counts"]["2"] = at | {"none": {"average": 0.52}}
     told = corrections_page.changed(tables, every)
     assert told.endswith("one seed differs by 0.5 points on average, 2.0 at most.")
+
+
+def test_the_page_says_what_needs_no_data_recovers():
+    rows = {"none": 0.5, "shared_free": 0.6, "free": 0.65, "noise": 0.55, "tact": 0.7}
+    at = {name: {"average": each, "worst": each} for name, each in rows.items()}
+    less = at | {"free": {"average": 0.55, "worst": 0.5}, "shared_free": at["none"]}
+    told = corrections_page.without_data([{"seed": 0, "counts": {"2": at, "4": less}}])
+    assert "| 2 | 0.500 / 0.50 | 0.600 / 0.60 (50%) | 0.650 / 0.65 (75%) |" in told[1]
+    assert "met at 2 tasks (75%), missed at 4 tasks (25%)" in told[-1]
+
+
+def test_a_missed_goal_has_its_reason():
+    [told] = corrections_page.why(corrections_page.goals({"repair": 0.6, "free": 0.4}))
+    assert told.startswith("Why half is missed: without data, the lengths of rows")
+    assert corrections_page.why(corrections_page.goals({"repair": 0.6, "free": 0.6})) == []
