@@ -7,10 +7,12 @@ makes it of the committed results; a test fails where the page is not what this 
 
 import json
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import _corrections_parts
 import _tact_cost
+from _corrections_parts import scores
 from _pages import again, counted, dots, save, spread
 from _pages import table as table_of
 
@@ -33,25 +35,6 @@ SHORT = {
     "none": "none",
     "repair": "REPAIR",
     "least_squares": "least squares, shared",
-    "tact": "TACT",
-}
-SOLVED_SETTINGS = {
-    "permuted by activations": "Experts of two foundations, aligned",
-    "nonlocal": "Experts of two foundations, as they are",
-    "local": "Experts of one foundation",
-}
-SOLVED = {
-    "tact": ("TACT", "512 images, a task id"),
-    "refit": ("refit", "512 images"),
-    "refit_tact": ("refit, then TACT", "512 images, a task id"),
-    "low_rank": ("refit, low rank", "512 images, a task id"),
-    "low_rank_tact": ("refit, low rank, then TACT", "512 images, a task id"),
-}
-FREE = {
-    "none": "none",
-    "shared_free": "row lengths, shared",
-    "free": "row lengths",
-    "noise": "TACT, white noise",
     "tact": "TACT",
 }
 WHY = {
@@ -79,10 +62,12 @@ task."""
 
 def load(network: str, kind: str = "corrections") -> list[dict[str, Any]]:
     """The results of all seeds of a network."""
-    return [
-        json.loads(path.read_text())
-        for path in sorted(RESULTS.glob(f"{kind}_{network}_seed*.json"))
-    ]
+    return load_all(f"{kind}_{network}")
+
+
+def load_all(name: str) -> list[dict[str, Any]]:
+    """The results of all seeds by the start of their files' names."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}_seed*.json"))]
 
 
 def page() -> str:
@@ -96,9 +81,9 @@ def page() -> str:
             if differing := changed(load(network), results):
                 parts.append(differing)
         if network == "cnn64":
-            parts += solved()
+            parts += _corrections_parts.solved(load_all("low_rank"), load_all("low_rank_zero"))
         if results := load(network, "without_data"):
-            parts += ["### Without data", *without_data(results)]
+            parts += ["### Without data", *_corrections_parts.without_data(results)]
     sizes = [
         json.loads(path.read_text())["calibration_sizes"]
         for path in sorted(RESULTS.glob("nonlocal_merging_seed*.json"))
@@ -186,7 +171,7 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
         part = (means["least_squares"] - means["none"]) / (means["tact"] - means["none"])
         if part < 0.5:
             low.append(f"{count} ({part:.0%})")
-        cells = [_scores([at[name] for at in found], "") for name in SHORT]
+        cells = [scores([at[name] for at in found], "") for name in SHORT]
         rows.append([count, *cells, f"{part:.0%}", f"{mean(gains):.1f}", f"{min(gains):.1f}"])
     header = [
         "tasks", *SHORT.values(), "least squares, of TACT's gain", "TACT above REPAIR, points",
@@ -201,69 +186,6 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
         table_of(header, rows),
         f"TACT above REPAIR from three tasks on: {above}. Half of TACT's gain by least squares "
         f"that all tasks share: {half}. {refitted()}",
-    ]
-
-
-def solved() -> list[str]:
-    """Refit and what stands on it, with and without task vectors, of the results of low_rank.py."""
-    results, zero = (
-        [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}_seed*.json"))]
-        for name in ("low_rank", "low_rank_zero")
-    )
-    if not results or not zero:
-        return []
-    counts = ("4", "8")
-    parts = [
-        "### Layers solved anew",
-        f"Permuted by activations, at a scale of {results[0]['scale']} or 0, on "
-        f"{results[0]['images']} images a task; {counted(results, 'seed')} "
-        f"({', '.join(str(r['seed']) for r in results)}). TACT stands beside as it is there. "
-        "[More of them](refit.md).",
-    ]
-    for setting, title in SOLVED_SETTINGS.items():
-        there = [count for count in counts if count in results[0]["settings"][setting]]
-        rows = []
-        for name, (told, needs) in SOLVED.items():
-            at = [
-                [r["settings"][setting][count][name] for r in found]
-                for found in (results, zero)
-                for count in there
-            ]
-            price = at[len(there) - 1]
-            costs = [f"{price[0]['bytes']:,}", f"{mean(each['seconds'] for each in price):.1f}"]
-            rows.append([told, needs, *(_scores(each, "") for each in at), *costs])
-        columns = [*(f"{count} tasks" for count in there), *(f"{c}, scale 0" for c in there)]
-        header = ["correction", "needs", *columns, "bytes per task", "seconds"]
-        parts += [f"**{title}**", table_of(header, rows, 2)]
-    return parts
-
-
-def without_data(results: list[dict[str, Any]]) -> list[str]:
-    """What weights alone and TACT on white noise recover of what TACT gains on data."""
-    rows, told = [], []
-    for count in results[0]["counts"]:
-        found = [r["counts"][count] for r in results]
-        means = {name: mean(at[name]["average"] for at in found) for name in FREE}
-        gain = means["tact"] - means["none"]
-        parts = {name: (means[name] - means["none"]) / gain for name in FREE}
-        rows.append(
-            [count]
-            + [
-                _scores([at[name] for at in found], "")
-                + ("" if name in ("none", "tact") else f" ({parts[name]:.0%})")
-                for name in FREE
-            ]
-        )
-        best = max(parts[name] for name in FREE if name not in ("none", "tact"))
-        reached = "met" if best >= 0.5 else "missed"
-        told.append(f"{reached} at {count} tasks ({best:.0%})")
-    return [
-        f"Aligned by weights, on {counted(results, 'seed')}. *Row lengths* look at weights alone; "
-        "*white noise* is TACT fitted to normal noise in the place of images. In brackets the "
-        "share of TACT's gain.",
-        table_of(["tasks", *FREE.values()], rows),
-        f"Half of TACT's gain by the best of them: {', '.join(told)}. What the layers of a network "
-        "see of images is not what they see of noise, nor what weights tell of any input.",
     ]
 
 
@@ -315,8 +237,8 @@ def table(results: list[dict[str, Any]], setting: str) -> str:
     for name, row in results[0]["rows"].items():
         at = {count: [r["settings"][setting][count][name] for r in results] for count in counts}
         cells = [row["title"], row["needs"]]
-        cells += [_scores(found, "") for found in at.values()]
-        cells += [_scores(found, "_at_zero") for found in at.values()]
+        cells += [scores(found, "") for found in at.values()]
+        cells += [scores(found, "_at_zero") for found in at.values()]
         price = at[counts[-1]]
         cells += [f"{price[0]['bytes']:,}", f"{mean(each['seconds'] for each in price):.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -368,14 +290,6 @@ def share(results: list[dict[str, Any]], name: str, count: str) -> float:
 
 def average(results: list[dict[str, Any]], setting: str, count: str, name: str) -> float:
     return mean(result["settings"][setting][count][name]["average"] for result in results)
-
-
-def _scores(found: list[dict[str, Any]], suffix: str) -> str:
-    """Mean over the seeds with its spread / the worst task's mean."""
-    averages = [each[f"average{suffix}"] for each in found]
-    worst = mean(each[f"worst{suffix}"] for each in found)
-    spread = f" ± {stdev(averages):.3f}" if len(averages) > 1 else ""
-    return f"{mean(averages):.3f}{spread} / {worst:.2f}"
 
 
 def main() -> None:

@@ -74,6 +74,11 @@ def page() -> str:
         parts += ["## A part of low rank for each task", *parts_of_low_rank(low_rank)]
     parts += ["## TACT and REPAIR by the number of tasks", gains(merging)]
     parts.append(
+        "Without task vectors, at a scale of 0, refit and parts of low rank score the same "
+        "([the control](corrections.md#layers-solved-anew)): the features of the experts are what "
+        "they are fitted to, and the merge is where they start."
+    )
+    parts.append(
         again(
             "experiments/refit.py", "experiments/low_rank.py", "experiments/nonlocal_merging.py",
             "refit_page.py",
