@@ -33,6 +33,7 @@ CORRECTIONS = {
     "refit": "refit",
     "refit+tact": "refit, then TACT",
 }
+ALL = range(2, 9)
 DRAWN = ("none", "tact", "refit")
 MAIN = "4"
 
@@ -40,8 +41,8 @@ INTRODUCTION = """# Every merger under every correction
 
 Made by `benchmarks/every_merge_page.py` from the results of
 `benchmarks/experiments/every_merge.py`: the demo's experts (`cnn64`), aligned in every way, merged
-by every method that merges any number of experts, and corrected, at {counts} tasks. A cell holds
-the mean normalised test accuracy (merged / expert) of the tasks{seeds}. Mergers stand at their
+by every method that merges any number of experts, and corrected, at {counts} tasks{unrun}.
+A cell holds the mean normalised test accuracy (merged / expert) of the tasks{seeds}. Mergers stand at their
 default parameters; the factor on task vectors (of {multiples} over the number of tasks) and
 TALL-mask's threshold (of {thresholds}) are chosen on validation images for each correction, but for
 refit and TACT on top of it, which take what was best under TACT. Corrections, Fisher averaging and
@@ -75,8 +76,10 @@ def told(results: Results) -> str:
     partly = [result for result in results[1:] if len(result["counts"]) < len(first["counts"])]
     if partly:
         many += " where they were run (the tables say which)"
+    left = [str(count) for count in ALL if str(count) not in counts]
+    unrun = f" ({joined(left)} were not run to their end)" if left else ""
     introduction = INTRODUCTION.format(
-        counts=joined(counts), seeds=many, images=first["images"],
+        counts=joined(counts), unrun=unrun, seeds=many, images=first["images"],
         multiples=joined([f"{each:g}" for each in first["multiples"]]),
         thresholds=joined([f"{each:g}" for each in first["thresholds"]]),
     )  # fmt: skip
