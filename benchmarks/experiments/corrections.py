@@ -8,7 +8,8 @@ for each correction; beside it stands what the correction gives at scale 0, with
 A run that was ended goes on where it was; ``--add`` measures the rows that committed results of the
 same networks lack, whatever revision those are of, and names its own beside them. With
 ``--every-number`` the shared corrections and TACT alone are compared, on aligned experts, at every
-number of tasks (every_number_*.json).
+number of tasks (every_number_*.json); with ``--without-data`` those that need none, TACT on white
+noise among them (without_data_*.json).
 """
 
 import argparse
@@ -41,14 +42,15 @@ SETTINGS = ("permuted", "nonlocal", "local")
 COUNTS = {"cnn64": (2, 4, 8), "cnn64_norm": (4,)}
 EVERY = range(2, 9)
 SHORT = ("none", "repair", "least_squares", "refit", "refit_fields", "tact")
+FREE = ("none", "shared_free", "free", "noise", "tact")
 
 
 @dataclass(frozen=True)
 class Row:
     """A correction of the table.
 
-    ``labels`` is the budget of a linear probe on the merged trunk; what is not fitted to inputs
-    that were ``collected`` is fitted to random fields, the same for all tasks.
+    ``labels`` is the budget of a linear probe on the merged trunk. ``inputs`` are the tasks'
+    images, white noise of its own for each task, or random fields, the same for all.
     """
 
     title: str
@@ -56,7 +58,7 @@ class Row:
     correction: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
     labels: int = 0
-    collected: bool = True
+    inputs: str = "images"
 
 
 IMAGES = f"{CALIBRATION} images"
@@ -66,10 +68,11 @@ ROWS = {
     "repair": Row("REPAIR", IMAGES, "repair"),
     "least_squares": Row("least squares, shared", IMAGES, "least_squares"),
     "refit": Row("refit, shared", IMAGES, "refit"),
-    "refit_fields": Row("refit on random fields, shared", "nothing", "refit", collected=False),
+    "refit_fields": Row("refit on random fields, shared", "nothing", "refit", inputs="fields"),
     "shared_free": Row("row lengths, shared", "nothing", "data_free", {"shared": True}),
     "free": Row("row lengths", "a task id", "data_free"),
     "tact": Row("TACT", f"{IMAGES}, a task id", "tact"),
+    "noise": Row("TACT, white noise", "a task id", "tact", inputs="noise"),
     "tact_once": Row("TACT, all at once", f"{IMAGES}, a task id", "tact_at_once"),
     "probe": Row("linear probe", f"{CALIBRATION} labels", labels=CALIBRATION),
     "probe_full": Row("linear probe", f"{PROBE_LABELS} labels", labels=PROBE_LABELS),
@@ -123,11 +126,12 @@ def every_number(
     found: dict[str, Any],
     save: Callable[[dict[str, Any]], object] = lambda found: None,
     progress: Callable[[str], None] = print,
+    names: Iterable[str] = SHORT,
 ) -> dict[str, Any]:
     """Number of tasks -> the figures of a few corrections of aligned experts."""
     for count in counts:
         at = found["counts"].setdefault(str(count), {})
-        for name in fill(world, "permuted", count, SHORT, at):
+        for name in fill(world, "permuted", count, names, at):
             progress(f"{count} tasks, {name}: {at[name]['average']:.3f}")
             save(found)
     return found
@@ -153,9 +157,12 @@ class Figures:
 def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
     names = list(aligned.experts)
     calibration = {name: world.calibration[name] for name in names}
-    if not row.collected:
-        fields = random_fields(next(iter(calibration[names[0]])).shape[1:])
-        calibration = dict.fromkeys(names, fields)
+    shape = next(iter(calibration[names[0]])).shape
+    if row.inputs == "fields":
+        calibration = dict.fromkeys(names, random_fields(shape[1:]))
+    elif row.inputs == "noise":
+        random = torch.Generator().manual_seed(world.demo.seed)
+        calibration = {name: [torch.randn(shape, generator=random)] for name in names}
 
     def chosen(scales: Sequence[float]) -> Choice:
         return choose(
@@ -198,6 +205,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--every-number", action="store_true")
     parser.add_argument("--add", action="store_true", help="the rows that results lack")
+    parser.add_argument("--without-data", action="store_true")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     facts = {"threads": torch.get_num_threads(), "commit": commit()}
@@ -214,6 +222,10 @@ def main() -> None:
                 path = path.with_name(path.name.replace("corrections", "every_number"))
                 found = unfinished(path, {**start, "counts": {}})
                 every_number(world, counts, found, partial(write, path), told)
+            elif arguments.without_data:
+                path = path.with_name(path.name.replace("corrections", "without_data"))
+                found = unfinished(path, {**start, "counts": {}})
+                every_number(world, counts, found, partial(write, path), told, FREE)
             else:
                 found = unfinished(path, {**start, "settings": {}})
                 if arguments.add:
