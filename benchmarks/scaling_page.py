@@ -151,9 +151,9 @@ def _prediction(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> s
         f"| similarities of all feed-forward groups, one sweep | {needed / 1e15:.1f} PFLOP at "
         f"{flops / 1e9:.0f} GFLOP/s | {_hours(needed / flops)} | {_hours(needed / flops / 64)}, "
         "if it were divided |",
-        f"| their assignments, of a copy with noise | all of align's "
-        f"n^{matching['time_power']:.2f} from {matching['points'][-1]['size']:,} units on | {_hours(solving)} | "
-        f"{_hours(solving / 64)}, if divided |",
+        "| their assignments, of a copy with noise | all of align's "
+        f"n^{matching['time_power']:.2f} from {matching['points'][-1]['size']:,} units on | "
+        f"{_hours(solving)} | {_hours(solving / 64)}, if divided |",
         f"| memory of one of them | costs in float64 | {_bytes(costs)} | {_bytes(costs)} each |",
         f"| correct (TACT), {SAMPLES} samples of {TOKENS} tokens a task | "
         f"{passes / 1e15:.0f} PFLOP of passes at the same rate, were the models in memory | "
