@@ -173,7 +173,8 @@ def _explained(stem: str) -> list[str]:
     found = [path for path in (triton, cuda, *bodies) if path.exists()]
     for path in found:
         lines += _told(path)
-    return lines if found else [*lines, "No kernel of its own: tensors there go through the reference.", ""]
+    none = "No kernel of its own: tensors there go through the reference."
+    return lines if found else [*lines, none, ""]
 
 
 def _told(path: Path) -> list[str]:
