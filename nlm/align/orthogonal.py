@@ -105,6 +105,11 @@ class OrthogonalAlignment(AlignmentResult):
                 parts[part][group] = tensor
             report = build(AlignmentReport, parse_json(metadata["report"]))
             gauge = Gauge.from_mapping(parse_json(metadata["gauge"]))
+            if lost := gauge.spec.groups.keys() - parts["permutation"].keys():
+                raise ValueError(
+                    f"nlm.align: an alignment has an index array for every group, got none for "
+                    f"{', '.join(sorted(lost))}"
+                )
             check(gauge.spec.groups, parts["permutation"])
             gauge.check(parts["rotation"])
         return cls(parts["permutation"], report, parts["rotation"], gauge)
