@@ -7,11 +7,13 @@ makes it of the committed results; a test fails where the page is not what this 
 
 import json
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import _corrections_parts
 import _tact_cost
-from _pages import counted, save, spread
+from _corrections_parts import scores
+from _pages import again, counted, dots, save, spread
 from _pages import table as table_of
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +37,13 @@ SHORT = {
     "least_squares": "least squares, shared",
     "tact": "TACT",
 }
+WHY = {
+    "by one set for all tasks": "one set fits a line per channel to all tasks together; where the "
+    "merged channel is off differently for each task, it takes a task id, or whole layers "
+    "([refit](refit.md))",
+    "without data": "the lengths of rows tell variances of inputs that prefer no direction; they "
+    "know nothing of means, nor of what the layers before have lost",
+}
 GOALS = {
     "by one set for all tasks": ("repair", "least_squares", "shared_free"),
     "without data": ("shared_free", "free"),
@@ -53,21 +62,28 @@ task."""
 
 def load(network: str, kind: str = "corrections") -> list[dict[str, Any]]:
     """The results of all seeds of a network."""
-    return [
-        json.loads(path.read_text())
-        for path in sorted(RESULTS.glob(f"{kind}_{network}_seed*.json"))
-    ]
+    return load_all(f"{kind}_{network}")
+
+
+def load_all(name: str) -> list[dict[str, Any]]:
+    """The results of all seeds by the start of their files' names."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}_seed*.json"))]
 
 
 def page() -> str:
     parts = [INTRODUCTION]
     for network in NETWORKS:
         if results := load(network):
-            parts += [f"## {NETWORKS[network]}", *section(results)]
+            picture = f"![Each correction's accuracy](pictures/corrections_{network}.png)"
+            parts += [f"## {NETWORKS[network]}", picture, *section(results)]
         if results := load(network, "every_number"):
             parts += ["### Every number of tasks", *every_number(results)]
             if differing := changed(load(network), results):
                 parts.append(differing)
+        if network == "cnn64":
+            parts += _corrections_parts.solved(load_all("low_rank"), load_all("low_rank_zero"))
+        if results := load(network, "without_data"):
+            parts += ["### Without data", *_corrections_parts.without_data(results)]
     sizes = [
         json.loads(path.read_text())["calibration_sizes"]
         for path in sorted(RESULTS.glob("nonlocal_merging_seed*.json"))
@@ -76,7 +92,42 @@ def page() -> str:
         parts += ["## How many samples", calibration(sizes)]
     if COST.exists():
         parts += ["## What TACT costs", *_tact_cost.section(json.loads(COST.read_text()))]
+    parts.append(
+        again(
+            "experiments/corrections.py", "experiments/corrections.py --every-number",
+            "experiments/corrections.py --without-data --networks cnn64",
+            "experiments/low_rank.py", "experiments/low_rank.py --zero",
+            "experiments/nonlocal_merging.py", "experiments/tact_cost.py", "corrections_page.py",
+        )
+    )  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def draw() -> dict[str, bytes]:
+    """The corrections of each network beside one another, by the pictures' file names."""
+    return {
+        f"corrections_{network}.png": dots(
+            {
+                f"{count} tasks": {
+                    SETTINGS[setting]: {
+                        _row(found): average(results, setting, count, name)
+                        for name, found in results[0]["rows"].items()
+                    }
+                    for setting in results[0]["settings"]
+                }
+                for count in results[0]["settings"]["permuted"]
+            },
+            "normalised accuracy",
+            1.03,
+        )
+        for network in NETWORKS
+        if (results := load(network))
+    }
+
+
+def _row(found: dict[str, str]) -> str:
+    """What a row of a picture is called."""
+    return f"{found['title']}, {found['needs']}" if "labels" in found["needs"] else found["title"]
 
 
 def calibration(sizes: list[dict[str, float]]) -> str:
@@ -94,10 +145,18 @@ def calibration(sizes: list[dict[str, float]]) -> str:
 
 def section(results: list[dict[str, Any]]) -> list[str]:
     seeds = ", ".join(str(result["seed"]) for result in results)
-    parts = [f"Seeds {seeds}. {verdict(results)}"]
+    told = verdict(results)
+    parts = [f"Seeds {seeds}. {told}", *why(told)]
     for setting in results[0]["settings"]:
         parts += [f"### {SETTINGS[setting]}", table(results, setting)]
     return parts
+
+
+def why(told: str) -> list[str]:
+    """The reasons for the goals that a verdict calls missed."""
+    missed = [goal for goal in GOALS if f"{goal}: missed" in told]
+    each = "; ".join(f"{goal}, {WHY[goal]}" for goal in missed)
+    return [f"Why half is missed: {each}."] if missed else []
 
 
 def every_number(results: list[dict[str, Any]]) -> list[str]:
@@ -112,7 +171,7 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
         part = (means["least_squares"] - means["none"]) / (means["tact"] - means["none"])
         if part < 0.5:
             low.append(f"{count} ({part:.0%})")
-        cells = [_scores([at[name] for at in found], "") for name in SHORT]
+        cells = [scores([at[name] for at in found], "") for name in SHORT]
         rows.append([count, *cells, f"{part:.0%}", f"{mean(gains):.1f}", f"{min(gains):.1f}"])
     header = [
         "tasks", *SHORT.values(), "least squares, of TACT's gain", "TACT above REPAIR, points",
@@ -178,8 +237,8 @@ def table(results: list[dict[str, Any]], setting: str) -> str:
     for name, row in results[0]["rows"].items():
         at = {count: [r["settings"][setting][count][name] for r in results] for count in counts}
         cells = [row["title"], row["needs"]]
-        cells += [_scores(found, "") for found in at.values()]
-        cells += [_scores(found, "_at_zero") for found in at.values()]
+        cells += [scores(found, "") for found in at.values()]
+        cells += [scores(found, "_at_zero") for found in at.values()]
         price = at[counts[-1]]
         cells += [f"{price[0]['bytes']:,}", f"{mean(each['seconds'] for each in price):.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -233,15 +292,8 @@ def average(results: list[dict[str, Any]], setting: str, count: str, name: str) 
     return mean(result["settings"][setting][count][name]["average"] for result in results)
 
 
-def _scores(found: list[dict[str, Any]], suffix: str) -> str:
-    """Mean over the seeds with its spread / the worst task's mean."""
-    averages = [each[f"average{suffix}"] for each in found]
-    worst = mean(each[f"worst{suffix}"] for each in found)
-    spread = f" ± {stdev(averages):.3f}" if len(averages) > 1 else ""
-    return f"{mean(averages):.3f}{spread} / {worst:.2f}"
-
-
 def main() -> None:
+    save(draw())
     if COST.exists():
         save(_tact_cost.draw(json.loads(COST.read_text())))
     PAGE.write_text(page())

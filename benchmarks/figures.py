@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _pages import save
+from _pages import again, save
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "figures.md"
@@ -83,6 +83,8 @@ expert makes of it, over the mean distance between two images of the expert.
 {tasks}
 
 Average normalised accuracy, means over seeds {seeds}. {task_verdict}
+
+{again}
 """
 
 
@@ -110,6 +112,9 @@ def page(found: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
         projections=_table(_projection_rows(found["projections"])),
         tasks=_table(_task_rows(means["settings"]), names=2),
         task_verdict=_task_verdict(means["settings"]["permuted"]),
+        again=again(
+            "experiments/nonlocal_merging.py", "experiments/paper_figures.py", "figures.py"
+        ),
     )
 
 

@@ -14,7 +14,8 @@ RESULTS = FOLDER / "experiments" / "results"
 MAKERS = (
     "readme", "roofline", "backends_page", "barriers", "many_models_page", "corrections_page",
     "recovery_page", "refit_page", "transformer_tasks_page", "faults_page", "figures",
-    "questions_page", "scaling_page", "support_page", "trust_page", "proteins_page",
+    "questions_page", "every_merge_page", "scaling_page", "support_page", "trust_page",
+    "proteins_page",
 )  # fmt: skip
 NEEDED = {"proteins_page": "proteins.json"}
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import _survey_questions
 import _text_questions
-from _pages import save, spread, table
+from _pages import again, save, spread, table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "questions.md"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results"
 
+ASKED = ("size", "foundation", "survey", "text")
 TEXT = RESULTS / "text_questions.json"
 
 Seeds = Sequence[Mapping[str, Any]]  # what each seed found
@@ -69,6 +70,7 @@ def page() -> str:
         *data_section(),
         *(_text_questions.sections(load("text")) if TEXT.exists() else []),
         *_survey_questions.sections(seeds_of(asked)),
+        again(*(f"experiments/{each}_questions.py" for each in ASKED), "questions_page.py"),
     ]
     return "\n\n".join([introduction, *sections]) + "\n"
 

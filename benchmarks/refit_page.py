@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _pages import counted, spread, table
+from _pages import again, counted, dots, save, spread, table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "refit.md"
@@ -41,6 +41,7 @@ LOW_RANK = {  # the last column is no merge, but what it would be without a limi
 }
 GOALS = {"4": 2.0, "8": 4.0}  # tasks -> points behind one foundation, at most
 ALIGNED = "permuted by activations"
+PICTURE = "refit.png"
 LOW_RANK_PART = "#a-part-of-low-rank-for-each-task"
 
 INTRODUCTION = """# Refit beside TACT, and what is left between one foundation and two
@@ -65,13 +66,45 @@ def page() -> str:
         seeds=", ".join(str(result["seed"]) for result in results),
     )  # fmt: skip
     low_rank = load("low_rank")
-    parts = [introduction, goals(results, low_rank)]
+    picture = f"![What each correction leaves of the experts' accuracy](pictures/{PICTURE})"
+    parts = [introduction, goals(results, low_rank), picture]
     for tasks in GOALS:
         parts += [f"## {tasks} tasks", scores(results, tasks), verdict(results, tasks)]
     if low_rank:
         parts += ["## A part of low rank for each task", *parts_of_low_rank(low_rank)]
     parts += ["## TACT and REPAIR by the number of tasks", gains(merging)]
+    parts.append(
+        "Without task vectors, at a scale of 0, refit and parts of low rank score the same "
+        "([the control](corrections.md#layers-solved-anew)): the features of the experts are what "
+        "they are fitted to, and the merge is where they start."
+    )
+    parts.append(
+        again(
+            "experiments/refit.py", "experiments/low_rank.py", "experiments/nonlocal_merging.py",
+            "refit_page.py",
+        )
+    )  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def draw() -> dict[str, bytes]:
+    """What each correction leaves, by the picture's file name."""
+    results, low_rank = load("refit"), load("low_rank")
+
+    def found(tasks: str, setting: str) -> dict[str, float]:
+        parts = ((results, COLUMNS), (low_rank, {k: v for k, v in LOW_RANK.items() if "rank" in k}))
+        return {
+            title: mean(values(of, setting, tasks, row, "average"))
+            for of, titles in parts
+            if of and tasks in of[0]["settings"].get(setting, {})
+            for row, title in titles.items()
+        }
+
+    panels = {
+        f"{tasks} tasks": {SETTINGS[setting]: found(tasks, setting) for setting in SETTINGS}
+        for tasks in GOALS
+    }
+    return {PICTURE: dots(panels, "normalised accuracy", 1.03)}
 
 
 def goals(results: Results, low_rank: Results) -> str:
@@ -230,6 +263,7 @@ def gains(merging: Results) -> str:
 
 
 def main() -> None:
+    save(draw())
     PAGE.write_text(page())
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from _pages import again, dots, save
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "transformer_tasks.md"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results"
@@ -37,6 +39,7 @@ SOLVED = {
     "refit_tact": "refit, then TACT",
 }
 
+PICTURE = "transformer_tasks.png"
 LAST = "refit_default"  # of what is measured in a setting
 
 INTRODUCTION = """# Tasks of small transformers
@@ -72,7 +75,24 @@ def page() -> str:
             parts += section(found)
         else:
             parts.append(f"Not measured yet: `transformer_tasks.py {kind}` does it.")
-    return "\n\n".join([INTRODUCTION, *parts]) + "\n"
+    parts.append(again("experiments/transformer_tasks.py vit gpt", "transformer_tasks_page.py"))
+    picture = f"![What each correction leaves of the experts' accuracy](pictures/{PICTURE})"
+    return "\n\n".join([INTRODUCTION, picture, *parts]) + "\n"
+
+
+def draw() -> dict[str, bytes]:
+    """Four tasks of each kind under every correction, by the picture's file name."""
+    panels = {}
+    for kind, title in KINDS.items():
+        if found := load(kind):
+            own = {place: {} for place in PLACES}  # type: dict[str, dict[str, float]]
+            for what, columns, keys in (("rows", CORRECTIONS, ("4",)), ("refits", SOLVED, ())):
+                for place, seeds in gathered(found["seeds"], what, *keys).items():
+                    for name, told in columns.items():
+                        if told not in own[place] and all(name in each for each in seeds):
+                            own[place][told] = mean(each[name]["average"] for each in seeds)
+            panels[title] = {PLACES[place]: rows for place, rows in own.items() if rows}
+    return {PICTURE: dots(panels, "normalised accuracy", 1.03)}
 
 
 def section(found: dict[str, Any]) -> list[str]:
@@ -179,6 +199,7 @@ def _scores(found: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
+    save(draw())
     PAGE.write_text(page())
 
 

@@ -6,7 +6,8 @@ merges the demo's experts by Task Arithmetic in three settings and writes one JS
 seed beside this file; docs/corrections.md is made of them. The scale is chosen on validation data
 for each correction; beside it stands what the correction gives at scale 0, without task vectors.
 A run that was ended goes on where it was. With ``--every-number`` the shared corrections and TACT
-alone are compared, on aligned experts, at every number of tasks (every_number_*.json).
+alone are compared, on aligned experts, at every number of tasks (every_number_*.json); with
+``--without-data`` those that need none, TACT on white noise among them (without_data_*.json).
 """
 
 import argparse
@@ -39,6 +40,7 @@ SETTINGS = ("permuted", "nonlocal", "local")
 COUNTS = {"cnn64": (2, 4, 8), "cnn64_norm": (4,)}
 EVERY = range(2, 9)
 SHORT = ("none", "repair", "least_squares", "tact")
+FREE = ("none", "shared_free", "free", "noise", "tact")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Row:
     correction: str = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
     labels: int = 0
+    noise: bool = False  # in the place of images
 
 
 IMAGES = f"{CALIBRATION} images"
@@ -61,6 +64,7 @@ ROWS = {
     "shared_free": Row("row lengths, shared", "nothing", "data_free", {"shared": True}),
     "free": Row("row lengths", "a task id", "data_free"),
     "tact": Row("TACT", f"{IMAGES}, a task id", "tact"),
+    "noise": Row("TACT, white noise", "a task id", "tact", noise=True),
     "tact_once": Row("TACT, all at once", f"{IMAGES}, a task id", "tact_at_once"),
     "probe": Row("linear probe", f"{CALIBRATION} labels", labels=CALIBRATION),
     "probe_full": Row("linear probe", f"{PROBE_LABELS} labels", labels=PROBE_LABELS),
@@ -114,11 +118,12 @@ def every_number(
     found: dict[str, Any],
     save: Callable[[dict[str, Any]], object] = lambda found: None,
     progress: Callable[[str], None] = print,
+    names: Iterable[str] = SHORT,
 ) -> dict[str, Any]:
     """Number of tasks -> the figures of a few corrections of aligned experts."""
     for count in counts:
         at = found["counts"].setdefault(str(count), {})
-        for name in fill(world, "permuted", count, SHORT, at):
+        for name in fill(world, "permuted", count, names, at):
             progress(f"{count} tasks, {name}: {at[name]['average']:.3f}")
             save(found)
     return found
@@ -144,6 +149,10 @@ class Figures:
 def measure(world: World, setting: str, aligned: Aligned, row: Row) -> Figures:
     names = list(aligned.experts)
     calibration = {name: world.calibration[name] for name in names}
+    if row.noise:
+        random = torch.Generator().manual_seed(world.demo.seed)
+        shape = calibration[names[0]][0].shape
+        calibration = {name: [torch.randn(shape, generator=random)] for name in names}
 
     def chosen(scales: Sequence[float]) -> Choice:
         return choose(
@@ -185,6 +194,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--every-number", action="store_true")
+    parser.add_argument("--without-data", action="store_true")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     facts = {"threads": torch.get_num_threads(), "commit": commit()}
@@ -199,6 +209,10 @@ def main() -> None:
                 path = path.with_name(path.name.replace("corrections", "every_number"))
                 found = unfinished(path, {**start, "counts": {}})
                 every_number(world, counts, found, partial(write, path), told)
+            elif arguments.without_data:
+                path = path.with_name(path.name.replace("corrections", "without_data"))
+                found = unfinished(path, {**start, "counts": {}})
+                every_number(world, counts, found, partial(write, path), told, FREE)
             else:
                 found = unfinished(path, {**start, "settings": {}})
                 run(world, counts, SETTINGS, told, found, partial(write, path))

@@ -5,7 +5,8 @@
 writes one JSON per seed beside this file, after each setting; a run that was ended goes on. What
 is refitted is what ``refit.py`` refits, at its default ridge; each task's part weighs at most
 ``SHARE`` of the layers, and validation data choose its ridge. What full rank would give (a network
-for each task) stands beside it.
+for each task) stands beside it. With ``--zero`` the same without task vectors, at a scale of 0 and
+the first ridge (low_rank_zero_*.json).
 """
 
 import argparse
@@ -38,26 +39,33 @@ ROWS = (
 )  # fmt: skip
 
 
-def demo(world: World, found: dict[str, Any], save: Callable[[dict[str, Any]], object]) -> None:
+def demo(
+    world: World,
+    found: dict[str, Any],
+    save: Callable[[dict[str, Any]], object],
+    scale: float = SCALE,
+) -> None:
     """Normalised test accuracies of Task Arithmetic; ``save`` gets what there is so far."""
     for count, setting in ROWS:
         at = found["settings"].setdefault(setting, {})
         if str(count) in at:
             continue
-        rows = at[str(count)] = measure(world, setting, count)
+        rows = at[str(count)] = measure(world, setting, count, scale)
         for name, row in rows.items():
             print(f"{world.demo.seed} {count} {setting:24} {name:14} {row}", flush=True)
         save(found)
 
 
-def measure(world: World, setting: str, count: int) -> dict[str, dict[str, Any]]:
+def measure(
+    world: World, setting: str, count: int, scale: float = SCALE
+) -> dict[str, dict[str, Any]]:
     """Correction -> its scores, seconds and bytes a task."""
     aligned = world.aligned(setting, count)
     names = list(aligned.experts)
     data = {name: world.calibration[name] for name in names}
     own = world.expert_accuracy(setting, names, "validation")
     plain = choose(
-        aligned, data, world.validation, correction="none", scales=(SCALE,), expert_scores=own
+        aligned, data, world.validation, correction="none", scales=(scale,), expert_scores=own
     ).model
     found: dict[str, dict[str, Any]] = {}
 
@@ -75,7 +83,8 @@ def measure(world: World, setting: str, count: int) -> dict[str, dict[str, Any]]
     note("refit", solved, seconds)
     fitted, more = timed(lambda: tact(solved))
     note("refit_tact", fitted, seconds + more, fitted.parameter_bytes)
-    for name, share, ridges in (("low_rank", SHARE, RIDGES), ("full_rank", FULL, RIDGES[1:2])):
+    parts = (("low_rank", SHARE, RIDGES), ("full_rank", FULL, RIDGES[1:2]))
+    for name, share, ridges in parts if scale else (("low_rank", SHARE, RIDGES[:1]),):
         best, ridge, more = chosen(world, aligned, solved, data, own, share, ridges)
         note(name, best, seconds + more, best.parameter_bytes, ridge=ridge)
         if name == "low_rank":
@@ -123,17 +132,19 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="the folder of the JSON files"
     )
+    parser.add_argument("--zero", action="store_true", help="without task vectors")
     given = parser.parse_args()
+    scale = 0.0 if given.zero else SCALE
     facts = {
         "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {"nlm": nlm.__version__, "torch": torch.__version__}, "commit": commit(),
-        "images": IMAGES, "scale": SCALE, "share": SHARE, "ridges": RIDGES,
+        "images": IMAGES, "scale": scale, "share": SHARE, "ridges": RIDGES,
     }  # fmt: skip
     for seed in given.seeds:
         world = replace(prepare(seed), samples=IMAGES)
         start = {**facts, "seed": seed, "networks": networks(world.demo), "settings": {}}
-        path = given.results / f"low_rank_seed{seed}.json"
-        demo(world, unfinished(path, start), partial(write, path))
+        path = given.results / f"low_rank{'_zero' if given.zero else ''}_seed{seed}.json"
+        demo(world, unfinished(path, start), partial(write, path), scale)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import copy
 import onnx
 import pytest
 import torch
+import transformers
 from _networks import images
 from correct._architectures import PreNorm, called, pair
 from onnx.reference import ReferenceEvaluator
@@ -113,6 +114,75 @@ def test_onnx(tmp_path):
     torch.testing.assert_close(
         torch.from_numpy(found), called(tact, x, task=ids), rtol=1e-4, atol=1e-4
     )
+
+
+def resnet():
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    return transformers.ResNetForImageClassification(config), (torch.randn(12, 3, 16, 16),)
+
+
+def vit():
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=16, patch_size=8, num_labels=3,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config), (torch.randn(12, 3, 16, 16),)
+
+
+def bert():
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, num_labels=3,
+    )  # fmt: skip
+    mask = torch.ones(12, 6, dtype=torch.int64)
+    mask[::2, 4:] = 0
+    model = transformers.BertForSequenceClassification(config)
+    return model, (torch.randint(50, (12, 6)), mask)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("build", [resnet, vit, bert])
+def test_served_models_in_batches_of_any_size(build, tmp_path):
+    """Fitted, read from its file, and exported by ids; folded for a task."""
+    torch.manual_seed(0)
+    model, inputs = build()
+    model.eval()
+    names = ("pixel_values",) if len(inputs) == 1 else ("input_ids", "attention_mask")
+    expert = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in expert.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter) * parameter.abs().mean())
+    data = {
+        "a": [dict(zip(names, inputs, strict=True))],
+        "b": [dict(zip(names, inputs, strict=True))],
+    }
+    fitted = nlm.Tact.fit(model, {"a": expert, "b": model}, data)
+    fitted.save(tmp_path / "tact.safetensors")
+    tact = nlm.Tact.load(tmp_path / "tact.safetensors", model)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    shapes = {"args": tuple({0: batch} for _ in inputs), "task": {0: batch}}
+    path = str(tmp_path / "model.onnx")
+    few = [each[:5] for each in inputs]
+    with torch.no_grad():
+        right = fitted(*few, task=IDS[:5]).logits
+        torch.testing.assert_close(tact.fold("a")(*inputs).logits, tact(*inputs, task="a").logits)
+        assert (tact(*inputs, task="a").logits - model(*inputs).logits).abs().max() > 1e-4
+        program = torch.export.export(tact.inline(), inputs, {"task": IDS}, dynamic_shapes=shapes)
+        torch.testing.assert_close(program.module()(*few, task=IDS[:5]).logits, right)
+        torch.onnx.export(
+            tact.inline(), inputs, path, kwargs={"task": IDS}, dynamo=True, verbose=False,
+            dynamic_shapes=shapes,
+        )  # fmt: skip
+    served = onnx.load(path)
+    onnx.checker.check_model(served)
+    if build is bert:
+        return  # onnx's evaluator has no GatherElements of more than 64 entries, which masks need
+    entries = (each.name for each in served.graph.input)
+    values = (each.numpy() for each in (*few, IDS[:5]))
+    found = ReferenceEvaluator(served).run(None, dict(zip(entries, values, strict=True)))[0]
+    torch.testing.assert_close(torch.from_numpy(found), right, rtol=1e-3, atol=1e-4)
 
 
 def test_gradients_flow_through_a_mixed_batch(corrected):

@@ -1,5 +1,6 @@
 """The table of corrections, in small: every row is measured and written down."""
 
+import _corrections_parts
 import corrections
 import corrections_page
 import pytest
@@ -27,7 +28,7 @@ def test_the_table_in_small(tmp_path_factory, monkeypatch):
         assert set(setting["2"]) == rows
         for name, at in setting["2"].items():
             assert 0 < at["worst"] <= at["average"] and at["seconds"] > 0
-            assert (at["bytes"] > 0) == (name in ("free", "tact", "tact_once"))
+            assert (at["bytes"] > 0) == (name in ("free", "noise", "tact", "tact_once"))
     page = corrections_page.section([found, found])
     assert all(
         page[-1].count(f"| {row['title']} | {row['needs']} |") for row in found["rows"].values()
@@ -96,3 +97,31 @@ def test_the_page_says_how_far_two_runs_of_one_seed_are_apart():
     every[0]["counts"]["2"] = at | {"none": {"average": 0.52}}
     told = corrections_page.changed(tables, every)
     assert told.endswith("one seed differs by 0.5 points on average, 2.0 at most.")
+
+
+def test_the_page_says_what_needs_no_data_recovers():
+    rows = {"none": 0.5, "shared_free": 0.6, "free": 0.65, "noise": 0.55, "tact": 0.7}
+    at = {name: {"average": each, "worst": each} for name, each in rows.items()}
+    less = at | {"free": {"average": 0.55, "worst": 0.5}, "shared_free": at["none"]}
+    told = _corrections_parts.without_data([{"seed": 0, "counts": {"2": at, "4": less}}])
+    assert "| 2 | 0.500 / 0.50 | 0.600 / 0.60 (50%) | 0.650 / 0.65 (75%) |" in told[1]
+    assert "met at 2 tasks (75%), missed at 4 tasks (25%)" in told[-1]
+
+
+def test_a_missed_goal_has_its_reason():
+    [told] = corrections_page.why(corrections_page.goals({"repair": 0.6, "free": 0.4}))
+    assert told.startswith("Why half is missed: without data, the lengths of rows")
+    assert corrections_page.why(corrections_page.goals({"repair": 0.6, "free": 0.6})) == []
+
+
+def test_the_page_says_what_task_vectors_add_to_layers_solved_anew():
+    def found(average):
+        row = {"average": average, "worst": 0.5, "seconds": 2.0, "bytes": 8}
+        rows = {name: row for name in _corrections_parts.SOLVED}
+        settings = {name: {"4": rows} for name in _corrections_parts.SOLVED_SETTINGS}
+        return {"seed": 0, "scale": 0.3, "images": 512, "settings": settings}
+
+    told = _corrections_parts.solved([found(0.9)], [found(0.85)])
+    assert "| refit | 512 images | 0.900 / 0.50 | 0.850 / 0.50 | 8 | 2.0 |" in told[3]
+    assert "refit, low rank +5.0," in told[-1]
+    assert _corrections_parts.solved([found(0.9)], []) == []
