@@ -34,23 +34,24 @@ CORRECTIONS = {
     "refit+tact": "refit, then TACT",
 }
 ALL = range(2, 9)
+SOME = 4  # mergers that are named
 DRAWN = ("none", "tact", "refit")
 MAIN = "4"
 
 INTRODUCTION = """# Every merger under every correction
 
 Made by `benchmarks/every_merge_page.py` from the results of
-`benchmarks/experiments/every_merge.py`: the demo's experts (`cnn64`), aligned in every way, merged
-by every method that merges any number of experts, and corrected, at {counts} tasks{unrun}.
-A cell holds the mean normalised test accuracy (merged / expert) of the tasks{seeds}. Mergers stand at their
-default parameters; the factor on task vectors (of {multiples} over the number of tasks) and
-TALL-mask's threshold (of {thresholds}) are chosen on validation images for each correction, but for
-refit and TACT on top of it, which take what was best under TACT. Corrections, Fisher averaging and
-RegMean see {images} unlabelled images a task: few for refit, which gains most from more
-([beside TACT](refit.md)). TALL-mask makes a network for each task, so that no layer is left that
-all share to be solved anew. `uniform_soup` is `linear` here; `slerp` takes two experts.
-`model_stock` divides by 1 + (n - 1) c of the mean cosine c of n task vectors: those of two
-foundations point away from their mean, c is negative, and it lands far outside."""
+`benchmarks/experiments/every_merge.py`: the demo's experts (`cnn64`), aligned in every way,
+merged by every method that merges any number of experts, and corrected, at {counts} tasks{unrun}.
+A cell holds the mean normalised test accuracy (merged / expert) of the tasks{seeds}. Mergers
+stand at their default parameters; the factor on task vectors (of {multiples} over the number of
+tasks) and TALL-mask's threshold (of {thresholds}) are chosen on validation images for each
+correction, but for refit and TACT on top of it, which take what was best under TACT. Corrections,
+Fisher averaging and RegMean see {images} unlabelled images a task: few for refit, which gains
+most from more ([beside TACT](refit.md)). TALL-mask makes a network for each task, so that no
+layer is left that all share to be solved anew. `uniform_soup` is `linear` here; `slerp` takes two
+experts. `model_stock` divides by 1 + (n - 1) c of the mean cosine c of n task vectors: those of
+two foundations point away from their mean, c is negative, and it lands far outside."""
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -136,7 +137,7 @@ def scores(results: Results, count: str, setting: str) -> str:
 def verdict(results: Results, counts: Sequence[str]) -> Iterator[str]:
     """What each correction adds to every merger and where it does not; what is left to local."""
     for correction, over in (("tact", "none"), ("tact", "repair"), ("refit+tact", "tact")):
-        gains, below = [], []
+        gains, below, mergers = [], [], []
         for count in counts:
             having = [result for result in results if whole(result, count)]
             for setting in SETTINGS:
@@ -145,11 +146,14 @@ def verdict(results: Results, counts: Sequence[str]) -> Iterator[str]:
                         gains.append(100 * (found[correction] - found[over]))
                         if gains[-1] < 0:
                             below.append((gains[-1], f"`{merger}`, {SETTINGS[setting]}, {count}"))
+                            mergers.append(f"`{merger}`")
         text = (
             f"{CORRECTIONS[correction]} is {mean(gains):+.1f} points above "
             f"{'no correction' if over == 'none' else CORRECTIONS[over]} on average"
         )
         where = f", below it in {len(below)} of {len(gains)} cells" if below else ", in every cell"
+        if 0 < len(which := list(dict.fromkeys(mergers))) <= SOME:
+            where += f" of {joined(which)}"
         worst = f" (most: {-min(below)[0]:.1f} points, {min(below)[1]} tasks)" if below else ""
         yield f"{text[0].upper()}{text[1:]}{where}{worst}."
     aligned = []

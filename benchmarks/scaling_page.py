@@ -118,6 +118,7 @@ def _predicted(curve: dict[str, Any], size: float) -> float:
 #: A Llama of 70 B parameters: layers, width, units of a feed-forward layer.
 LAYERS, WIDTH, INNER = 80, 8192, 28672
 PARAMETERS, EXPERTS = 70.6e9, 2
+SAMPLES, TOKENS = 128, 512  # what a correction is fitted to, of each task
 
 
 def _prediction(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> str:
@@ -130,9 +131,11 @@ def _prediction(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> s
     similar = _curve(operations, "group_similarity_", "units")["points"][-1]
     flops = 2 * similar["size"] ** 3 / similar["seconds"]
     needed = LAYERS * 2 * INNER**2 * 3 * WIDTH
-    matching = _curve(operations, "assignment", "units")
+    matching = _curve(reports["models"], "align (weights)", "units of one group")
     solving = LAYERS * _predicted(matching, INNER)
     costs = 8 * INNER**2
+    passes = 2 * EXPERTS * 2 * PARAMETERS * SAMPLES * TOKENS  # of each expert and of the merged
+    held = 2 * PARAMETERS * (EXPERTS + 1)
     lines = [
         "## A model of 70 B",
         f"What these numbers say of {EXPERTS} experts and a base of {PARAMETERS / 1e9:.1f} B "
@@ -148,18 +151,24 @@ def _prediction(reports: dict[str, dict[str, Any]], merged: dict[str, Any]) -> s
         f"| similarities of all feed-forward groups, one sweep | {needed / 1e15:.1f} PFLOP at "
         f"{flops / 1e9:.0f} GFLOP/s | {_hours(needed / flops)} | {_hours(needed / flops / 64)}, "
         "if it were divided |",
-        f"| their assignments | n^{matching['time_power']:.2f} from "
-        f"{matching['points'][-1]['size']:,} units on | {_hours(solving)} | "
-        f"{_hours(solving / 64)}, if divided |",
+        "| their assignments, of a copy with noise | all of align's "
+        f"n^{matching['time_power']:.2f} from {matching['points'][-1]['size']:,} units on | "
+        f"{_hours(solving)} | {_hours(solving / 64)}, if divided |",
         f"| memory of one of them | costs in float64 | {_bytes(costs)} | {_bytes(costs)} each |",
+        f"| correct (TACT), {SAMPLES} samples of {TOKENS} tokens a task | "
+        f"{passes / 1e15:.0f} PFLOP of passes at the same rate, were the models in memory | "
+        f"{_hours(passes / flops)} | {_hours(passes / flops / 64)} |",
+        f"| memory of that | the merged model and its experts, which `Tact.fit` is given | "
+        f"{_bytes(held)} | {_bytes(held)} each |",
     ]
     told = (
         "A merge of files is divided among processes by files (`torchrun`), so that 64 machines "
         "take a 64th where each has its own disk or the shared one is as fast as all of them "
-        "together. Statistics of activations are summed over processes too. **Weight matching is "
-        "not divided**: one process visits the groups in turn, and the last column of its rows "
-        "only says what there would be to gain. Costs of random numbers are easier than those of "
-        "trained models in places, and harder in others: a factor of some units either way."
+        "together. Statistics of activations are summed over processes too, each of which holds "
+        "whole models: such a correction is for machines of more memory than this one's. **Weight "
+        "matching is not divided**: one process visits the groups in turn, and the last column of "
+        "its rows only says what there would be to gain. Copies with noise are easier to assign "
+        "than models that were trained apart: a factor of some units either way."
     )
     return "\n\n".join([*lines[:2], "\n".join(lines[2:]), told])
 

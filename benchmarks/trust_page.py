@@ -139,7 +139,7 @@ def _numbers(results: dict[str, dict[str, Any]]) -> str:
         "merges killed; errors of the system and damaged files injected": (
             f"{kills}; {len(faults['faults'])}"
         ),
-        "Python threads at once, with PyTorch's changing among 1, 2 and 4": "8",
+        "Python threads at once, with PyTorch's changing among 1, 2, 3, 4 and 8": "8",
         "offsets in elements; tensors of a state dict; layers; units of a group": (
             "beyond 2^31; 20,000; 1,000; 1 to 16,384"
         ),

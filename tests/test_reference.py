@@ -63,6 +63,47 @@ def test_every_method_names_its_paper(function: Callable[..., Any]) -> None:
     assert _PAPER.search(told) or function.__name__ in NO_PAPER
 
 
+def classes() -> list[Any]:
+    return [
+        pytest.param(kind, id=f"{room}.{name}")
+        for room in ROOMS
+        for name in REFERENCE["names"](room)
+        if inspect.isclass(kind := getattr(import_module(room), name))
+    ]
+
+
+def _of_class(kind: type) -> str:
+    """What a class and those of nlm that it is of say of themselves."""
+    ours = [each for each in kind.__mro__ if each.__module__.startswith("nlm")]
+    made = [vars(each).get("__init__") for each in ours]
+    return "\n".join(str(each.__doc__) for each in (*ours, *made) if each is not None)
+
+
+def _untold(function: Callable[..., Any] | type, told: str) -> list[str]:
+    known = inspect.signature(function).parameters
+    left = {"self", "cls"}
+    return [x for x in known if x not in left and not re.search(rf"\b{re.escape(x)}\b", told)]
+
+
+@pytest.mark.parametrize("kind", classes())
+def test_every_class_tells_what_it_is_made_of(kind: type) -> None:
+    """Its fields or arguments, and of its public methods what they do and take."""
+    told = _of_class(kind)
+    assert kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(")  # dataclass's own
+    if not issubclass(kind, (Exception, dict)):
+        assert not _untold(kind, told)
+    for name, value in vars(kind).items():
+        value = getattr(value, "__func__", getattr(value, "fget", getattr(value, "func", value)))
+        if name.startswith("_") or not inspect.isfunction(value):
+            continue
+        own = inspect.getdoc(getattr(kind, name)) if not value.__doc__ else value.__doc__
+        assert own, name
+        if re.search(r"^ +raise \w", inspect.getsource(value).replace(own, ""), re.MULTILINE):
+            assert re.search(r"[Rr]aises|Error|[Ee]rrors as", own), name
+        is_as_another = re.search(r"\b[Aa]rguments (?:and errors )?as\b", own)
+        assert is_as_another or not _untold(value, told + own), name
+
+
 @pytest.mark.parametrize("stem", REFERENCE["operations"]())
 def test_every_operation_tells_shapes_bytes_and_numerics(stem: str) -> None:
     module = import_module(f"nlm.ops.{stem}")

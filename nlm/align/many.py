@@ -108,7 +108,10 @@ class JointAlignment:
         return compose(self.groups, self.permutations[second], back)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes the permutations as safetensors, the report and the groups in the header."""
+        """Writes the permutations to ``path`` as safetensors, report and groups in the header.
+
+        ``force`` replaces a file that is there.
+        """
         from nlm.checkpoint import write_tensors
 
         tensors = {
@@ -125,7 +128,7 @@ class JointAlignment:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "JointAlignment":
-        """Reads what :meth:`save` wrote.
+        """Reads what :meth:`save` wrote to ``path``.
 
         Raises
         ------

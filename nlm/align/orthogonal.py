@@ -42,6 +42,7 @@ class OrthogonalAlignment(AlignmentResult):
 
     Attributes
     ----------
+    permutation, report, similarity : as of an :class:`AlignmentResult`.
     rotation : group -> orthogonal float64 ``[*parent sizes, n, n]``, in the permuted order.
     gauge : what may be rotated, and how norms are folded.
     """
@@ -52,14 +53,14 @@ class OrthogonalAlignment(AlignmentResult):
     def fold(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The first model, or an expert of it, in the form with which the second is aligned.
 
-        Its function is the same, its norms are plain (:meth:`nlm.gauge.Gauge.fold`).
+        ``state_dict`` keeps its function, its norms become plain (:meth:`nlm.gauge.Gauge.fold`).
         """
         return self.gauge.fold(state_dict)
 
     def apply(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The second model, or an expert of it, aligned with the first; its function is the same.
 
-        Computed in float64, returned in the dtypes that came.
+        Computed in float64, returned in the dtypes of ``state_dict``.
         """
         gauge = self.gauge
         wide = {
@@ -70,13 +71,17 @@ class OrthogonalAlignment(AlignmentResult):
         return {name: moved[name].to(tensor.dtype) for name, tensor in state_dict.items()}
 
     def moves(self, spec: PermutationSpec) -> tuple[Move, Move]:
+        """:meth:`fold` for the first model, :meth:`apply` for the second, of the same ``spec``."""
         return self.fold, self.apply
 
     def receiver(self, model: nn.Module) -> nn.Module:
         return self.gauge.untie(model)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes both as safetensors, the report and the gauge in the header."""
+        """Writes both to ``path`` as safetensors, the report and the gauge in the header.
+
+        ``force`` replaces a file that is there.
+        """
         tensors = {f"permutation.{name}": index for name, index in self.permutation.items()}
         tensors |= {f"rotation.{name}": q for name, q in self.rotation.items()}
         texts = {"report": asdict(self.report), "gauge": self.gauge.to_mapping()}
@@ -85,7 +90,7 @@ class OrthogonalAlignment(AlignmentResult):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "OrthogonalAlignment":
-        """Reads what :meth:`save` wrote.
+        """Reads what :meth:`save` wrote to ``path``.
 
         Raises
         ------
@@ -100,6 +105,11 @@ class OrthogonalAlignment(AlignmentResult):
                 parts[part][group] = tensor
             report = build(AlignmentReport, parse_json(metadata["report"]))
             gauge = Gauge.from_mapping(parse_json(metadata["gauge"]))
+            if lost := gauge.spec.groups.keys() - parts["permutation"].keys():
+                raise ValueError(
+                    f"nlm.align: an alignment has an index array for every group, got none for "
+                    f"{', '.join(sorted(lost))}"
+                )
             check(gauge.spec.groups, parts["permutation"])
             gauge.check(parts["rotation"])
         return cls(parts["permutation"], report, parts["rotation"], gauge)

@@ -71,7 +71,7 @@ class AlignmentResult:
 
     def moves(self, spec: PermutationSpec) -> tuple[Move, Move]:
         """What brings a state dict of the first model, or of an expert of it, into the common form,
-        and what does it for the second; neither changes a function.
+        and what does it for the second; neither changes a function. ``spec`` is the groups'.
         """
         return partial(spec.apply, {}), partial(spec.apply, self.permutation)
 
@@ -80,7 +80,10 @@ class AlignmentResult:
         return copy.deepcopy(model)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes permutation and similarity as safetensors, the report in the header."""
+        """Writes permutation and similarity to ``path`` as safetensors, the report in the header.
+
+        ``force`` replaces a file that is there.
+        """
         from nlm.checkpoint import write_tensors
 
         report = json.dumps(asdict(self.report))
@@ -89,7 +92,7 @@ class AlignmentResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AlignmentResult":
-        """Reads what :meth:`save` wrote.
+        """Reads what :meth:`save` wrote to ``path``.
 
         Raises
         ------

@@ -24,6 +24,8 @@ TORCH_TYPES = {
 class TensorEntry:
     """A tensor in a file: ``begin`` and ``end`` are its bytes, counted from the file's start.
 
+    ``name``, ``shape`` and ``dtype`` are its own, the last as safetensors writes it ("BF16").
+
     ``order`` names the axes as they lie in a PyTorch file, outermost first, where that is another
     order than theirs ("channels last").
     """
@@ -43,10 +45,12 @@ class TensorEntry:
 
     @property
     def bytes(self) -> int:
+        """How many bytes it takes in its file."""
         return self.end - self.begin
 
     @property
     def is_float(self) -> bool:
+        """Whether its numbers are floating and 16 bits wide or more."""
         return self.dtype in ("F16", "BF16", "F32", "F64")
 
     @property
@@ -55,5 +59,5 @@ class TensorEntry:
         return self.is_float and not is_statistic(self.name)
 
     def type_as(self, dtype: str | None) -> str:
-        """Its type in a result whose weights have a type of their own."""
+        """Its type in a result whose weights have the type ``dtype``, or their own where None."""
         return dtype if dtype and self.is_weight else self.dtype

@@ -37,7 +37,8 @@ Stamp = tuple[int, ...]
 class Checkpoint:
     """The tensors of a checkpoint, in the order of its files, and a model's ``config.json``.
 
-    ``stamps`` are the files' as their headers were read.
+    ``path`` is what was opened, a file or a folder; ``stamps`` are the files' as their headers
+    were read, and ``metadata`` is what these say of themselves.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """Where the tensors lie."""
         return tuple(self.stamps)
 
     @property

@@ -34,7 +34,7 @@ class Correction(Wrapper):
     ----------
     model : the merged model, plain or a :class:`MultiTaskModel`.
     points : module or function call (:mod:`nlm.correct.points`) -> channel dimension of its output.
-    rows : task -> row of the corrections.
+    rows, fitted : task -> row of the corrections; of each row, point -> scale and shift ``[C]``.
     readers : point -> the layers that read it and the other functions that do, where it is known.
     apart : whether at a point dimension 0 does not count samples, as in [length, n, channels] or
         where samples are cut up. A batch of several tasks is then run once per task.
@@ -99,7 +99,7 @@ class Correction(Wrapper):
         return getattr(self, f"scale_{number}"), getattr(self, f"shift_{number}")
 
     def forward(self, *args: Any, task: Task = None, **kwargs: Any) -> Any:
-        """The corrected model's output.
+        """The corrected model's output for ``args`` and ``kwargs``, which are the model's own.
 
         Parameters
         ----------
@@ -193,7 +193,7 @@ class Correction(Wrapper):
         return Inlined(*self._plain(task), self.points)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes the corrections (not the model) as safetensors; their size stands in the header.
+        """Writes the corrections (not the model) to ``path``, safetensors with their size on top.
 
         Raises
         ------
@@ -212,7 +212,7 @@ class Correction(Wrapper):
 
     @classmethod
     def load(cls: type[_Self], path: str | os.PathLike[str], model: nn.Module) -> _Self:
-        """The corrections that :meth:`save` wrote, on a model.
+        """The corrections that :meth:`save` wrote to ``path``, on a model.
 
         Raises
         ------

@@ -145,7 +145,8 @@ def _truncated(factor: Tensor, whitened: Tensor, rank: int) -> tuple[Tensor, Ten
 class LowRank(MultiTaskModel):
     """A merged model with a part of low rank for each task: ``model(x, task="digits")``.
 
-    Made by :meth:`fit` or :meth:`load`, of a refitted model as a rule. It is a
+    Made by :meth:`fit` or :meth:`load`, of a refitted ``network`` as a rule, and the tasks'
+    ``states`` of it. It is a
     :class:`MultiTaskModel`, which :meth:`Tact.fit` corrects further; ``model.for_task(task)`` is
     the plain network with the update in its weights, at no cost at run time.
     """
@@ -153,7 +154,8 @@ class LowRank(MultiTaskModel):
     states: Updated
 
     def forward(self, *args: Any, task: Task, **kwargs: Any) -> Any:
-        """The network's output with the weights of one task, or of each sample's.
+        """The network's output for ``args`` and ``kwargs`` with the weights of one task, or of
+        each sample's.
 
         Parameters
         ----------
@@ -259,7 +261,7 @@ class LowRank(MultiTaskModel):
         return cls(_plain(model, next(iter(experts))), Updated(below, updates))
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes the tasks' parts (not the model) as safetensors; their size stands in the header.
+        """Writes the tasks' parts (not the model) to ``path``, safetensors with their size on top.
 
         Raises
         ------
@@ -279,7 +281,7 @@ class LowRank(MultiTaskModel):
 
     @classmethod
     def load(cls: type[_Self], path: str | os.PathLike[str], model: nn.Module) -> _Self:
-        """The parts that :meth:`save` wrote, on the model that they were fitted to.
+        """The parts that :meth:`save` wrote to ``path``, on the model that they were fitted to.
 
         Raises
         ------

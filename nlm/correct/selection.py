@@ -58,7 +58,13 @@ class Selection:
         self.left: dict[str, str] = {}
 
     def find_spec(self, network: nn.Module, batch: Any, forward: Forward | None) -> PermutationSpec:
-        """The specification that was given, or else that of a network that runs on a batch."""
+        """The specification that was given, or else that of a network that runs on ``batch``.
+
+        Raises
+        ------
+        ValueError
+            None was given, and a function, ``forward``, runs the network.
+        """
         if self.spec is None and forward is not None:
             raise ValueError(
                 f"{CALLER}: units of a model that a function runs are selected by a specification, "

@@ -24,7 +24,7 @@ from nlm.statistics.data import labelled
 
 @dataclass(frozen=True)
 class BarrierCurve:
-    """Losses at the weights' shares ``positions`` of the second model, and their barrier."""
+    """Mean ``losses`` at ``positions``, the second model's shares of the weights; their barrier."""
 
     positions: list[float]
     losses: list[float]

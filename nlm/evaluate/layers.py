@@ -23,9 +23,11 @@ from nlm.statistics.observe import check_activation
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """point -> variance ratio and relative distance, in the order of the points.
+    """point -> ``variance_ratio`` and ``relative_distance``, in the order of the points.
 
-    Where the expert is constant, or zero, they are inf, or NaN if the merged model is so, too.
+    Both are ratios, without a unit: of the merged model's variance to the expert's, and of the
+    distance of their outputs to the size of the expert's. Where the expert is constant, or zero,
+    they are inf, or NaN if the merged model is so, too.
     """
 
     variance_ratio: dict[str, float]

@@ -92,7 +92,7 @@ class Gauge:
         return (*self.streams, *self.inner)
 
     def fold(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the same function with plain norms: gain 1, bias 0, means taken out.
+        """``state_dict`` with the same function and plain norms: gain 1, bias 0, means taken out.
 
         The gain g and bias b of a norm go into its readers, W -> W g, c -> c + W b; where one of
         them has no bias of its own, b stays as b / g. With LayerNorm the mean of the stream has no
@@ -109,7 +109,7 @@ class Gauge:
     def apply(
         self, rotation: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """A folded state dict of the same function in another gauge: x -> Q x for every group.
+        """A folded ``state_dict``, of the same function, in another gauge: each group's x -> Q x.
 
         Parameters
         ----------
@@ -177,7 +177,7 @@ class Gauge:
 
     @classmethod
     def from_mapping(cls, text: Mapping[str, Any]) -> "Gauge":
-        """The gauge that :meth:`to_mapping` described.
+        """The gauge that :meth:`to_mapping` described in ``text``.
 
         Raises
         ------
@@ -239,7 +239,7 @@ class Gauge:
             state[norm.gain].fill_(1 - norm.offset)
 
     def shift_(self, shift: Shift, state: dict[str, Tensor]) -> None:
-        """Takes one block out of a bias."""
+        """Takes the block that ``shift`` names out of its bias in ``state``, and on."""
         block = self.blocks(shift.bias, state)[shift.block]
         values = block.view(state[shift.bias])
         if shift.into is not None:
@@ -283,7 +283,7 @@ class Gauge:
             view.copy_(made)
 
     def blocks(self, name: str, state: Mapping[str, Tensor]) -> list[Block]:
-        """The grids that a parameter is made of."""
+        """The grids that the parameter ``name`` of ``state`` is made of."""
         return blocks(self.spec.params[name], state[name].shape)
 
     def _mapped(

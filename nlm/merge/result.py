@@ -76,7 +76,7 @@ class Merged(dict[str, Tensor]):
         return _assembled(self.tasks, tensors)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes the merged weights, with all heads and masks, as safetensors.
+        """Writes the merged weights, with all heads and masks, to ``path`` as safetensors.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class Merged(dict[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Merged":
-        """The merged weights that :meth:`save` wrote, on the CPU.
+        """The merged weights that :meth:`save` wrote to ``path``, on the CPU.
 
         Raises
         ------

@@ -30,6 +30,7 @@ class Forecast:
 
     Attributes
     ----------
+    method : the recipe's. tensors : how many are merged.
     inputs : who -> bytes of its tensors, without heads.
     passes : over the tensors, one or two. taken : bytes that these take in.
     read : bytes that come from the disk. written : bytes of the result.
@@ -59,7 +60,7 @@ class Forecast:
     activations: int | None = None
 
     def seconds(self, rates: Rates) -> float:
-        """The predicted time of all but what is ``untimed``.
+        """The predicted time at such ``rates`` of all but what is ``untimed``, in seconds.
 
         The copies are made first; then a chunk is written while the next one is computed.
         """
@@ -68,7 +69,7 @@ class Forecast:
         return copying + max(taking, self.written / rates.write) + self.beside / rates.write
 
     def rows(self, rates: Rates | None = None) -> list[tuple[str, str]]:
-        """What there is to know, as a table of two columns."""
+        """What there is to know, as a table of two columns; with ``rates`` the time too."""
         rows = [(who, readable(size)) for who, size in self.inputs.items()]
         times = "one pass" if self.passes == 1 else "two passes"
         rows += [

@@ -17,7 +17,9 @@ class Opened:
 
     Attributes
     ----------
-    problems : why, a sentence for each.
+    base, experts, foundations : those of the recipe, by their names.
+    curvatures : task -> what Fisher averaging or RegMean weighs its expert's entries by.
+    problems : why something is not there, a sentence for each.
     """
 
     base: Checkpoint | None = None

@@ -16,7 +16,7 @@ _DROPPED = ("active_file", "inactive_file")  # pages of files
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes per second: that the disk reads and writes, and that one pass over memory takes in."""
+    """Bytes per second: of ``read`` and ``write`` on the disk, and of one pass over ``memory``."""
 
     read: float
     write: float

@@ -29,6 +29,7 @@ class Expert:
 
     Attributes
     ----------
+    name, path : that of its task, and its checkpoint.
     foundation : the name of what it was tuned from; None where it stands in the base's basin.
     permutation : a file of ``nlm align`` that brings it into the first foundation's order.
     values : parameter -> its numbers for this expert, such as "weight" and "density".
@@ -89,6 +90,7 @@ class Output:
 
     Attributes
     ----------
+    path : of that; None where the recipe names none.
     dtype : "float32", "bfloat16" or "float16"; by default the base's.
     shard_bytes : the most bytes of one file of a folder.
     per_task : where corrections of each task go: "side-car", a file beside the merged weights that
@@ -110,6 +112,9 @@ class Recipe:
     foundations : name -> checkpoint; the others are aligned with the first one.
     base : where the task vectors start; None is the mean of the aligned foundations, or nothing
         for a method that has no base.
+    seed : of what is drawn.
+    align, correct : how foundations are aligned, and what is merged corrected; None for neither.
+    output : where the result goes.
     method, values, options : a method, its numbers and its choices: see :mod:`nlm.recipe.methods`.
     heads : patterns of entries that are never merged.
     score : of a greedy soup: a function, or a file of labelled inputs; see
@@ -149,12 +154,15 @@ class Recipe:
         return self.aligns and self.align is not None and self.align.method == "orthogonal"
 
     def expert(self, name: str) -> Expert:
+        """The expert of a name, which is one of theirs."""
         return next(each for each in self.experts if each.name == name)
 
     def value(
         self, parameter: str, expert: str | None, tensor: str, layer: float | None = None
     ) -> float:
         """The number of a parameter for one tensor, of one expert or of all together.
+
+        ``layer`` is the depth of the tensor's layer, from 0 to 1, which gradients go by.
 
         Raises
         ------
@@ -180,7 +188,7 @@ class Recipe:
         )
 
     def where(self, *keys: str) -> str:
-        """``recipe.yaml:12: `` for what stands under a key, or the nearest one around it."""
+        """``recipe.yaml:12: `` for what stands under ``keys``, or the nearest one around them."""
         if self.file is None:
             return ""
         for end in range(len(keys), 0, -1):
@@ -189,7 +197,7 @@ class Recipe:
         return f"{self.file}: "
 
     def where_of(self, parameter: str, expert: str | None) -> str:
-        """:meth:`where` a number stands: with its expert, or with those of all."""
+        """:meth:`where` the number of a ``parameter`` stands: with its expert, or with all's."""
         own = expert is not None and parameter in self.expert(expert).values
         if own or (expert is not None and parameter not in self.values):
             return self.where("experts", str(expert), parameter)

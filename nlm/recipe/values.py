@@ -23,15 +23,20 @@ _DIGITS = 9  # of a layer's number at most: names are others' texts
 
 @dataclass(frozen=True)
 class Rule:
-    """A number or a gradient for the tensors whose name has ``part`` in it; None fits all."""
+    """A number or a gradient for the tensors whose name has ``part`` in it; None fits all.
+
+    ``numbers`` lie at even distances from the first layer to the last.
+    """
 
     part: str | None
     numbers: tuple[float, ...]
 
     def fits(self, tensor: str) -> bool:
+        """Whether the rule is for a tensor of that name."""
         return self.part is None or self.part in tensor
 
     def at(self, depth: float) -> float:
+        """The number at a depth from 0, the first layer, to 1, on a line between neighbours."""
         last = len(self.numbers) - 1
         place = depth * last
         below = int(place)

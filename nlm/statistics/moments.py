@@ -97,7 +97,9 @@ class Moments(_Summable):
 
     @classmethod
     def of(cls, x: Tensor, dim: int = 1, mask: Tensor | None = None) -> Moments:
-        """The moments of one batch; ``dim`` is the channel dimension."""
+        """The moments of one batch ``x``; ``dim`` is its channel dimension, and only positions
+        that are true in ``mask`` count, as for :func:`nlm.ops.channel_moments`.
+        """
         return cls(*ops.channel_moments(x, dim, mask))
 
     def __add__(self, other: Moments) -> Moments:
@@ -146,7 +148,9 @@ class CrossMoments(_Summable):
     def zeros(
         cls, x: int, y: int | None = None, device: torch.device | str | None = None
     ) -> CrossMoments:
-        """No samples yet of ``x`` and ``y`` channels, or of ``x`` channels against themselves."""
+        """No samples yet of ``x`` and ``y`` channels, or of ``x`` channels against themselves, kept
+        on ``device``.
+        """
 
         def zero(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -164,7 +168,11 @@ class CrossMoments(_Summable):
         mask: Tensor | None = None,
         precision: str = "float32",
     ) -> None:
-        """Adds a batch of both streams, in place; see :func:`nlm.ops.cross_moments_`."""
+        """Adds a batch of both streams, in place.
+
+        ``dim`` is their channel dimension, ``mask`` says which positions count and ``precision``
+        is that of the products; see :func:`nlm.ops.cross_moments_`.
+        """
         ops.cross_moments_(
             self.count, self.mean_x, self.m2_x, self.mean_y, self.m2_y, self.comoment,
             x, y, dim, mask, precision,

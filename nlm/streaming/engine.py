@@ -39,6 +39,7 @@ _GROUP = kernels.GROUP  # a chunk begins with one
 class Report:
     """How a merge went: wall seconds, bytes of the inputs and of the result, file -> SHA-256.
 
+    ``read`` and ``written`` are bytes, ``tensors`` how many the result has.
     ``resumed`` are the files that were finished before; ``complete`` says that all were.
     """
 

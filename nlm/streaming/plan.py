@@ -27,6 +27,7 @@ class Plan:
     method, value, options : see :func:`nlm.streaming.methods.method_of`.
     heads : patterns of entries that are not merged.
     dtype : of the merged tensors: "F32", "BF16", "F16"; by default each base's.
+    shard_bytes : the most bytes of one file of a folder.
     memory : bytes that the buffers may take.
     inputs : the files by which the merge is known again, as they were when they were read, where
         they are not the models' own: of those that a permuted copy was made of.

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ref:
-    """One axis group, by its id."""
+    """One axis ``group``, by its id, of ``size`` units."""
 
     group: str
     size: int
@@ -45,12 +45,13 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Product:
-    """A row-major grid of parts."""
+    """A row-major grid of ``parts``."""
 
     parts: tuple["Layout", ...]
 
     @property
     def size(self) -> int:
+        """How many positions the grid has."""
         return math.prod(part.size for part in self.parts)
 
     def __str__(self) -> str:
@@ -59,12 +60,13 @@ class Product:
 
 @dataclass(frozen=True)
 class Sum:
-    """Parts laid one after the other."""
+    """``parts`` laid one after the other."""
 
     parts: tuple["Layout", ...]
 
     @property
     def size(self) -> int:
+        """How many positions the parts have together."""
         return sum(part.size for part in self.parts)
 
     def __str__(self) -> str:
@@ -80,6 +82,7 @@ class Family:
 
     @property
     def size(self) -> int:
+        """How many positions a part has: all have as many."""
         return self.parts[0].size
 
     def __str__(self) -> str:

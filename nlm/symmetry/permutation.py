@@ -78,15 +78,15 @@ def check(groups: Groups, permutation: Mapping[str, Tensor]) -> Permutation:
             full[group] = identity(groups, group)
             continue
         index = torch.as_tensor(permutation[group]).cpu()
-        expected = identity(groups, group)
-        if index.dtype not in _INTEGERS or index.shape != expected.shape:
+        expected = index_shape(groups, group)  # of any size, where a file says it
+        if index.dtype not in _INTEGERS or index.shape != expected:
             raise ValueError(
                 f"nlm.symmetry: the index array of group {group!r} must be int64 of shape "
-                f"{list(expected.shape)}, got {index.dtype} of shape {list(index.shape)}"
+                f"{list(expected)}, got {index.dtype} of shape {list(index.shape)}"
             )
         index = index.long()
         _check_rows(group, index)
-        if groups[group].fixed and not torch.equal(index, expected):
+        if groups[group].fixed and not torch.equal(index, identity(groups, group)):
             raise ValueError(
                 f"nlm.symmetry: a fixed group stays in order, got {_first_lines(index)} for "
                 f"{group!r}"

@@ -33,8 +33,8 @@ class Verification:
     the largest output; the error must vanish against the control. Without groups there is no
     control. ``dtype`` is what the model computes in: "float64", or "float32 inside" where weights
     pass through float32 on their way to the outputs, which sets the error that is allowed.
-    ``digest`` is that of the specification that was proven: a changed one is not. ``shapes`` is the
-    number of shapes of inputs.
+    ``digest`` is that of the specification that was proven: a changed one is not. ``seeds`` and
+    ``shapes`` are the numbers of permutations tried and of shapes of inputs.
     """
 
     dtype: str

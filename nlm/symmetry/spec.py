@@ -160,7 +160,7 @@ class PermutationSpec:
     def restrict(self, groups: Iterable[str]) -> "PermutationSpec":
         """The same specification with only the given groups free and the others pinned.
 
-        Those on whose index a kept group depends stay as fixed groups.
+        Those on whose index a kept group depends stay as fixed ones; ValueError for unknown ones.
         """
         kept = set(groups)
         if unknown := kept - set(self.groups):
@@ -199,9 +199,9 @@ class PermutationSpec:
     # --- checks -----------------------------------------------------------------------------------
 
     def check_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
-        """Raises ValueError where a state dict does not have the entries and shapes it should.
+        """Raises ValueError where ``state_dict`` does not have the entries and shapes it should.
 
-        A dimension that no group touches may have any size.
+        A dimension that no group touches may have any size; others may be there unless ``strict``.
         """
         entries = dict.fromkeys(stacks.entries(self.stacks, self.params))
         missing = [name for name in entries if name not in state_dict]
@@ -347,14 +347,14 @@ class PermutationSpec:
     # --- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
-        """Writes the specification as JSON, or as YAML where the path ends so."""
+        """Writes JSON, or YAML where ``path`` ends so; ``force`` replaces a file."""
         from nlm.symmetry.text import write
 
         write(self, path, force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PermutationSpec":
-        """Reads a specification from JSON or YAML; a hand-written one is not verified.
+        """Reads the JSON or YAML at ``path``; a hand-written specification is not verified.
 
         The proof of a file that was edited since is dropped, with a warning.
         """
@@ -381,7 +381,7 @@ class PermutationSpec:
     ) -> "PermutationSpec":
         """A specification from Git Re-Basin's table; not verified until :meth:`verify` is passed.
 
-        Entries of the state dict that the table leaves out are fixed, with one warning.
+        Entries of ``state_dict`` that the table leaves out are fixed, with one warning.
         """
         from nlm.symmetry.axes_to_perm import import_table
 

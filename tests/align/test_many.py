@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import json
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import nlm
 from nlm.align import JointAlignment
+from nlm.checkpoint import DamagedFileError, read_kind, write_tensors
 from nlm.pipeline import align_experts
 
 STRATEGIES = ("reference", "mean", "universe")
@@ -148,6 +150,17 @@ def test_files_hold_everything(tmp_path):
     nlm.align(states[0], states[1], spec).save(tmp_path / "pair.safetensors")
     with pytest.raises(ValueError, match="a file of JointAlignment is read, got AlignmentResult"):
         JointAlignment.load(tmp_path / "pair.safetensors")
+
+
+def test_a_size_in_a_file_takes_no_memory(tmp_path):
+    path, spec = tmp_path / "joint.safetensors", nlm.trace(mlp(0), vectors(8))
+    nlm.align_many([mlp(seed).state_dict() for seed in range(3)], spec).save(path)
+    tensors, metadata = read_kind(path, "JointAlignment", "test")
+    groups = json.loads(metadata["groups"])
+    groups[0]["size"] = 1 << 50  # no machine holds an index array of it
+    write_tensors(path, tensors, metadata | {"groups": json.dumps(groups)}, force=True)
+    with pytest.raises(DamagedFileError, match=r"int64 of shape \[1125899906842624\], got"):
+        JointAlignment.load(path)
 
 
 def test_the_same_seed_gives_the_same_permutations():

@@ -72,6 +72,13 @@ def test_a_scrambled_copy_comes_back(name, tmp_path):
         # the last bits of a product may depend on where its factors lie in memory
         assert (tensor - back[each]).abs().max() <= 1e-13 * back[each].abs().max()
 
+    lost = OrthogonalAlignment(dict(found.permutation), found.report, found.rotation, found.gauge)
+    group = next(iter(lost.permutation))
+    del lost.permutation[group]
+    lost.save(tmp_path / "lost.safetensors")
+    with pytest.raises(ValueError, match=f"index array for every group, got none for {group}"):
+        OrthogonalAlignment.load(tmp_path / "lost.safetensors")
+
 
 def test_the_aligned_model_of_another_seed_is_the_same_function():
     """An expert too: its own gains are folded, its function stays, its mean with A is closer."""
