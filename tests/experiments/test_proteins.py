@@ -133,21 +133,21 @@ def with_atoms(length: int, seed: int, count: int) -> Chain:
 
 
 def test_the_atoms_around_a_chain_are_read(tmp_path):
-    row = ATOM[:-1] + "          {:>2}\n"
+    row = "HETATM" + ATOM[6:-1] + "          {:>2}\n"
     text = "".join(ATOM.format(1, atom, " ", "GLY", 1, "", 1, 1, 1) for atom in IDEAL_NAMES)
-    for letter, residue, atom, element in (
-        ("A", "HEM", "FE", "FE"), ("A", "HEM", "FE", "FE"), ("A", "HEM", "CHA", "C"),
-        ("A", "HEM", "H1", "H"), ("A", "HOH", "O", "O"), ("B", "HEM", "CHB", "C"),
-        *(("A", "CSO", atom, atom[0]) for atom in IDEAL_NAMES),
+    for letter, name, number, atom, element in (
+        ("A", "HEM", 2, "FE", "FE"), ("A", "HEM", 2, "FE", "FE"), ("A", "HEM", 2, "CHA", "C"),
+        ("A", "HEM", 2, "H1", "H"), ("A", "HOH", 3, "O", "O"), ("B", "HEM", 2, "CHB", "C"),
+        *(("A", "CSO", 4, atom, atom[0]) for atom in IDEAL_NAMES),
     ):  # fmt: skip
-        line = row.format(1, atom, " ", residue, len(residue + atom), "", len(atom), 2, 3, element)
-        text += ("HETATM" + line[6:]).replace(f"{residue} A", f"{residue} {letter}")
+        line = row.format(1, atom, " ", name, number, "", len(atom), 2, 3, element)
+        text += line.replace(f"{name} A", f"{name} {letter}")
     path = tmp_path / "1abc.pdb.bz2"
     path.write_bytes(bz2.compress(text.encode()))
     found = read_chain(path, "A")
     assert found.elements.tolist() == [26, 6]
     assert found.around.tolist() == [[2, 2, 3], [3, 2, 3]]
-    assert found.letters.tolist() == [LETTERS.index("G")]
+    assert found.letters.tolist() == [LETTERS.index("G"), 20]
     path.write_bytes(bz2.compress(text.replace("FE\n", "UX\n").encode()))
     with pytest.raises(ValueError, match="an element is one up to xenon, got 'UX' in"):
         read_chain(path, "A")
@@ -208,7 +208,7 @@ def spec_of_reader() -> nlm.PermutationSpec:
 def test_the_units_of_the_reader_are_found(spec_of_reader):
     assert spec_of_reader.proven and not spec_of_reader.opaque_ops
     sizes = sorted(group.size for group in spec_of_reader.free.values())
-    assert sizes == [8, *[16] * 21, *[64] * 4]
+    assert sizes == [8, *[16] * 22, *[64] * 4]
     batch = beside_ligands([with_atoms(20, 2, 30)], 0, count=6)
     moved = reader(0)
     moved.load_state_dict(
