@@ -49,8 +49,9 @@ LigandMPNN (Dauparas et al. 2023) is told of the atoms around a protein too, whi
 a context between encoder and decoder: {parameters:,} parameters, {groups} groups of units, our
 forward pass within {difference:.0e} of the package's own. The package holds it as trained on
 noise of four sizes (`005` to `030`). These networks share no beginning: the cosine of two networks'
-matrices is at most {cosine:.3f} in size. Their shapes are not ProteinMPNN's, so that one of these
-and one of those cannot be merged.
+matrices is at most {cosine:.3f} in size. There are four, so that pairs share members, and errors
+of means are those of pairs that are not independent. Their shapes are not ProteinMPNN's, so that
+one of these and one of those cannot be merged.
 
 The chains above come without any atoms but their own, which the package masks and we leave away;
 they are scored as they are. Five chains of the same package come with other atoms: {fitted},
@@ -153,12 +154,13 @@ def verdict(pairs: list[dict[str, Any]]) -> str:
         sign = "at least" if score == "recovery" else "at most"
         by = "is met" if met else f"is missed by {abs(found - goal):.{2 if goal > 1 else 3}f}"
         text.append(f"The goal for {score}, {sign} {goal:g}, {by}.")
-    if "beside" in _places(pairs):
-        beside = of(best, "recovery", "beside")
-        text.append(
-            f"Beside ligands it recovers {beside:.3f}, {beside / own('beside'):.0%} of what a "
-            f"member does there."
-        )
+    for place, where in (("bound", "On the chains with ligands"), ("beside", "Beside ligands")):
+        if place in _places(pairs):
+            there = of(best, "recovery", place)
+            text.append(
+                f"{where} it recovers {there:.3f}, {there / own(place):.0%} of what a member does "
+                f"there, at a perplexity of {of(best, 'perplexity', place):.2f}."
+            )
     return " ".join(text)
 
 

@@ -316,4 +316,7 @@ def test_the_page_tells_what_is_met_and_missed():
     scores["beside"] = {"recovery": 0.3, "perplexity": 9.0}
     merged["none"]["average"]["beside"] = scores["beside"]
     told = proteins_page.verdict([pair])
-    assert told.endswith("Beside ligands it recovers 0.300, 50% of what a member does there.")
+    assert told.endswith(
+        "Beside ligands it recovers 0.300, 50% of what a member does there, "
+        "at a perplexity of 9.00."
+    )
