@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _pages import counted, spread
+from _pages import again, counted, dots, save, spread
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "proteins.md"
@@ -65,7 +65,30 @@ def load(name: str) -> dict[str, Any]:
 
 
 def page() -> str:
-    return f"{told(load('proteins'))}\n\n{told_of_ligands(load('ligands'))}\n"
+    picture = "![Native recovery of members and merges](pictures/proteins.png)"
+    commands = again(
+        "experiments/proteins.py", "experiments/proteins.py --ligands", "proteins_page.py"
+    )
+    parts = (told(load("proteins")), picture, told_of_ligands(load("ligands")), commands)
+    return "\n\n".join(parts) + "\n"
+
+
+def draw() -> dict[str, bytes]:
+    """Mean recovery of members, ensembles and merges, by the picture's file name."""
+    panels = {}
+    for title, name in (("ProteinMPNN", "proteins"), ("LigandMPNN", "ligands")):
+        pairs = load(name)["pairs"]
+        rows = {
+            "a member": [row for pair in pairs for row in pair["members"]],
+            "both members, their probabilities averaged": [pair["ensemble"] for pair in pairs],
+        }
+        rows |= {
+            _title(*merge): [pair["merged"][merge[0]][merge[1]] for pair in pairs]
+            for merge in _merges(pairs)
+        }
+        means = {row: mean(each["recovery"] for each in found) for row, found in rows.items()}
+        panels[title] = {"mean of the pairs": means}
+    return {"proteins.png": dots(panels, "native recovery")}
 
 
 def told(found: dict[str, Any]) -> str:
@@ -212,6 +235,7 @@ def _title(alignment: str, correction: str) -> str:
 
 
 def main() -> None:
+    save(draw())
     PAGE.write_text(page())
 
 
