@@ -17,12 +17,12 @@ MAKERS = (
     "questions_page", "every_merge_page", "scaling_page", "support_page", "trust_page",
     "proteins_page",
 )  # fmt: skip
-NEEDED = {"proteins_page": "proteins.json"}
+NEEDED = {"proteins_page": ("proteins.json", "ligands.json")}
 
 
 def main() -> None:
     for name in MAKERS:
-        if name not in NEEDED or (RESULTS / NEEDED[name]).exists():
+        if all((RESULTS / needed).exists() for needed in NEEDED.get(name, ())):
             print(name, flush=True)
             runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
 

