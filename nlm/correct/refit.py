@@ -64,7 +64,8 @@ def refit(
         heads are kept.
     experts : task -> its expert, *aligned* as it was merged, with modules of the same names.
     data : task -> a re-iterable of batches of that task's inputs; labels are not used. Or batches
-        for all experts of a plain model: the target is the mean of their outputs.
+        for all experts of a plain model: the target is the mean of their outputs. Where there is
+        none, :func:`nlm.correct.random_fields`, the same for every task.
     ridge : the pull towards the merged weights, in units of the inputs' mean variance. By default a
         fifth of a layer's inputs per position, between 0.001 and 1; validation data choose better
         (:func:`nlm.pipeline.choose`).
