@@ -2,10 +2,10 @@
 
 Refit on them needs no data: where all experts see the *same* random inputs, the mean of their
 features is a target for what the merged network keeps of them. On the demo's networks this recovers
-45 % (two tasks) to 61 % (eight) of what TACT gains on data (docs/corrections.md); white noise gave
-less (0.825 of the experts' accuracy beside 0.842, four tasks, seed 0), fields of their own for each
-task took away from the merge (0.66), for the layers then learn to tell the fields apart. Networks
-with batch norms take the fields' statistics, which costs them: there look at REPAIR first.
+45 % (two tasks) to 61 % (eight) of what TACT gains on data (docs/corrections.md). In single trials
+white noise gave less, other shapes (discs, binary fields) as much, and fields of their own for each
+task took away from the merge, for the layers then learn to tell the fields apart. Batch norms take
+the fields' statistics, which costs them: there look at REPAIR first.
 """
 
 import math
