@@ -79,13 +79,14 @@ def solved(results: Results, zero: Results) -> list[str]:
 def without_data(results: Results, tables: Results) -> list[str]:
     """What weights, random fields and white noise recover of what TACT gains on data.
 
-    ``tables`` are the results of the same seeds that hold refit.
+    ``tables`` are the results of the same networks that hold refit.
     """
     rows, told = [], []
+    of = {(table["seed"], table["networks"]): table for table in tables}
     for count in results[0]["counts"]:
         found = [
-            {**table["settings"]["permuted"][count], **r["counts"][count]}
-            for r, table in zip(results, tables, strict=True)
+            {**of[r["seed"], r["networks"]]["settings"]["permuted"][count], **r["counts"][count]}
+            for r in results
         ]
         means = {name: mean(at[name]["average"] for at in found) for name in FREE}
         gain = means["tact"] - means["none"]
@@ -103,9 +104,10 @@ def without_data(results: Results, tables: Results) -> list[str]:
         told.append(f"{reached} at {count} tasks ({best:.0%})")
     return [
         f"Aligned by weights, on {counted(results, 'seed')}. *Row lengths* look at weights alone; "
-        "*refit on random fields* solves all layers anew on `nlm.correct.random_fields`, the same "
-        "for all tasks, and needs no task id; *white noise* is TACT fitted to normal noise in the "
-        "place of images. In brackets the share of TACT's gain.",
+        "*refit on random fields* solves all layers anew on 1,024 samples of "
+        "`nlm.correct.random_fields`, the same for all tasks, and needs no task id; *white noise* "
+        "is TACT fitted to normal noise in the place of images. In brackets the share of TACT's "
+        "gain.",
         table_of(["tasks", *FREE.values()], rows),
         f"Half of TACT's gain by the best of them: {', '.join(told)}.",
     ]

@@ -5,14 +5,15 @@
 merges the demo's experts by Task Arithmetic in three settings and writes one JSON per network and
 seed beside this file; docs/corrections.md is made of them. The scale is chosen on validation data
 for each correction; beside it stands what the correction gives at scale 0, without task vectors.
-A run that was ended goes on where it was; ``--add`` measures the rows that committed results of the
-same networks lack, whatever revision those are of, and names its own beside them. With
+A run that was ended goes on where it was; ``--add`` measures the rows that results of the same
+networks and number of threads lack, whatever revision those are of, and names its own. With
 ``--every-number`` the shared corrections and TACT alone are compared, on aligned experts, at every
 number of tasks (every_number_*.json); with ``--without-data`` those that need none, TACT on white
 noise among them (without_data_*.json).
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nonlocal_merging import commit, networks, unfinished, write
+from nonlocal_merging import CHANGED, commit, networks, unfinished, write
 from torch import nn
 
 from nlm._modules import NORMS
@@ -68,15 +69,18 @@ ROWS = {
     "repair": Row("REPAIR", IMAGES, "repair"),
     "least_squares": Row("least squares, shared", IMAGES, "least_squares"),
     "refit": Row("refit, shared", IMAGES, "refit"),
-    "refit_fields": Row("refit on random fields, shared", "nothing", "refit", inputs="fields"),
+    "refit_fields": Row(
+        "refit on 1,024 random fields, shared", "nothing", "refit", inputs="fields"
+    ),
     "shared_free": Row("row lengths, shared", "nothing", "data_free", {"shared": True}),
     "free": Row("row lengths", "a task id", "data_free"),
     "tact": Row("TACT", f"{IMAGES}, a task id", "tact"),
-    "noise": Row("TACT, white noise", "a task id", "tact", inputs="noise"),
     "tact_once": Row("TACT, all at once", f"{IMAGES}, a task id", "tact_at_once"),
     "probe": Row("linear probe", f"{CALIBRATION} labels", labels=CALIBRATION),
     "probe_full": Row("linear probe", f"{PROBE_LABELS} labels", labels=PROBE_LABELS),
 }
+
+NOISE = {"noise": Row("TACT, white noise", "a task id", "tact", inputs="noise")}  # in no table
 
 
 def result_path(network: str, seed: int) -> Path:
@@ -90,10 +94,12 @@ def run(
     progress: Callable[[str], None] = print,
     found: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], object] = lambda found: None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Setting -> number of tasks -> row -> its figures, and what the rows are.
 
-    ``found`` is what an earlier run has done; ``save`` gets what there is after each row.
+    ``found`` is what an earlier run has done; ``save`` gets what there is after each row, and under
+    "added" the ``revision`` of rows that are new, where it is told.
     """
     rows = {name: row for name, row in ROWS.items() if name != "batch_norm" or _has_norms(world)}
     found = {"settings": {}} if found is None else found
@@ -104,9 +110,34 @@ def run(
         for count in counts:
             at = found["settings"].setdefault(setting, {}).setdefault(str(count), {})
             for name in fill(world, setting, count, rows, at):
+                if revision is not None:
+                    found["added"][name] = revision
                 progress(f"{setting}, {count} tasks, {name}: {at[name]['average']:.3f}")
                 save(found)
     return found
+
+
+def committed(path: Path, start: Mapping[str, Any]) -> dict[str, Any]:
+    """A result to which rows may be added: of the same networks and threads, at any revision.
+
+    Raises
+    ------
+    SystemExit
+        There is none, it is of others, or sources differ from the revision that would be named.
+    """
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in ("network", "seed", "networks", "threads"):
+        if found.get(name) != start[name]:
+            raise SystemExit(
+                f"corrections: rows are added to a result of the same {name}, got "
+                f"{found.get(name)!r} in {path} and {start[name]!r} here"
+            )
+    if start["commit"].endswith(CHANGED):
+        raise SystemExit(f"corrections: rows are added by a revision, got {start['commit']}")
+    known = found["settings"].values()
+    measured = {row for setting in known for at in setting.values() for row in at}
+    added = {name: at for name, at in found.get("added", {}).items() if name in measured}
+    return found | {"added": added}
 
 
 def fill(
@@ -116,7 +147,7 @@ def fill(
     aligned = world.aligned(setting, count)
     for name in names:
         if name not in at:
-            at[name] = asdict(measure(world, setting, aligned, ROWS[name]))
+            at[name] = asdict(measure(world, setting, aligned, (ROWS | NOISE)[name]))
             yield name
 
 
@@ -208,6 +239,8 @@ def main() -> None:
     parser.add_argument("--without-data", action="store_true")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if arguments.add and (arguments.every_number or arguments.without_data):
+        parser.error("--add goes with neither --every-number nor --without-data")
     facts = {"threads": torch.get_num_threads(), "commit": commit()}
     for network in arguments.networks:
         for seed in arguments.seeds:
@@ -216,8 +249,6 @@ def main() -> None:
             world = prepare(seed, max(counts), settings=Settings(network))
             path = arguments.folder / result_path(network, seed).name
             start = {"network": network, "seed": seed, "networks": networks(world.demo), **facts}
-            if arguments.add:
-                del start["commit"]
             if arguments.every_number:
                 path = path.with_name(path.name.replace("corrections", "every_number"))
                 found = unfinished(path, {**start, "counts": {}})
@@ -227,11 +258,11 @@ def main() -> None:
                 found = unfinished(path, {**start, "counts": {}})
                 every_number(world, counts, found, partial(write, path), told, FREE)
             else:
-                found = unfinished(path, {**start, "settings": {}})
                 if arguments.add:
-                    missing = [name for name in ROWS if name not in found.get("rows", {})]
-                    found.setdefault("added", {}).update(dict.fromkeys(missing, facts["commit"]))
-                run(world, counts, SETTINGS, told, found, partial(write, path))
+                    found, revision = committed(path, start), facts["commit"]
+                else:
+                    found, revision = unfinished(path, {**start, "settings": {}}), None
+                run(world, counts, SETTINGS, told, found, partial(write, path), revision)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def unfinished(path: Path, start: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text())
         said = json.loads(json.dumps(start))
         alike = all(found.get(name) == value for name, value in said.items() if value != {})
-        if alike and not start.get("commit", "").endswith(CHANGED):
+        if alike and not start["commit"].endswith(CHANGED):
             return found
     return start
 

@@ -36,6 +36,33 @@ def test_the_table_in_small(tmp_path_factory, monkeypatch):
     assert "± 0.000" in page[-1] and "### Experts of one foundation" in page
 
 
+def test_rows_are_added_to_results_of_the_same_networks(tmp_path_factory, monkeypatch, tmp_path):
+    monkeypatch.setenv("NLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    world, path = prepare(0, 2, settings=SMALL), tmp_path / "corrections_mlp512_seed0.json"
+    start = {"network": "mlp512", "seed": 0, "networks": "n", "threads": 1, "commit": "new"}
+    with pytest.raises(SystemExit, match="of the same network, got None in"):
+        corrections.committed(path, start)
+    told = []
+    found = corrections.run(world, (2,), ("local",), told.append, {**start, "settings": {}})
+    at = found["settings"]["local"]["2"]
+    kept = {name: dict(row) for name, row in at.items()}
+    del at["refit"], at["refit_fields"]
+    corrections.write(path, found | {"commit": "old", "added": {"batch_norm": "older"}})
+    for name, other in (("networks", "m"), ("threads", 2), ("seed", 1)):
+        with pytest.raises(SystemExit, match=f"of the same {name}, got "):
+            corrections.committed(path, start | {name: other})
+    with pytest.raises(SystemExit, match="added by a revision, got new-changed"):
+        corrections.committed(path, start | {"commit": "new-changed"})
+    found = corrections.committed(path, start)
+    assert found["commit"] == "old" and found["added"] == {}  # it has no such row
+    told.clear()
+    found = corrections.run(world, (2,), ("local",), told.append, found, revision="new")
+    assert len(told) == 2 and found["commit"] == "old"
+    assert found["added"] == {"refit": "new", "refit_fields": "new"}
+    for name, row in found["settings"]["local"]["2"].items():
+        assert row["average"] == kept[name]["average"]
+
+
 def result(seed, **averages):
     at = {
         name: {"average": average, "worst": average - 0.1, "scale": 0.5, "average_at_zero": 0.5,
@@ -53,7 +80,8 @@ def test_the_page_says_what_is_recovered():
     told = corrections_page.verdict(results)
     assert "of what TACT gains: SHARED 50%. TACT ends 8.0 points behind" in told
     assert corrections_page.goals({"repair": 0.4, "least_squares": 0.6, "free": 0.49}) == (
-        " Half of it by one set for all tasks: met (60%). Half of it without data: missed (49%)."
+        " Half of it by one set of scales and shifts for all tasks: met (60%)."
+        " Half of it without data: missed (49%)."
     )
     lines = corrections_page.table(results, "permuted").splitlines()
     assert lines[-1] == (
@@ -108,7 +136,8 @@ def test_the_page_says_what_needs_no_data_recovers():
     less = at | {"free": {"average": 0.55, "worst": 0.5}, "shared_free": at["none"]}
     fields = {count: {"refit_fields": at["noise"]} for count in ("2", "4")}
     told = _corrections_parts.without_data(
-        [{"seed": 0, "counts": {"2": at, "4": less}}], [{"settings": {"permuted": fields}}]
+        [{"seed": 0, "networks": "n", "counts": {"2": at, "4": less}}],
+        [{"seed": 0, "networks": "n", "settings": {"permuted": fields}}],
     )
     assert "| 2 | 0.500 / 0.50 | 0.600 / 0.60 (50%) | 0.650 / 0.65 (75%) |" in told[1]
     assert "met at 2 tasks (75%), missed at 4 tasks (25%)" in told[-1]
