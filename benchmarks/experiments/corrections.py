@@ -262,7 +262,8 @@ def main() -> None:
                     found, revision = committed(path, start), facts["commit"]
                 else:
                     found, revision = unfinished(path, {**start, "settings": {}}), None
-                run(world, counts, SETTINGS, told, found, partial(write, path), revision)
+                save = partial(write, path)
+                save(run(world, counts, SETTINGS, told, found, save, revision))
 
 
 if __name__ == "__main__":
