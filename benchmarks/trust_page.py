@@ -105,6 +105,7 @@ MENDED = (
     "recipes and data inside the output that `--force` replaces; outputs beside an input's weights",
     "seeds from 2^53 on, rounded; numbers of layers with thousands of digits; folders whose name "
     "is not UTF-8",
+    "sizes of groups in a file of alignments, for which 16 GiB were asked before they were refused",
 )
 
 
@@ -227,10 +228,7 @@ def _runtimes(rows: list[dict[str, Any]]) -> str:
         names = ", ".join(f"`{each}`" for each in others)
         text += f" The demonstration, after that, maps one that another wheel brings: {names}."
     if any(row["libgomp"] > 1 for row in rows):
-        text += (
-            " Rows of 2 are of an earlier commit, which counted after the demonstration, for which "
-            "scikit-learn maps the one of its own wheel."
-        )
+        text += " Rows of 2 are of an earlier commit, which counted after the demonstration."
     return text
 
 

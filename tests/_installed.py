@@ -122,7 +122,7 @@ def main() -> None:
     pins = pinned(sys.argv[2:])
     if pins:
         with_extras()
-    others = ["/".join(Path(each).parts[-2:]) for each in runtimes() if each not in shared]
+    others = [each.split("site-packages/")[-1] for each in runtimes() if each not in shared]
     assert not any(each.startswith(("nlm", "torch")) for each in others), others
     known = nlm.info()
     assert known["compiled core"] == "loaded", known["compiled core"]

@@ -5,8 +5,14 @@ import unicodedata
 from pathlib import Path
 
 _LONGEST = 200  # bytes, of the 255 that file systems allow
-_STEERING = {"Cc", "Cs", "Zl", "Zp"}  # controls, surrogates, separators of lines and paragraphs
+# Controls, surrogates, separators of lines and paragraphs; what nobody has assigned.
+_STEERING = {"Cc", "Cs", "Zl", "Zp", "Cn", "Co"}
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+# Signs without a picture by which two names would look alike: hyphens and spaces of no width, marks
+# of annotations, tags. Joiners and marks of the direction are letters of some languages.
+_UNSEEN = {0xAD, 0x200B, *range(0x2060, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFC)}
+_UNSEEN |= {*range(0xE0000, 0xE0080)}
 
 
 def file_name(name: str) -> str:
@@ -27,8 +33,9 @@ def printable(text: str) -> str:
     """A text that others wrote, for a terminal or a page: what steers stands as its escape.
 
     Control characters move the cursor, rename the window or hide what follows, separators begin a
-    line, overrides of the direction turn letters around, and half a pair of UTF-16 can't be
-    written. Other spaces, joiners and marks of the direction stay: names are written with them.
+    line, overrides of the direction turn letters around, half a pair of UTF-16 can't be written,
+    and signs without a picture make two names one to the eye. Other spaces, joiners and marks of
+    the direction stay: names are written with them.
     """
     if text.isprintable():
         return text
@@ -39,6 +46,7 @@ def _steers(character: str) -> bool:
     return (
         unicodedata.category(character) in _STEERING
         or unicodedata.bidirectional(character) in _TURNING
+        or ord(character) in _UNSEEN
     )
 
 

@@ -25,7 +25,7 @@ def random_fields(
     seed: int = 0,
     batch: int = 256,
 ) -> list[Tensor]:
-    """Batches of Gaussian random fields, as data for corrections of networks of images or sounds.
+    """Batches of Gaussian random fields, as data for a refit of networks of images.
 
     The power at frequency f falls as f^-exponent, which at 2 is the spectrum of natural images
     (Field 1987); networks that learn from such noise see real images well (Baradad et al. 2021,
@@ -66,7 +66,9 @@ def random_fields(
     if not math.isfinite(exponent):
         raise ValueError(f"{CALLER}: the exponent is finite, got {exponent}")
     generator = torch.Generator().manual_seed(seed)
-    amplitude = _squared_frequencies(size).pow(-exponent / 4)
+    squares = _squared_frequencies(size)
+    logarithm = squares.log() * (-exponent / 4)
+    amplitude = (logarithm - logarithm.max()).exp().float()  # of any exponent: at most 1
     axes = tuple(range(-len(size), 0))
     batches = []
     for begin in range(0, samples, batch):
@@ -79,7 +81,8 @@ def random_fields(
 
 def _squared_frequencies(size: Sequence[int]) -> Tensor:
     """|f|^2 of what rfftn gives, in cycles per entry; the mean counts as the lowest of the rest."""
-    along = [torch.fft.fftfreq(n) for n in size[:-1]] + [torch.fft.rfftfreq(size[-1])]
+    along = [torch.fft.fftfreq(n, dtype=torch.float64) for n in size[:-1]]
+    along.append(torch.fft.rfftfreq(size[-1], dtype=torch.float64))
     squares = torch.stack(torch.meshgrid(*along, indexing="ij")).square().sum(0)
     squares.view(-1)[0] = 1 / max(size) ** 2
     return squares

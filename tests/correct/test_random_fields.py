@@ -31,6 +31,13 @@ def test_a_seed_says_it_all():
     assert [len(batch) for batch in random_fields((1, 4), 5, batch=2)] == [2, 2, 1]
 
 
+@pytest.mark.parametrize("exponent", [-500.0, 80.0, 1e300])
+def test_any_finite_exponent(exponent):
+    fields = torch.cat(random_fields((1, 64, 64), 3, exponent=exponent))
+    assert fields.isfinite().all()
+    torch.testing.assert_close(fields.square().mean((1, 2, 3)), torch.ones(3))
+
+
 def test_refit_without_data_comes_nearer_to_the_experts():
     own = {"a": convnet(1), "b": convnet(2)}
     model = convnet(0)
