@@ -264,8 +264,17 @@ def test_two_processes_write_what_one_does(family):
         assert all(torch.equal(found[each], wanted[each]) for each in wanted)
 
 
+@pytest.fixture
+def one_thread():
+    """A forked child waits for ever for the threads that PyTorch left with its parent."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.nightly
-def test_killed_at_any_step(family):
+def test_killed_at_any_step(family, one_thread):
     """kill -9 at every fourth report of progress: nothing is there, and a resume ends the same."""
     family("gpt2")
     merge("refit+tact", "whole", ", shard: 10kB")
