@@ -110,14 +110,15 @@ def unlike(results: Results, zero: Results) -> str:
     return f"{told} Both sides are of networks of other digests."
 
 
-def other_networks(pairs: Sequence[tuple[float, float]], than: str) -> str:
-    """That results are of other networks, where the same row of one seed differs."""
+def another_run(pairs: Sequence[tuple[float, float]], than: str) -> str:
+    """That results are of another run, where the same row of one seed differs; else nothing."""
     apart = [100 * abs(one - other) for one, other in pairs]
     if not apart or max(apart) < 100 * BITS:
         return ""
     return (
-        f"These are of other networks than {than}, trained by the same settings: the same row of "
-        f"one seed differs by {mean(apart):.1f} points on average, {max(apart):.1f} at most."
+        f"These are of another run than {than}, of another revision and, as no digest says "
+        "otherwise, of networks that were trained anew by the same settings: the same row of one "
+        f"seed differs by {mean(apart):.1f} points on average, {max(apart):.1f} at most."
     )
 
 

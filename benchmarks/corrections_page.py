@@ -12,7 +12,7 @@ from typing import Any
 
 import _corrections_parts
 import _tact_cost
-from _corrections_parts import MERGING, both, other_networks, scores
+from _corrections_parts import MERGING, another_run, both, scores
 from _pages import again, counted, dots, save, spread
 from _pages import table as table_of
 
@@ -87,8 +87,9 @@ def page() -> str:
     if merging := load_all("nonlocal_merging"):
         cells = both(merging, load("cnn64"), MERGING)
         told = calibration([result["calibration_sizes"] for result in merging])
-        others = other_networks(cells, "the tables above")
-        parts += ["## How many samples", f"{told} {others}".strip()]
+        others = another_run(cells, "the tables above")
+        others = f" {others} README's table is of this run too." if others else ""
+        parts += ["## How many samples", f"{told}{others}"]
     if COST.exists():
         parts += ["## What TACT costs", *_tact_cost.section(json.loads(COST.read_text()))]
     parts.append(
@@ -138,8 +139,8 @@ def calibration(sizes: list[dict[str, float]]) -> str:
     return (
         f"TACT at four tasks on `cnn64`, permuted by weights, by unlabelled images a task: {told} "
         f"(means of {len(sizes)} seeds with their standard errors). {least} are within .01 of "
-        f"{most} by this labelled test. `nlm.correct.calibration_size` has no labels: it looks for the "
-        "fewest whose corrections are nearly those of 128, which may be more."
+        f"{most} by this labelled test. `nlm.correct.calibration_size` has no labels: it looks for "
+        "the fewest whose corrections are nearly those of 128, which may be more."
     )
 
 

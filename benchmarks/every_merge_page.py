@@ -121,8 +121,8 @@ def stock(first: Mapping[str, Any], counts: Sequence[str]) -> str:
     }
     two = joined([f"{x:.2f} at {c}" for c, x in zip(counts, found["permuted"], strict=True)])
     return (
-        f" Not corrected, `model_stock` leaves {two} tasks of two foundations permuted by weights, and "
-        f"at least {min(found['local']):.2f} of one (seed {first['seed']})."
+        f" Not corrected, `model_stock` leaves {two} tasks of two foundations permuted by weights, "
+        f"and at least {min(found['local']):.2f} of one (seed {first['seed']})."
     )
 
 

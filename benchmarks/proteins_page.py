@@ -69,8 +69,8 @@ def page() -> str:
     commands = again(
         "experiments/proteins.py", "experiments/proteins.py --ligands", "proteins_page.py",
         closing="Seeds are fixed; nothing is trained: networks and chains are those of installed "
-        "packages. Pairs that were scored are kept in nlm's cache folder under the revision and the "
-        "settings.",
+        "packages. Pairs that were scored are kept in nlm's cache folder under the revision and "
+        "the settings.",
     )  # fmt: skip
     parts = (told(load("proteins")), picture, told_of_ligands(load("ligands")), commands)
     return "\n\n".join(parts) + "\n"

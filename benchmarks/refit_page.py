@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from _corrections_parts import MERGING, added, both, other_networks
+from _corrections_parts import MERGING, added, another_run, both
 from _pages import again, counted, dots, save, spread, table
 
 ROOT = Path(__file__).parents[1]
@@ -77,10 +77,10 @@ def page() -> str:
         if zero := load("low_rank_zero"):
             control = "[The control](corrections.md#layers-solved-anew) has a scale of 0."
             parts.append(f"{control} {added(low_rank, zero)}")
-        parts.append(other_networks(both(low_rank, results, TWICE), "the tables above"))
+        parts.append(another_run(both(low_rank, results, TWICE), "the tables above"))
     parts += ["## TACT and REPAIR by the number of tasks", gains(merging)]
     table_of_all = "those of the [table of corrections](corrections.md)"
-    parts.append(other_networks(both(merging, load("corrections_cnn64"), MERGING), table_of_all))
+    parts.append(another_run(both(merging, load("corrections_cnn64"), MERGING), table_of_all))
     parts.append(
         again(
             "experiments/refit.py", "experiments/low_rank.py", "experiments/nonlocal_merging.py",

@@ -133,7 +133,7 @@ def test_the_page_says_what_task_vectors_add_to_layers_solved_anew():
     assert _corrections_parts.solved([found(0.9)], []) == []
 
 
-def test_results_of_other_networks_are_told_by_the_rows_that_both_hold():
+def test_results_of_another_run_are_told_by_the_rows_that_both_hold():
     def found(seed, **averages):
         rows = {name: {"average": each} for name, each in averages.items()}
         return {"seed": seed, "settings": {"local": {"2": rows, "4": rows}}}
@@ -142,8 +142,8 @@ def test_results_of_other_networks_are_told_by_the_rows_that_both_hold():
     tables = [found(0, none=0.52, tact=0.8, probe=0.9)]
     cells = _corrections_parts.both(merging, tables, _corrections_parts.MERGING)
     assert cells == [(0.5, 0.52), (0.8, 0.8)] * 2
-    told = _corrections_parts.other_networks(cells, "the tables")
-    assert told.startswith("These are of other networks than the tables, trained")
+    told = _corrections_parts.another_run(cells, "the tables")
+    assert told.startswith("These are of another run than the tables, of another revision")
     assert told.endswith("differs by 1.0 points on average, 2.0 at most.")
-    assert _corrections_parts.other_networks([(0.5, 0.5001)], "the tables") == ""
-    assert _corrections_parts.other_networks([], "the tables") == ""
+    assert _corrections_parts.another_run([(0.5, 0.5001)], "the tables") == ""
+    assert _corrections_parts.another_run([], "the tables") == ""
