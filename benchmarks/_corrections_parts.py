@@ -31,6 +31,10 @@ FREE = {
 }
 
 
+SAME = 0.5  # points: what is called nothing
+BITS = 5e-4  # of a score: rows of the same networks differ by less
+
+
 def solved(results: Results, zero: Results) -> list[str]:
     """Refit and what stands on it, with and without task vectors: the results of low_rank.py."""
     if not results or not zero:
@@ -58,22 +62,82 @@ def solved(results: Results, zero: Results) -> list[str]:
         columns = [*(f"{count} tasks" for count in there), *(f"{c}, scale 0" for c in there)]
         header = ["correction", "needs", *columns, "bytes per task", "seconds, least"]
         parts += [f"**{title}**", table_of(header, rows, 2)]
-    lost = {
-        told: [
+    return [*parts, f"{added(results, zero)} {unlike(results, zero)}"]
+
+
+def added(results: Results, zero: Results) -> str:
+    """What task vectors add to each correction, and what follows where it is nothing."""
+    found = {
+        name: mean(
             100 * (one["settings"][setting][count][name]["average"] - at[name]["average"])
             for one, other in zip(results, zero, strict=True)
             for setting, counts in other["settings"].items()
             for count, at in counts.items()
-        ]
-        for name, (told, _) in SOLVED.items()
+        )
+        for name in SOLVED
     }
-    each = ", ".join(f"{told} {mean(points):+.1f}" for told, points in lost.items())
+    each = ", ".join(f"{SOLVED[name][0]} {points:+.1f}" for name, points in found.items())
+    told = f"What task vectors add, in points, over all seeds and settings: {each}."
+    if max(abs(points) for name, points in found.items() if name != "tact") > SAME:
+        return told
+    return (
+        f"{told} Layers that are solved anew take the tasks from the experts' features: the merge "
+        "is where they start, and the mean of the foundations does as well."
+    )
+
+
+def unlike(results: Results, zero: Results) -> str:
+    """What else differs between results with task vectors and without: ridges and networks."""
+    ridges = {
+        f"{each[name]['ridge']:g}"
+        for result in zero
+        for counts in result["settings"].values()
+        for each in counts.values()
+        for name in ("low_rank", "low_rank_tact")
+    }
+    told = (
+        f"At a scale of 0 parts of low rank have a ridge of {' or '.join(sorted(ridges))}; at the "
+        f"other, validation images choose it of {', '.join(map(str, results[0]['ridges']))}."
+    )
+    digests = [[result.get("networks") for result in found] for found in (results, zero)]
+    if digests[0] == digests[1] and None not in digests[0]:
+        return told
+    if None in digests[0] + digests[1]:
+        return (
+            f"{told} The results of one side were written without a digest of their networks: "
+            "whether both are of the same ones, trained to the same bits, is not known, and "
+            "differences of some tenths of a point say nothing."
+        )
+    return f"{told} Both sides are of networks of other digests."
+
+
+def another_run(pairs: Sequence[tuple[float, float]], than: str) -> str:
+    """That results are of another run, where the same row of one seed differs; else nothing."""
+    apart = [100 * abs(one - other) for one, other in pairs]
+    if not apart or max(apart) < 100 * BITS:
+        return ""
+    return (
+        f"These are of another run than {than}, of another revision and, as no digest says "
+        "otherwise, of networks that were trained anew by the same settings: the same row of one "
+        f"seed differs by {mean(apart):.1f} points on average, {max(apart):.1f} at most."
+    )
+
+
+def both(one: Results, other: Results, names: Mapping[str, str]) -> list[tuple[float, float]]:
+    """The averages of cells that both results hold, by the names of the rows in each."""
+    seeds = {result["seed"]: result["settings"] for result in other}
     return [
-        *parts,
-        f"What task vectors add, in points, over all seeds and settings: {each}. Layers that are "
-        "solved anew take the tasks from the experts' features: the merge is where they start, and "
-        "the mean of the foundations does as well.",
+        (at[name]["average"], theirs["average"])
+        for result in one
+        for setting, counts in result["settings"].items()
+        for count, at in counts.items()
+        for name, known in names.items()
+        for theirs in [seeds.get(result["seed"], {}).get(setting, {}).get(count, {}).get(known)]
+        if theirs and name in at
     ]
+
+
+MERGING = {"plain": "none", "repair": "repair", "tact": "tact"}  # rows here and in corrections.py
 
 
 def without_data(results: Results, tables: Results) -> list[str]:

@@ -35,13 +35,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) 
     return "\n".join([f"| {' | '.join(header)} |", rule, *lines])
 
 
-def again(*commands: str) -> str:
-    """How a page is made anew: its experiments, then its own maker."""
+TRAINED = (
+    "Seeds are fixed; networks are trained once and kept in nlm's cache folder under a hash of all "
+    "that they depend on."
+)
+
+
+def again(*commands: str, closing: str = TRAINED) -> str:
+    """How a page is made anew: its experiments, then its own maker; what is fixed and kept."""
     lines = "\n".join(f"python benchmarks/{command}" for command in commands)
-    return (
-        f"## Again\n\n```sh\n{lines}\n```\n\nSeeds are fixed; networks are trained once and kept "
-        "in nlm's cache folder under a hash of all that they depend on."
-    )
+    return f"## Again\n\n```sh\n{lines}\n```\n\n{closing}"
 
 
 Panel = Mapping[str, Mapping[str, float]]  # series -> row -> value

@@ -12,7 +12,7 @@ from typing import Any
 
 import _corrections_parts
 import _tact_cost
-from _corrections_parts import scores
+from _corrections_parts import MERGING, another_run, both, scores
 from _pages import again, counted, dots, save, spread
 from _pages import table as table_of
 
@@ -92,12 +92,12 @@ def page() -> str:
             parts += _corrections_parts.solved(load_all("low_rank"), load_all("low_rank_zero"))
         if results := load(network, "without_data"):
             parts += ["### Without data", *_corrections_parts.without_data(results, load(network))]
-    sizes = [
-        json.loads(path.read_text())["calibration_sizes"]
-        for path in sorted(RESULTS.glob("nonlocal_merging_seed*.json"))
-    ]
-    if sizes:
-        parts += ["## How many samples", calibration(sizes)]
+    if merging := load_all("nonlocal_merging"):
+        cells = both(merging, load("cnn64"), MERGING)
+        told = calibration([result["calibration_sizes"] for result in merging])
+        others = another_run(cells, "the tables above")
+        others = f" {others} README's table is of this run too." if others else ""
+        parts += ["## How many samples", f"{told}{others}"]
     if COST.exists():
         parts += ["## What TACT costs", *_tact_cost.section(json.loads(COST.read_text()))]
     parts.append(
@@ -148,7 +148,8 @@ def calibration(sizes: list[dict[str, float]]) -> str:
     return (
         f"TACT at four tasks on `cnn64`, permuted by weights, by unlabelled images a task: {told} "
         f"(means of {len(sizes)} seeds with their standard errors). {least} are within .01 of "
-        f"{most}. `nlm.correct.calibration_size` finds the number for a model without labels."
+        f"{most} by this labelled test. `nlm.correct.calibration_size` has no labels: it looks for "
+        "the fewest whose corrections are nearly those of 128, which may be more."
     )
 
 

@@ -6,6 +6,7 @@ A test fails where the page is not what this script would write.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -47,11 +48,19 @@ A cell holds the mean normalised test accuracy (merged / expert) of the tasks{se
 stand at their default parameters; the factor on task vectors (of {multiples} over the number of
 tasks) and TALL-mask's threshold (of {thresholds}) are chosen on validation images for each
 correction, but for refit and TACT on top of it, which take what was best under TACT. Corrections,
-Fisher averaging and RegMean see {images} unlabelled images a task: few for refit, which gains
-most from more ([beside TACT](refit.md)). TALL-mask makes a network for each task, so that no
-layer is left that all share to be solved anew. `uniform_soup` is `linear` here; `slerp` takes two
-experts. `model_stock` divides by 1 + (n - 1) c of the mean cosine c of n task vectors: those of
-two foundations point away from their mean, c is negative, and it lands far outside."""
+Fisher averaging and RegMean see {images} unlabelled images a task. TALL-mask makes a network for
+each task, so that no layer is left that all share to be solved anew. `uniform_soup` is `linear`
+here; `slerp` takes two experts.{stock}"""
+LOST = 5.0  # points
+LENGTHENED = ("regmean", "dare", "dare_ties", "della", "della_linear")
+WHY = (
+    "Row lengths take the rows of a merge for averages of the experts' rows, shorter and otherwise "
+    "alike. RegMean's are no averages: they solve least squares on the inputs, and along "
+    "directions in which the inputs hardly vary they grow far longer than any expert's with little "
+    "effect; brought to the experts' lengths, they lose most of what does have one. DARE and DELLA "
+    "drop entries at random and scale up those that stay: rows are longer while what they compute "
+    "is the same on average. Both are to be corrected on data."
+)
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -83,6 +92,7 @@ def told(results: Results) -> str:
         counts=joined(counts), unrun=unrun, seeds=many, images=first["images"],
         multiples=joined([f"{each:g}" for each in first["multiples"]]),
         thresholds=joined([f"{each:g}" for each in first["thresholds"]]),
+        stock=stock(first, counts),
     )  # fmt: skip
     picture = f"![Accuracy by merger and setting](pictures/{PICTURE})"
     parts = [introduction, picture, *verdict(results, counts)]
@@ -92,8 +102,28 @@ def told(results: Results) -> str:
         parts += [f"## {count} tasks", f"Seeds {seeds}." if len(results) > 1 else ""]
         for setting, title in SETTINGS.items():
             parts += [f"### {title.capitalize()}, {count} tasks", scores(having, count, setting)]
-    parts.append(again("experiments/every_merge.py", "every_merge_page.py"))
+    commands = [
+        f"experiments/every_merge.py --seeds {result['seed']} --counts {' '.join(run)}"
+        for result in results
+        if (run := [count for count in counts if whole(result, count)])
+    ]
+    parts.append(again(*commands, "every_merge_page.py"))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def stock(first: Mapping[str, Any], counts: Sequence[str]) -> str:
+    """What Model Stock leaves of one seed's experts, not corrected."""
+    if any("model_stock" not in first["counts"][c][s] for c in counts for s in SETTINGS):
+        return ""
+    found = {
+        setting: [first["counts"][c][setting]["model_stock"]["none"]["average"] for c in counts]
+        for setting in ("permuted", "local")
+    }
+    two = joined([f"{x:.2f} at {c}" for c, x in zip(counts, found["permuted"], strict=True)])
+    return (
+        f" Not corrected, `model_stock` leaves {two} tasks of two foundations permuted by weights, "
+        f"and at least {min(found['local']):.2f} of one (seed {first['seed']})."
+    )
 
 
 def joined(words: Sequence[str]) -> str:
@@ -136,7 +166,8 @@ def scores(results: Results, count: str, setting: str) -> str:
 
 def verdict(results: Results, counts: Sequence[str]) -> Iterator[str]:
     """What each correction adds to every merger and where it does not; what is left to local."""
-    for correction, over in (("tact", "none"), ("tact", "repair"), ("refit+tact", "tact")):
+    pairs = (("tact", "none"), ("tact", "repair"), ("refit+tact", "tact"), ("data_free", "none"))
+    for correction, over in pairs:
         gains, below, mergers = [], [], []
         for count in counts:
             having = [result for result in results if whole(result, count)]
@@ -148,14 +179,16 @@ def verdict(results: Results, counts: Sequence[str]) -> Iterator[str]:
                             below.append((gains[-1], f"`{merger}`, {SETTINGS[setting]}, {count}"))
                             mergers.append(f"`{merger}`")
         text = (
-            f"{CORRECTIONS[correction]} is {mean(gains):+.1f} points above "
+            f"{CORRECTIONS[correction]} {'are' if correction == 'data_free' else 'is'} "
+            f"{mean(gains):+.1f} points above "
             f"{'no correction' if over == 'none' else CORRECTIONS[over]} on average"
         )
         where = f", below it in {len(below)} of {len(gains)} cells" if below else ", in every cell"
         if 0 < len(which := list(dict.fromkeys(mergers))) <= SOME:
             where += f" of {joined(which)}"
         worst = f" (most: {-min(below)[0]:.1f} points, {min(below)[1]} tasks)" if below else ""
-        yield f"{text[0].upper()}{text[1:]}{where}{worst}."
+        harm = lost(gains, below) if correction == "data_free" else ""
+        yield f"{text[0].upper()}{text[1:]}{where}{worst}.{harm}"
     aligned = []
     for count in counts:
         having = [result for result in results if whole(result, count)]
@@ -178,6 +211,16 @@ def verdict(results: Results, counts: Sequence[str]) -> Iterator[str]:
         "Permuted by activations, the best merger and correction of the tables, and how far it is "
         f"behind the same merger's best of one foundation: {'; '.join(aligned)}."
     )
+
+
+def lost(gains: Sequence[float], below: Sequence[tuple[float, str]]) -> str:
+    """Where row lengths lose much, and why where the merger explains it."""
+    much = Counter(where.split("`")[1] for gain, where in below if gain < -LOST)
+    if not much:
+        return ""
+    each = joined([f"`{merger}` ({count})" for merger, count in much.most_common()])
+    why = f" {WHY}" if set(much) <= set(LENGTHENED) else ""
+    return f" More than {LOST:g} points are lost in {much.total()}: {each}.{why}"
 
 
 def draw(results: Results) -> dict[str, bytes]:

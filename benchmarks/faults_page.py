@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from _pages import again
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "faults.md"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results" / "faults.json"
@@ -66,6 +68,8 @@ def page(report: dict[str, Any]) -> str:
         "## Files",
         table(("what is wrong", "exit code", "what is said"), of_files(report)),
     ]
+    closing = "The seed is fixed; the moments of the kills are the machine's."
+    parts.append(again("experiments/faults.py", "faults_page.py", closing=closing))
     return "\n\n".join(parts) + "\n"
 
 

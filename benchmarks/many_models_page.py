@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from _pages import again
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "many_models.md"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results"
@@ -54,6 +56,12 @@ def page() -> str:
             having = [run for run in found if count in run["counts"]]
             seeds = ", ".join(str(run["seed"]) for run in having)
             parts += [f"### {count} models", f"Seeds {seeds}.", table(having, count)]
+    commands = [
+        f"experiments/many_models.py --network {network} --seeds "
+        f"{' '.join(str(run['seed']) for run in found)}"
+        for network, found in runs.items()
+    ]
+    parts.append(again(*commands, "many_models_page.py"))
     return "\n\n".join(parts) + "\n"
 
 

@@ -67,8 +67,11 @@ def load(name: str) -> dict[str, Any]:
 def page() -> str:
     picture = "![Native recovery of members and merges](pictures/proteins.png)"
     commands = again(
-        "experiments/proteins.py", "experiments/proteins.py --ligands", "proteins_page.py"
-    )
+        "experiments/proteins.py", "experiments/proteins.py --ligands", "proteins_page.py",
+        closing="Seeds are fixed; nothing is trained: networks and chains are those of installed "
+        "packages. Pairs that were scored are kept in nlm's cache folder under the revision and "
+        "the settings.",
+    )  # fmt: skip
     parts = (told(load("proteins")), picture, told_of_ligands(load("ligands")), commands)
     return "\n\n".join(parts) + "\n"
 

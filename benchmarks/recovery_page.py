@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from _pages import again
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "recovery.md"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results" / "recovery.json"
@@ -47,6 +49,8 @@ def page() -> str:
     ]
     for network, rows in networks.items():
         parts += [f"## {network}", table(rows)]
+    seeds = " ".join(map(str, range(len(found["rows"][0]["shares"]))))
+    parts.append(again(f"experiments/recovery.py --seeds {seeds}", "recovery_page.py"))
     return "\n\n".join(parts) + "\n"
 
 

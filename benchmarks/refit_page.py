@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from _corrections_parts import MERGING, added, another_run, both
 from _pages import again, counted, dots, save, spread, table
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,7 @@ LOW_RANK = {  # the last column is no merge, but what it would be without a limi
     "low_rank_tact": "refit, low rank, TACT",
     "full_rank": "refit, full rank",
 }
+TWICE = {"tact": "tact", "refit": "refit_default"}  # rows of low_rank.py, as in refit.py
 GOALS = {"4": 2.0, "8": 4.0}  # tasks -> points behind one foundation, at most
 ALIGNED = "permuted by activations"
 PICTURE = "refit.png"
@@ -72,19 +74,20 @@ def page() -> str:
         parts += [f"## {tasks} tasks", scores(results, tasks), verdict(results, tasks)]
     if low_rank:
         parts += ["## A part of low rank for each task", *parts_of_low_rank(low_rank)]
+        if zero := load("low_rank_zero"):
+            control = "[The control](corrections.md#layers-solved-anew) has a scale of 0."
+            parts.append(f"{control} {added(low_rank, zero)}")
+        parts.append(another_run(both(low_rank, results, TWICE), "the tables above"))
     parts += ["## TACT and REPAIR by the number of tasks", gains(merging)]
-    parts.append(
-        "Without task vectors, at a scale of 0, refit and parts of low rank score the same "
-        "([the control](corrections.md#layers-solved-anew)): the features of the experts are what "
-        "they are fitted to, and the merge is where they start."
-    )
+    table_of_all = "those of the [table of corrections](corrections.md)"
+    parts.append(another_run(both(merging, load("corrections_cnn64"), MERGING), table_of_all))
     parts.append(
         again(
             "experiments/refit.py", "experiments/low_rank.py", "experiments/nonlocal_merging.py",
             "refit_page.py",
         )
     )  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def draw() -> dict[str, bytes]:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from _pages import again
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "support.md"
 RESULTS = ROOT / "benchmarks" / "experiments" / "results" / "support.json"
@@ -79,6 +81,8 @@ def page(report: dict[str, Any]) -> str:
                     said = row[name].partition(": ")[2]
                     lines.append(f"- {row['name']}, {name}: `{said[:300].replace('`', '')}`")
         parts.append("\n".join(lines))
+    closing = "Seeds are fixed; weights are random and nothing is trained."
+    parts.append(again("experiments/support.py", "support_page.py", closing=closing))
     return "\n\n".join(parts) + "\n"
 
 

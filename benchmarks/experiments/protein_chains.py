@@ -62,7 +62,8 @@ class Chain:
 
 
 def read_chain(path: Path, letter: str = "") -> Chain:
-    """The chain of a PDB file that has this letter; without, all chains count as one.
+    """The chain of a PDB file that has this letter; without, all chains count as one,
+    in which each begins with its own numbers.
 
     Of atoms given twice the first counts. Files may be compressed by gzip or bzip2.
 
@@ -80,7 +81,7 @@ def read_chain(path: Path, letter: str = "") -> Chain:
             record, name, atom = line[:6], line[17:20], line[12:16].strip()
             if record not in ("ATOM  ", "HETATM") or name in WATER or letter not in line[21]:
                 continue
-            residue = record + line[22:27]  # with the code of an insertion
+            residue = record + line[21:27]  # its chain, its number, the code of an insertion
             names.setdefault(residue, name)
             place = [float(line[start : start + 8]) for start in (30, 38, 46)]
             found.setdefault(residue, {}).setdefault(atom, place)
@@ -88,7 +89,7 @@ def read_chain(path: Path, letter: str = "") -> Chain:
     whole = {residue: atoms for residue, atoms in found.items() if set(BACKBONE) <= set(atoms)}
     if not whole:
         raise ValueError(f"proteins: a chain has complete residues, got none in {str(path)!r}")
-    numbers = torch.tensor([int(residue[6:10]) for residue in whole])
+    numbers = torch.tensor([int(residue[7:11]) for residue in whole])
     inserted = (numbers.diff(prepend=numbers[:1] - 1) == 0).cumsum(0)
     letters = [
         NAMES.index(names[residue]) if names[residue] in NAMES else len(NAMES) for residue in whole

@@ -28,7 +28,13 @@ _ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class DataFree(Correction):
-    """A merged model whose layers have rows as long as the experts', found without data."""
+    """A merged model whose layers have rows as long as the experts', found without data.
+
+    Only for merges whose rows are averages of the experts' rows. After RegMean, whose rows are long
+    in directions that its data hardly have, it destroys the model (.97 to .08 of the experts'
+    accuracy, docs/every_merge.md), and after DARE at few tasks, which scales up what it keeps, it
+    harms it: take :class:`Tact` there.
+    """
 
     _kind = "DataFree"
 

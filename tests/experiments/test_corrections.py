@@ -151,12 +151,34 @@ def test_a_missed_goal_has_its_reason():
 
 def test_the_page_says_what_task_vectors_add_to_layers_solved_anew():
     def found(average):
-        row = {"average": average, "worst": 0.5, "seconds": 2.0, "bytes": 8}
+        row = {"average": average, "worst": 0.5, "seconds": 2.0, "bytes": 8, "ridge": 0.1}
         rows = {name: row for name in _corrections_parts.SOLVED}
         settings = {name: {"4": rows} for name in _corrections_parts.SOLVED_SETTINGS}
-        return {"seed": 0, "scale": 0.3, "images": 512, "settings": settings}
+        return {"seed": 0, "scale": 0.3, "images": 512, "ridges": [0.1, 1.0], "settings": settings}
 
     told = _corrections_parts.solved([found(0.9)], [found(0.85)])
     assert "| refit | 512 images | 0.900 / 0.50 | 0.850 / 0.50 | 8 | 2.0 |" in told[3]
-    assert "refit, low rank +5.0," in told[-1]
+    assert "refit, low rank +5.0," in told[-1] and "does as well" not in told[-1]
+    assert "have a ridge of 0.1; at the other, validation images choose it of 0.1, 1.0" in told[-1]
+    assert "without a digest" in told[-1]
+    known, other = ([found(0.9) | {"networks": digest}] for digest in ("a", "b"))
+    told = _corrections_parts.solved(known, known)[-1]
+    assert "refit, low rank +0.0," in told and "does as well" in told and "digest" not in told
+    assert _corrections_parts.solved(known, other)[-1].endswith("networks of other digests.")
     assert _corrections_parts.solved([found(0.9)], []) == []
+
+
+def test_results_of_another_run_are_told_by_the_rows_that_both_hold():
+    def found(seed, **averages):
+        rows = {name: {"average": each} for name, each in averages.items()}
+        return {"seed": seed, "settings": {"local": {"2": rows, "4": rows}}}
+
+    merging = [found(0, plain=0.5, tact=0.8, probe=0.1), found(1, plain=0.1)]
+    tables = [found(0, none=0.52, tact=0.8, probe=0.9)]
+    cells = _corrections_parts.both(merging, tables, _corrections_parts.MERGING)
+    assert cells == [(0.5, 0.52), (0.8, 0.8)] * 2
+    told = _corrections_parts.another_run(cells, "the tables")
+    assert told.startswith("These are of another run than the tables, of another revision")
+    assert told.endswith("differs by 1.0 points on average, 2.0 at most.")
+    assert _corrections_parts.another_run([(0.5, 0.5001)], "the tables") == ""
+    assert _corrections_parts.another_run([], "the tables") == ""

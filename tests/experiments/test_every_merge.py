@@ -48,6 +48,27 @@ def test_the_page_says_what_holds():
     assert "Seeds 0, 1.\n" in more and "Seeds 0.\n" in more and "which" in more
 
 
+def test_the_page_says_where_row_lengths_lose_and_how_it_is_made():
+    found = result(0, "4", "2")
+    for of in found["counts"].values():
+        for rows in of.values():
+            rows["ties"]["data_free"] = {"average": 0.46}
+            rows["regmean"] = rows["ties"] | {"data_free": {"average": 0.25}}
+            rows["model_stock"] = rows["ties"] | {"data_free": {"average": 0.5}}
+    found["counts"]["2"] = {
+        setting: rows | {"model_stock": rows["model_stock"] | {"none": {"average": 0.25}}}
+        for setting, rows in found["counts"]["4"].items()
+    }
+    told = every_merge_page.told([found])
+    assert "Row lengths are +2.1 points above no correction on average, below it in 16 of" in told
+    assert "More than 5 points are lost in 8: `regmean` (8). Row lengths take" in told
+    assert "leaves 0.25 at 2 and 0.50 at 4 tasks of two foundations permuted by weights" in told
+    assert "and at least 0.25 of one (seed 0)" in told
+    assert "every_merge.py --seeds 0 --counts 2 4\n" in told
+    assert every_merge_page.lost([-6.0], [(-6.0, "`ties`, one")]).endswith("in 1: `ties` (1).")
+    assert every_merge_page.lost([-4.0], [(-4.0, "`ties`, one")]) == ""
+
+
 def test_an_unfinished_number_of_tasks_is_left_out():
     found = result(0, "4")
     found["counts"]["2"] = {"local": found["counts"]["4"]["local"]}

@@ -61,6 +61,21 @@ def test_a_chain_is_read_from_its_complete_residues(tmp_path):
         read_chain(path)
 
 
+def test_residues_of_two_chains_may_have_one_number(tmp_path):
+    text = ""
+    for letter, start in (("A", 0), ("B", 50)):
+        for number, name in ((9, "ALA"), (1234, "TRP")):
+            for place, atom in enumerate(("N", "CA", "C", "O")):
+                line = ATOM.format(1, atom, " ", name, number, " ", start, place, 1)
+                text += line.replace(f"{name} A", f"{name} {letter}")
+    path = tmp_path / "2abc.pdb.bz2"
+    path.write_bytes(bz2.compress(text.encode()))
+    both, one = read_chain(path), read_chain(path, "B")
+    assert both.numbers.tolist() == [9, 1234] * 2 and one.numbers.tolist() == [9, 1234]
+    assert both.letters.tolist() == one.letters.tolist() * 2
+    assert both.atoms[:, 0, 0].tolist() == [0, 0, 50, 50] and one.atoms[0, 0, 0] == 50
+
+
 def test_chains_side_by_side_know_nothing_of_each_other():
     one, two = chain(60, 1), chain(50, 2)
     both, alone = side_by_side([one, two], 0), side_by_side([one], 0)
