@@ -250,8 +250,8 @@ def _night(nightly: dict[str, Any]) -> str:
     lines = [
         "## The night", "",
         "`.ci/nightly` runs what a change does not wait for, in one command, and keeps what each "
-        "stage said. Here on a machine with much other work, for which stages were paused: seconds "
-        "from beginning to end, and of one processor where they were counted.", "",
+        "stage said. Here on a machine with much other work: seconds from beginning to end, and of "
+        "one processor.", "",
         "| stage | begun | at | seconds | of a processor | it said |", "|---|---|---|--:|--:|---|",
     ]  # fmt: skip
     for name in sorted(nightly, key=lambda name: (*STAGES, name).index(name)):
@@ -265,7 +265,23 @@ def _night(nightly: dict[str, Any]) -> str:
         )
     if missing := [f"`{name}`" for name in STAGES if name not in nightly]:
         lines += ["", f"Not kept from a run: {', '.join(missing)}."]
+    if again := _again(nightly):
+        names = " and ".join(f"`{name}`" for name in again)
+        lines += ["", f"What {names} found in the whole night was mended; they ran again after it."]
     return "\n".join(lines)
+
+
+def _again(nightly: dict[str, Any]) -> list[str]:
+    """The stages that failed within the whole night, and have passed since."""
+    whole = nightly.get("the whole", {"said": [], "began": ""})
+    failed = " ".join(whole["said"]).partition("failed: ")[2]
+    return [
+        name
+        for name in STAGES
+        if f"{name} (" in failed
+        and nightly[name]["code"] == 0
+        and nightly[name]["commit"] != whole["commit"]
+    ]
 
 
 def _said(lines: list[str]) -> list[str]:

@@ -57,3 +57,12 @@ def _same(one: str, other: str) -> bool:
     numbers = [[int(part) for part in each.split(".") if part.isdigit()] for each in (one, other)]
     most = max(map(len, numbers))
     return len({tuple(each + [0] * (most - len(each))) for each in numbers}) == 1
+
+
+def test_stages_that_failed_by_night_and_passed_after_it_are_told():
+    whole = {"said": ["8 stages by one command, failed: fuzz (1) seldom (2)"], "commit": "a"}
+    night = {name: {"code": 0, "commit": "a"} for name in trust_page.STAGES} | {"the whole": whole}
+    night["fuzz"] = {"code": 0, "commit": "b"}
+    night["seldom"] = {"code": 2, "commit": "b"}
+    assert trust_page._again(night) == ["fuzz"]
+    assert trust_page._again({}) == []
