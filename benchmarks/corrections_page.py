@@ -210,23 +210,8 @@ def every_number(results: list[dict[str, Any]]) -> list[str]:
 
 def changed(tables: list[dict[str, Any]], every: list[dict[str, Any]]) -> str:
     """By how much the same row of one seed differs between the tables and every number of tasks."""
-    before = {result["seed"]: result["settings"]["permuted"] for result in tables}
-    apart = [
-        abs(at[name]["average"] - old[count][name]["average"])
-        for result in every
-        for old in [before.get(result["seed"], {})]
-        for count, at in result["counts"].items()
-        for name in SHORT
-        if name in old.get(count, {})
-    ]
-    if not apart or max(apart) < 5e-4:
-        return ""
-    return (
-        "The tables above are of other networks: training gives the same bits for one number of "
-        "threads on one machine alone, and results name their networks by a digest. The same row "
-        f"of one seed differs by {100 * mean(apart):.1f} points on average, "
-        f"{100 * max(apart):.1f} at most."
-    )
+    alike = [{"seed": r["seed"], "settings": {"permuted": r["counts"]}} for r in every]
+    return another_run(both(alike, tables, {name: name for name in SHORT}), "the tables above")
 
 
 def table(results: list[dict[str, Any]], setting: str) -> str:
