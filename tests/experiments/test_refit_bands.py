@@ -24,7 +24,7 @@ def test_refit_of_four_tasks(scores, setting):
     found = scores[setting]["4"]
     assert found["refit"]["average"] >= 0.91
     assert found["refit_tact"]["average"] >= 0.93
-    assert min(found[name]["average"] for name in ("refit", "tact")) > found["plain"]["average"]
+    assert found["refit"]["average"] > found["tact"]["average"] - 1e-5 > found["plain"]["average"]
 
 
 @pytest.mark.parametrize("setting", ALIGNED)
